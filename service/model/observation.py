@@ -1,0 +1,94 @@
+"""What telemetry said of one window: exact counts for both arms, or why there are none.
+
+No data, too little, stale numbers and a store that is away are four different things from end to end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+from service.model.names import RolloutId
+from service.model.target import Place
+
+
+class Availability(StrEnum):
+    """How much a reading is worth."""
+
+    ENOUGH = "enough"
+    FEW = "few"  # both arms have series, but an arm had no requests in this window
+    NO_SERIES = "no_series"  # the store answered, and an arm has no such series
+    STALE = "stale"  # series exist, but their last sample is older than the window allows
+    AWAY = "away"  # the store did not answer, or answered with an error
+    DEGRADED = "degraded"  # the store answered with warnings: the numbers may be partial
+
+    @property
+    def usable(self) -> bool:
+        """True when the numbers may be compared; only FEW and ENOUGH are complete."""
+        return self in (Availability.ENOUGH, Availability.FEW)
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramCounts:
+    """Requests by latency bucket in the window, not cumulative. The last bucket is +Inf.
+
+    edges_s : upper bounds in seconds, ascending, one fewer than the counts.
+    """
+
+    edges_s: tuple[float, ...]
+    canary: tuple[int, ...]
+    stable: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FailureCounts:
+    """Failed and all requests in the window."""
+
+    canary: int
+    canary_total: int
+    stable: int
+    stable_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryCounts:
+    """Predictions by class or score bucket in the window, in the order of ``names``."""
+
+    names: tuple[str, ...]
+    canary: tuple[int, ...]
+    stable: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ArmValues:
+    """One number an arm, for guards; None where an arm has none."""
+
+    canary: float | None
+    stable: float | None
+
+
+Counts: TypeAlias = HistogramCounts | FailureCounts | CategoryCounts | ArmValues
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One metric in one window. ``counts`` is None unless ``availability.usable``."""
+
+    metric: str
+    availability: Availability
+    counts: Counts | None = None
+    detail: str = ""
+    """One clause for people: which series, what was missing, what the store said."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowQuery:
+    """Ask for the metrics of one rollout in ``(start_s, end_s]``, seconds since the epoch."""
+
+    rollout: RolloutId
+    cluster: str
+    place: Place
+    metrics: tuple[str, ...]
+    start_s: float
+    end_s: float

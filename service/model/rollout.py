@@ -1,0 +1,147 @@
+"""The state of one rollout: a value, changed only by ``rollout.machine.step``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from service.model.names import Mode, RolloutId, ServiceKey, Version
+from service.model.policy import Criticality, Percent, Policy, Stage
+from service.model.stimulus import MetricEvidence, ReleaseRequested
+from service.model.target import Place
+from service.model.value import Utc, Value
+
+
+class Phase(StrEnum):
+    """Where a rollout stands. The last three are ends."""
+
+    STARTING = "starting"  # waiting for ready endpoints; weight 0
+    PROGRESSING = "progressing"  # in a stage
+    PAUSED = "paused"  # harm leaning or found, or a person's wish; the weight is kept
+    HELD = "held"  # cannot go on and has no reason to go back; the weight is kept
+    ROLLING_BACK = "rolling_back"  # weight 0 is owed
+    PROMOTING = "promoting"  # the last weight is owed
+    AWAITING_STABLE = "awaiting_stable"  # canary keeps 100 until stable runs the new version
+    ROLLED_BACK = "rolled_back"
+    PROMOTED = "promoted"
+    ENDED = "ended"  # superseded, withdrawn, or refused before any traffic
+
+    @property
+    def terminal(self) -> bool:
+        """True when nothing will happen any more."""
+        return self in (Phase.ROLLED_BACK, Phase.PROMOTED, Phase.ENDED)
+
+    @property
+    def judged(self) -> bool:
+        """True when windows are collected."""
+        return self in (Phase.PROGRESSING, Phase.PAUSED, Phase.HELD)
+
+
+class Decision(StrEnum):
+    """What Serinus says to other tools."""
+
+    CONTINUE = "continue"
+    ADVANCE = "advance"
+    PROMOTE = "promote"
+    PAUSE = "pause"
+    ROLLBACK = "rollback"
+
+
+class Waiting(StrEnum):
+    """What a paused or held rollout waits for."""
+
+    EVIDENCE = "evidence"  # leaning to harm: goes on by itself when evidence falls
+    CONFIRM_ROLLBACK = "confirm_rollback"  # a person confirms the rollback, or resumes
+    CONFIRM_MOVE = "confirm_move"  # recommend mode: a person confirms the next step
+    PERSON = "person"  # paused by a person
+    DATA = "data"  # blind
+    SAFETY = "safety"  # undecided past its budget
+    MESH = "mesh"  # the weights cannot be written, or somebody keeps changing them
+    READINESS = "readiness"  # the candidate is not ready in time
+
+
+class StageProgress(Value):
+    """How far the present stage has come."""
+
+    index: int = 0
+    entered_at: Utc | None = None
+    """When the stage's weight was confirmed by the mesh; None: not yet."""
+    n_canary: int = 0
+    n_stable: int = 0
+
+
+class RolloutState(Value):
+    """All that the core knows of a rollout. Equal histories give equal states, byte for byte."""
+
+    id: RolloutId
+    service: ServiceKey
+    version: Version
+    stable_version: Version | None
+    artifact: str
+    event_source: str
+    event_id: str
+    event_at: Utc
+    chain_id: str
+    policy: Policy
+    place: Place
+    criticality: Criticality
+    first_weight_percent: int
+    mode: Mode
+
+    phase: Phase
+    phase_since: Utc
+    revision: int = 0
+    """Stimuli that changed the state so far; the journal's and the windows' common order."""
+    waiting: Waiting | None = None
+    reason: str = ""
+    """One sentence: why this phase."""
+    decision: Decision = Decision.CONTINUE
+    proposal: Decision | None = None
+    """In recommend mode: the move that waits for a person's yes."""
+
+    weight_asked: Percent = 0
+    weight_seen: Percent | None = None
+    fence: int
+    drift_n: int = 0
+    drift_since: Utc | None = None
+
+    stage: StageProgress = StageProgress()
+    windows_from: Utc | None = None
+    """Start of window 1; None until the first weight is confirmed."""
+    window: int = 0
+    """Windows judged so far."""
+    n_canary: int = 0
+    n_stable: int = 0
+    log_evidence: float = 0.0
+    log_evidence_max: float = 0.0
+    log_pause: float = 2.302585092994046
+    log_rollback: float = 4.605170185988092
+    evidence: tuple[MetricEvidence, ...] = ()
+    guard_rows: dict[str, int] = {}
+    """Breaching windows in a row, by guard."""
+    confirmed_guards: tuple[str, ...] = ()
+    """Guards that a person has overruled by resuming."""
+    harm_overruled: bool = False
+    """A person resumed above the rollback line: only a guard or a person stops it now."""
+    blind_since: Utc | None = None
+    undecided_since: Utc | None = None
+    frozen: bool = False
+
+    paged: tuple[str, ...] = ()
+    """Dedup keys of incidents that are open."""
+    wake_at: Utc | None = None
+    """When time alone changes something."""
+    successor: ReleaseRequested | None = None
+    """A newer version that starts when this rollout has ended."""
+    ended_as: str = Field(default="", max_length=200)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The policy's stages."""
+        return self.policy.stages
+
+    def stage_weight(self, index: int) -> int:
+        """Canary weight in percent of the stage at ``index``."""
+        weight = self.policy.stages[index].weight_percent
+        return self.first_weight_percent if weight == "first" else weight

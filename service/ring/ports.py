@@ -1,0 +1,96 @@
+"""What the ring needs of the world: one small protocol a concern, and the two errors that matter to a caller.
+
+Each port has a fake beside a contract test that the real adapter passes too. Every call is safe to repeat and safe
+to cancel; none retries by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from service.model.instruction import Page, Publish
+from service.model.observation import Reading, WindowQuery
+from service.model.target import Place
+
+
+class PortError(Exception):
+    """Something outside did not do what was asked. The message says what was asked, of what, and what was found."""
+
+
+class Unavailable(PortError):
+    """The same call may succeed later. ``retry_after_s`` is the other side's own wish, where it gave one."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Refused(PortError):
+    """Repeating the call is useless until a person changes something."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsSeen:
+    """What the API server holds of one route."""
+
+    canary_percent: int | None
+    """The canary's share, rounded to a whole percent; None when the route or a destination is gone."""
+    fence: int | None
+    """The fencing number on the object, None when there is none."""
+    changed: bool = False
+    """True when this call wrote."""
+    detail: str = ""
+
+
+class Mesh(Protocol):
+    """One cluster's traffic weights. Only actuators implement it."""
+
+    async def set_weights(self, place: Place, *, canary_percent: int, fence: int, rollout: str) -> WeightsSeen:
+        """Make the canary's share ``canary_percent``, write ``fence`` beside it, read back and say what was read.
+
+        Already as asked: nothing is written. A newer fence on the object, a missing route or destination, someone
+        else's destination with weight, no right: Refused. Conflict past N tries, time-out, 5xx: Unavailable.
+        """
+
+    async def get_weights(self, place: Place) -> WeightsSeen:
+        """The share that stands there now; a missing object or route is an answer (None), not an error."""
+
+    async def ready(self, place: Place) -> tuple[bool, str]:
+        """Whether the candidate has ready endpoints, and one clause for people saying what was looked at."""
+
+
+class Source(Protocol):
+    """One cluster's metric store."""
+
+    async def collect(self, queries: Sequence[WindowQuery]) -> Sequence[Sequence[Reading]]:
+        """Readings for each query, in the order of its metrics. Never raises for a store that is away: that is AWAY.
+
+        The number of requests to the store grows with metrics and chunks, not with the number of queries.
+        """
+
+
+class Pager(Protocol):
+    """The people on call."""
+
+    async def send(self, page: Page) -> None:
+        """Hand the page over. Refused: the pager will never take it (400). Unavailable: later (429, 5xx, network)."""
+
+
+class Bus(Protocol):
+    """Where decisions are published."""
+
+    async def publish(self, order: Publish) -> None:
+        """Put the decision on the topic under the service's key; returns when the broker has it."""
+
+
+class Clock(Protocol):
+    """Time, so that tests can own it."""
+
+    def now(self) -> datetime:
+        """The present moment in UTC."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after ``seconds``."""
