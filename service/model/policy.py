@@ -20,7 +20,7 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _duration_s(given: Any) -> Any:
-    """Seconds from ``90``, ``"90s"``, ``"5m"``, ``"24h"``, ``"1h30m"``; anything else is left for pydantic to refuse."""
+    """Seconds from ``90``, ``"90s"``, ``"5m"`` or ``"1h30m"``; anything else is left for pydantic to refuse."""
     if isinstance(given, timedelta):
         return given.total_seconds()
     if isinstance(given, str):
@@ -87,7 +87,7 @@ class OnHarm(StrEnum):
 
 
 class Guard(Value):
-    """An absolute limit beside the comparison: it knows nothing of stable, and it is simple enough to explain at 3 a.m."""
+    """An absolute limit beside the comparison, simple enough to explain at 3 a.m."""
 
     name: DnsLabel
     metric: DnsLabel

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
+from service.model.journal import GENESIS
 from service.model.names import Mode, RolloutId, ServiceKey, Version
 from service.model.policy import Criticality, Percent, Policy, Stage
 from service.model.stimulus import MetricEvidence, ReleaseRequested
@@ -135,6 +136,8 @@ class RolloutState(Value):
     successor: ReleaseRequested | None = None
     """A newer version that starts when this rollout has ended."""
     ended_as: str = Field(default="", max_length=200)
+    journal_n: int = 0
+    journal_hash: str = GENESIS
 
     @property
     def stages(self) -> tuple[Stage, ...]:

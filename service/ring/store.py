@@ -1,0 +1,181 @@
+"""What the ring needs of a store: one transaction in, and the questions that the rooms ask.
+
+Everything that one stimulus changes goes in by ``commit``, together with the event ids and the owed instructions that
+it settles: there is no second way to write a rollout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from service.model.instruction import Instruction, Lane
+from service.model.journal import JournalEntry
+from service.model.names import RolloutId, ServiceKey
+from service.model.rollout import Phase, RolloutState
+from service.model.stimulus import WindowJudged
+from service.ring.ports import PortError
+
+
+class Conflict(PortError):
+    """Someone else changed the rollout, or started another one for the service, since it was read. Read again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceHead:
+    """The newest event known of a service, so that one that comes late changes nothing."""
+
+    service: ServiceKey
+    event_at: datetime
+    event_id: str
+    fence: int
+    """The last fencing number of any of the service's rollouts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one rollout's stimuli changed. ``state.revision`` is new; ``was_revision`` is what it was read with."""
+
+    state: RolloutState
+    was_revision: int | None
+    """None: the rollout is new."""
+    journal: tuple[JournalEntry, ...] = ()
+    windows: tuple[tuple[int, WindowJudged], ...] = ()
+    """(revision, stimulus) of windows, kept so that the journal can be replayed."""
+    orders: tuple[Instruction, ...] = ()
+    drops: frozenset[str] = frozenset()
+    """Types of older owed instructions of this rollout that these orders replace (``set_weights`` and others)."""
+    monitor: bytes | None = None
+    """The sequential statistics' row, when it changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A rollout with a window to judge."""
+
+    state: RolloutState
+    monitor: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """One instruction from the outbox, leased to the caller."""
+
+    id: int
+    instruction: Instruction
+    attempts: int
+    owed_since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class KillSwitch:
+    """Whether all weights are frozen, and who said so."""
+
+    frozen: bool = False
+    actor: str = ""
+    reason: str = ""
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutFilter:
+    """Which rollouts a list shows. Empty collections and texts mean any."""
+
+    phases: Collection[Phase] = ()
+    active: bool | None = None
+    cluster: str = ""
+    namespace: str = ""
+    service: str = ""
+    text: str = ""
+    """A part of the service's name, the namespace or the version."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutPage:
+    """One page of a list, newest start first; ``next_after`` continues it."""
+
+    rollouts: tuple[RolloutState, ...]
+    next_after: str | None
+    counts: Mapping[Phase, int] = field(default_factory=dict)
+    """Rollouts by phase over the whole store, whatever the filter."""
+
+
+class Store(Protocol):
+    """Where everything is kept. Any method may raise Unavailable (locked, full, away); nothing is then half done."""
+
+    async def commit(
+        self,
+        changes: Sequence[Change],
+        *,
+        seen: Sequence[tuple[str, str, datetime]] = (),
+        heads: Sequence[ServiceHead] = (),
+        settled: Sequence[int] = (),
+    ) -> None:
+        """All of it in one transaction, or nothing.
+
+        seen : (source, id, at) of events; a repeat is no error.
+        settled : ids of owed instructions that are done.
+        Raises Conflict when a ``was_revision`` no longer holds or a service would get a second active rollout.
+        """
+
+    async def unseen(self, events: Sequence[tuple[str, str]]) -> frozenset[tuple[str, str]]:
+        """Those of the (source, id) pairs that were never committed as seen."""
+
+    async def heads(self, services: Collection[ServiceKey]) -> Mapping[ServiceKey, ServiceHead]:
+        """The newest event of each service that has one."""
+
+    async def active(self, services: Collection[ServiceKey]) -> Mapping[ServiceKey, RolloutState]:
+        """The running rollout of each service that has one."""
+
+    async def load(self, rollouts: Collection[RolloutId]) -> Mapping[RolloutId, RolloutState]:
+        """The states of those that exist."""
+
+    async def due(self, now: datetime, *, grace_s: float, limit: int) -> Sequence[Due]:
+        """Rollouts in a judged phase whose next window ended at least ``grace_s`` before ``now``, most overdue first."""
+
+    async def next_due_at(self) -> datetime | None:
+        """End of the earliest window not yet judged, so that a tick knows how long it may sleep."""
+
+    async def waking(self, now: datetime, *, limit: int) -> Sequence[RolloutId]:
+        """Rollouts whose ``wake_at`` has come."""
+
+    async def watched(self, *, limit: int, after: RolloutId | None = None) -> Sequence[RolloutState]:
+        """Active rollouts in enforce or recommend mode whose weight is confirmed, for the watch on drift, by id."""
+
+    async def owed(self, lane: Lane, now: datetime, *, limit: int, lease_s: float) -> Sequence[Owed]:
+        """Instructions of a lane whose time has come, oldest first, hidden from others for ``lease_s``."""
+
+    async def postpone(self, owed_id: int, *, until: datetime, error: str) -> None:
+        """The try failed and may succeed later: count it, keep the message, do not offer it before ``until``."""
+
+    async def owed_summary(self) -> Mapping[Lane, tuple[int, datetime | None]]:
+        """Per lane the number owed and since when the oldest is."""
+
+    async def rollbacks_since(self, moment: datetime) -> int:
+        """Automatic rollbacks begun since then, over all services."""
+
+    async def kill_switch(self) -> KillSwitch:
+        """The switch as it stands."""
+
+    async def set_kill_switch(self, switch: KillSwitch) -> None:
+        """Set it; kept over restarts."""
+
+    async def rollouts(self, which: RolloutFilter, *, after: str | None = None, limit: int = 50) -> RolloutPage:
+        """One page of rollouts."""
+
+    async def journal(self, rollout: RolloutId, *, limit: int = 1000) -> Sequence[JournalEntry]:
+        """The rollout's rows, oldest first (the last ``limit``)."""
+
+    async def windows(self, rollout: RolloutId, *, limit: int = 240) -> Sequence[WindowJudged]:
+        """The last ``limit`` judged windows, oldest first."""
+
+    async def history(self, rollout: RolloutId) -> Sequence[tuple[int, str]]:
+        """(revision, canonical JSON) of every stimulus that changed the rollout, in order: what a replay needs."""
+
+    async def check(self) -> None:
+        """Raise Unavailable unless a read and a write work."""
+
+    async def close(self) -> None:
+        """Let go of everything."""
