@@ -133,7 +133,8 @@ class Store(Protocol):
         """The states of those that exist."""
 
     async def due(self, now: datetime, *, grace_s: float, limit: int) -> Sequence[Due]:
-        """Rollouts in a judged phase whose next window ended at least ``grace_s`` before ``now``, most overdue first."""
+        """Rollouts in a judged phase whose next window ended at least ``grace_s`` before ``now``, the most
+        overdue first."""
 
     async def next_due_at(self) -> datetime | None:
         """End of the earliest window not yet judged, so that a tick knows how long it may sleep."""

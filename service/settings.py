@@ -1,0 +1,290 @@
+"""Settings: the only room that reads the environment and files.
+
+One YAML file, overridden by ``SERINUS_...`` variables (nested by ``__``), strict to the last key: a typo stops the
+start-up with the list of what is known. Policies, targets and metric presets are YAML files beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from service.model.catalog import Catalog
+from service.model.names import DnsName, Mode
+from service.model.policy import Policy, Seconds
+from service.model.preset import MetricsPreset
+from service.model.target import Target
+
+MAX_FILE_BYTES = 1_000_000
+"""A configuration file larger than this is a mistake, not a configuration."""
+
+
+class SettingsError(Exception):
+    """The configuration cannot be used. The message names the file or variable, what was found and what is known."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class KafkaSettings(_Section):
+    """The event bus."""
+
+    bootstrap_servers: str = "localhost:9092"
+    topic: str = "cd.events"
+    group: str = "serinus"
+    dead_letter_topic: str = "cd.events.dead-letter"
+    decisions_topic: str = "canary.decisions"
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    username: str | None = None
+    password_file: Path | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> KafkaSettings:
+        if self.security_protocol.startswith("SASL") and not (
+            self.sasl_mechanism and self.username and self.password_file
+        ):
+            raise ValueError("SASL needs sasl_mechanism, username and password_file")
+        return self
+
+
+class PrometheusSettings(_Section):
+    """A cluster's metric store."""
+
+    url: str = "http://localhost:9090"
+    token_file: Path | None = None
+    ca_file: Path | None = None
+    scrape_interval_s: Annotated[Seconds, Field(gt=0)] = Field(default=15.0, alias="scrape_interval")
+    """The interval at which the store scrapes the services; windows are closed two intervals after their end."""
+    timeout_s: Annotated[Seconds, Field(gt=0)] = Field(default=20.0, alias="timeout")
+    max_concurrent: int = Field(default=4, ge=1, le=64)
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class KubernetesSettings(_Section):
+    """A cluster's API server. Without a kubeconfig, the pod's own ServiceAccount is used."""
+
+    kubeconfig: Path | None = None
+    context: str | None = None
+    timeout_s: Annotated[Seconds, Field(gt=0)] = Field(default=10.0, alias="timeout")
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class ClusterSettings(_Section):
+    """One cluster of several."""
+
+    prometheus: PrometheusSettings
+    kubernetes: KubernetesSettings
+    environments: tuple[str, ...] = ()
+    """Environment ids in events that mean this cluster."""
+
+
+class DatabaseSettings(_Section):
+    """Where state is kept: SQLite for one replica, PostgreSQL for more."""
+
+    url: str = "sqlite:///serinus.db"
+    password_file: Path | None = None
+
+
+class ApiSettings(_Section):
+    """The HTTP side."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+    auth: Literal["tokens", "off"] = "tokens"
+    """``off`` is accepted only on a loopback host."""
+    tokens_file: Path | None = None
+    """YAML: a list of {name, role: viewer|operator, token}."""
+    external_url: str = ""
+    """Where people reach this API, for the links in pages."""
+
+    @model_validator(mode="after")
+    def _guarded(self) -> ApiSettings:
+        if self.auth == "off" and self.host not in ("127.0.0.1", "::1", "localhost"):
+            raise ValueError(f"auth: off is accepted only on a loopback host, found host {self.host!r}")
+        if self.auth == "tokens" and self.tokens_file is None:
+            raise ValueError("auth: tokens needs tokens_file; on a loopback host auth: off is accepted")
+        return self
+
+
+class PagerDutySettings(_Section):
+    """The people on call. Without a routing key nobody is paged, and the start-up says so."""
+
+    routing_key_file: Path | None = None
+    url: str = "https://events.pagerduty.com"
+    timeout_s: Annotated[Seconds, Field(gt=0)] = Field(default=10.0, alias="timeout")
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class LogSettings(_Section):
+    """What is written to standard output."""
+
+    format: Literal["json", "console"] = "json"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SERINUS_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    mode: Mode = Mode.OBSERVE
+    """observe (tell, touch nothing), recommend (ask a person before each move) or enforce."""
+    rollbacks_per_hour: int = Field(default=10, ge=0)
+    """Automatic rollbacks in any hour over all services; past it, harm pauses and pages instead."""
+    config_dir: Path = Path("config")
+    """Folder with policies/, targets/ and metrics/."""
+    cluster: DnsName = "default"
+    """Name of the one cluster, where ``clusters`` is empty."""
+    kafka: KafkaSettings = KafkaSettings()
+    prometheus: PrometheusSettings = PrometheusSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
+    clusters: dict[DnsName, ClusterSettings] = {}
+    database: DatabaseSettings = DatabaseSettings()
+    api: ApiSettings
+    pagerduty: PagerDutySettings = PagerDutySettings()
+    log: LogSettings = LogSettings()
+    drift_hold_off_s: Seconds = Field(default=60.0, alias="drift_hold_off")
+    """How long somebody else's weights may stand before ours are written again."""
+    stop_s: Seconds = Field(default=10.0, alias="stop_within")
+    """How long a graceful stop may take."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment over the file; nothing else."""
+        return env_settings, init_settings
+
+    def all_clusters(self) -> dict[str, ClusterSettings]:
+        """The clusters by name; the top-level Prometheus and API server where none are listed."""
+        return self.clusters or {self.cluster: ClusterSettings(prometheus=self.prometheus, kubernetes=self.kubernetes)}
+
+
+def load(file: Path | None) -> Settings:
+    """Settings from ``file`` (or defaults) and the environment. Raises SettingsError with every fault found."""
+    given = _read_yaml(file) if file else {}
+    if not isinstance(given, dict):
+        raise SettingsError(f"{file}: expected a mapping of settings, found {type(given).__name__}")
+    _refuse_unknown_variables()
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, str(file or "environment"), sorted(Settings.model_fields))) from error
+
+
+def read_secret(file: Path | None) -> SecretStr | None:
+    """The text of a secret file, without the line end; None for no file. Never printed."""
+    if file is None:
+        return None
+    try:
+        with file.open("rb") as stream:
+            return SecretStr(stream.read(65_536).decode().strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read the secret file {file}: {error}") from error
+
+
+def load_catalog(settings: Settings) -> tuple[Catalog, dict[str, MetricsPreset]]:
+    """The catalogue and the metric presets below ``config_dir``; every name that is used must be known."""
+    folder = settings.config_dir
+    if not folder.is_dir():
+        raise SettingsError(f"config_dir {folder} is no folder; it must hold policies/, targets/ and metrics/")
+    policies = {p.name: p for p in (_parse(Policy, f, _read_yaml(f)) for f in _yaml_files(folder / "policies"))}
+    presets = {p.name: p for p in (_parse(MetricsPreset, f, _read_yaml(f)) for f in _yaml_files(folder / "metrics"))}
+    targets: list[Target] = []
+    for file in _yaml_files(folder / "targets"):
+        listed = _read_yaml(file)
+        targets += [_parse(Target, file, one) for one in (listed if isinstance(listed, list) else [listed])]
+    clusters = settings.all_clusters()
+    try:
+        catalog = Catalog(
+            mode=settings.mode,
+            clusters=tuple(clusters),
+            environments={e: name for name, c in clusters.items() for e in c.environments},
+            policies=policies,
+            targets=tuple(targets),
+        )
+    except ValidationError as error:
+        raise SettingsError(_explain(error, str(folder), [])) from error
+    for target in targets:
+        preset = presets.get(target.metrics)
+        if preset is None:
+            raise SettingsError(
+                f"target {target.namespace}/{target.service} names metrics {target.metrics!r}; "
+                f"known presets in {folder / 'metrics'}: {', '.join(sorted(presets)) or 'none'}"
+            )
+        for name in (target.policy, *target.allowed_policies):
+            for metric in policies[name].metrics:
+                if metric.name not in preset.metrics:
+                    raise SettingsError(
+                        f"policy {name!r} looks at metric {metric.name!r}, which preset {preset.name!r} of target "
+                        f"{target.namespace}/{target.service} does not have; it has: {', '.join(sorted(preset.metrics))}"
+                    )
+    return catalog, presets
+
+
+def _yaml_files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.glob("*.y*ml") if f.suffix in (".yaml", ".yml"))
+
+
+def _read_yaml(file: Path) -> Any:
+    try:
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise SettingsError(f"{file} has {file.stat().st_size} bytes; at most {MAX_FILE_BYTES} are read")
+        return yaml.safe_load(file.read_text("utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"cannot read {file}: {error}") from error
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _parse(model: type[_Model], file: Path, given: Any) -> _Model:
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise SettingsError(_explain(error, str(file), sorted(model.model_fields))) from error
+
+
+def _explain(error: ValidationError, where: str, known: list[str]) -> str:
+    lines = [f"{where}: {error.error_count()} fault(s)"]
+    for fault in error.errors(include_input=False, include_url=False):
+        path = ".".join(str(part) for part in fault["loc"]) or "(whole)"
+        hint = (
+            f"; known here: {', '.join(known)}" if fault["type"] == "extra_forbidden" and len(fault["loc"]) == 1 else ""
+        )
+        lines.append(f"  {path}: {fault['msg']}{hint}")
+    return "\n".join(lines)
+
+
+def _refuse_unknown_variables() -> None:
+    """Pydantic ignores variables that it does not know; a typo must stop us instead."""
+    known = set(Settings.model_fields) | {f.alias for f in Settings.model_fields.values() if f.alias}
+    for name in os.environ:
+        if name.startswith("SERINUS_") and not name.startswith(("SERINUS_TEST_", "SERINUS_CONFORMANCE")):
+            key = name.removeprefix("SERINUS_").split("__")[0].lower()
+            if key not in known and name not in ("SERINUS_URL", "SERINUS_TOKEN", "SERINUS_TOKEN_FILE"):
+                raise SettingsError(f"environment variable {name} is not known; known: {', '.join(sorted(known))}")
