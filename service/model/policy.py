@@ -172,6 +172,12 @@ class Policy(Value):
     """How long past its bake time a stage may stay undecided."""
     ready_timeout_s: Seconds = Field(default=1800.0, alias="ready_timeout")
     """How long the candidate may take to have ready endpoints before people are told."""
+    confirm_timeout_s: Seconds = Field(default=120.0, alias="confirm_timeout")
+    """How long a rollback or a promotion may stay unconfirmed by the mesh before people are told."""
+    drift_hold_off_s: Seconds = Field(default=60.0, alias="drift_hold_off")
+    """How long somebody else's weights may stand before ours are written again."""
+    drift_give_up_n: int = Field(default=3, ge=1, le=100)
+    """After putting the weights back this often, somebody else owns them: hold and page."""
 
     model_config = {**Value.model_config, "populate_by_name": True}
 

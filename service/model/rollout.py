@@ -97,7 +97,6 @@ class RolloutState(Value):
     waiting: Waiting | None = None
     reason: str = ""
     """One sentence: why this phase."""
-    decision: Decision = Decision.CONTINUE
     proposal: Decision | None = None
     """In recommend mode: the move that waits for a person's yes."""
 
@@ -138,6 +137,22 @@ class RolloutState(Value):
     ended_as: str = Field(default="", max_length=200)
     journal_n: int = 0
     journal_hash: str = GENESIS
+
+    @property
+    def decision(self) -> Decision:
+        """What other tools are told now; ``advance`` is only ever said at the moment of the move."""
+        if self.phase in (Phase.PROMOTING, Phase.AWAITING_STABLE, Phase.PROMOTED):
+            return Decision.PROMOTE
+        if self.phase in (Phase.ROLLING_BACK, Phase.ROLLED_BACK, Phase.ENDED):
+            return Decision.ROLLBACK
+        if self.phase in (Phase.PAUSED, Phase.HELD):
+            return Decision.PAUSE
+        return Decision.CONTINUE
+
+    @property
+    def weight_now(self) -> int:
+        """The canary's weight of the present stage, in percent."""
+        return self.stage_weight(self.stage.index)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

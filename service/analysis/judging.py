@@ -1,0 +1,284 @@
+"""Judging: readings of many rollouts in, one verdict each out. Pure: arrays over rollouts, no Python loop over buckets.
+
+Rollouts that share the statistics' settings and the layout form one batch; a batch is one call of the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyzers import Categories, Counts, Histogram, Margins, Monitor, MonitorConfig, Window
+from service.analysis.rows import OTHER, Layout, layout_of, pack, unpack
+from service.model.observation import (
+    ArmValues,
+    Availability,
+    CategoryCounts,
+    FailureCounts,
+    HistogramCounts,
+    Reading,
+)
+from service.model.policy import Guard, MetricKind, Policy
+from service.model.rollout import RolloutState
+from service.model.stimulus import GuardReading, MetricEvidence
+
+DEFAULT_MARGINS = Margins()
+
+
+@dataclass(slots=True)
+class Judged:
+    """What the statistics say of one rollout's window."""
+
+    evidence: tuple[MetricEvidence, ...]
+    guards: tuple[GuardReading, ...]
+    n_canary: int
+    n_stable: int
+    warmup: bool = False
+    log_evidence: float = 0.0
+    log_pause: float | None = None
+    log_rollback: float | None = None
+    harmful: bool = False
+    monitor: bytes | None = None
+
+
+@dataclass(slots=True)
+class _Case:
+    """One rollout on its way through a batch."""
+
+    place: int
+    state: RolloutState
+    readings: dict[str, Reading]
+    layout: Layout
+    row: NDArray[np.float64] | None
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def compared_metrics(policy: Policy) -> frozenset[str]:
+    """Names of the metrics that are compared between the arms; the others serve guards only."""
+    return frozenset(m.name for m in policy.metrics if m.kind is not MetricKind.VALUE)
+
+
+def monitor_config(policy: Policy, layout: Layout) -> MonitorConfig:
+    """The library's settings for a policy, limited to the metrics that the layout holds."""
+    kinds = _kinds(layout)
+    margins = {
+        m.kind.value: m.margin for m in policy.metrics if m.margin is not None and m.kind is not MetricKind.VALUE
+    }
+    weights = {m.kind.value: m.weight for m in policy.metrics if m.weight is not None and m.kind.value in kinds}
+    return MonitorConfig(
+        false_rollback=policy.false_rollback,
+        false_pause=policy.false_pause,
+        planned_windows=policy.planned_windows,
+        margins=Margins(
+            latency=margins.get("latency", DEFAULT_MARGINS.latency),
+            errors=margins.get("errors", DEFAULT_MARGINS.errors),
+            predictions=margins.get("predictions", DEFAULT_MARGINS.predictions),
+        ),
+        weights=weights or None,
+        warmup_windows=policy.warmup_windows,
+        required=frozenset(m.name for m in policy.metrics if m.required and m.name in kinds),
+    )
+
+
+def judge_windows(cases: Sequence[tuple[RolloutState, bytes, Sequence[Reading]]]) -> list[Judged]:
+    """A verdict for each (state, monitor row, readings), in order."""
+    judged: list[Judged | None] = [None] * len(cases)
+    batches: dict[tuple[MonitorConfig, Layout, bool], list[_Case]] = {}
+    for place, (state, packed, listed) in enumerate(cases):
+        readings = {reading.metric: reading for reading in listed}
+        layout, row = unpack(packed)
+        if row is None:
+            required = frozenset(m.name for m in state.policy.metrics if m.required)
+            layout = layout_of(readings, compared_metrics(state.policy), required)
+        if layout.empty or state.weight_asked == 100:
+            judged[place] = _uncompared(state, readings)
+        else:
+            key = (monitor_config(state.policy, layout), layout, row is None)
+            batches.setdefault(key, []).append(_Case(place, state, readings, layout, row))
+    for (config, layout, fresh), batch in batches.items():
+        for case, verdict in zip(batch, _judge_batch(config, layout, fresh, batch), strict=True):
+            judged[case.place] = verdict
+    return [one for one in judged if one is not None]
+
+
+def _uncompared(state: RolloutState, readings: Mapping[str, Reading]) -> Judged:
+    """Nothing to compare: before the first readings, or at 100 % where stable has no traffic. Guards stand watch."""
+    before = {e.metric: e for e in state.evidence}
+    evidence = tuple(
+        before.get(m.name, MetricEvidence(metric=m.name, availability=Availability.NO_SERIES)).model_copy(
+            update=_seen(readings.get(m.name))
+        )
+        for m in state.policy.metrics
+    )
+    n_canary, n_stable = _requests(readings)
+    return Judged(
+        evidence,
+        _guards(state.policy, readings),
+        n_canary,
+        n_stable,
+        warmup=state.window < state.policy.warmup_windows,
+        log_evidence=state.log_evidence,
+    )
+
+
+def _judge_batch(config: MonitorConfig, layout: Layout, fresh: bool, batch: Sequence[_Case]) -> list[Judged]:
+    monitor = (
+        Monitor(config, rollouts=len(batch))
+        if fresh
+        else Monitor.restore(config, np.stack([case.row for case in batch if case.row is not None]))
+    )
+    verdict = monitor.observe(_window(layout, batch))
+    rows = monitor.state()
+    out: list[Judged] = []
+    for r, case in enumerate(batch):
+        evidence = []
+        for rule in case.state.policy.metrics:
+            reading = case.readings.get(rule.name)
+            changes = _seen(reading)
+            if rule.name in case.refused:
+                changes = {"availability": Availability.NO_SERIES, "detail": case.refused[rule.name]}
+            of_metric = verdict.evidence.get(rule.name)
+            if of_metric is not None:
+                changes |= _numbers(of_metric, r)
+            limit = _limit(config, rule.kind)
+            evidence.append(
+                MetricEvidence(metric=rule.name, limit=limit, **({"availability": Availability.NO_SERIES} | changes))
+            )
+        n_canary, n_stable = _requests(case.readings)
+        out.append(
+            Judged(
+                tuple(evidence),
+                _guards(case.state.policy, case.readings),
+                n_canary,
+                n_stable,
+                warmup=case.state.window < case.state.policy.warmup_windows,
+                log_evidence=float(verdict.log_evidence[r]),
+                log_pause=float(np.broadcast_to(verdict.log_threshold_pause, len(batch))[r]),
+                log_rollback=float(np.broadcast_to(verdict.log_threshold_rollback, len(batch))[r]),
+                harmful=bool(verdict.rollback[r]),
+                monitor=pack(layout, rows[r]),
+            )
+        )
+    return out
+
+
+def _numbers(of_metric: object, r: int) -> dict[str, object]:
+    """One rollout's numbers out of the library's arrays; NaN (nothing known) becomes None."""
+    out: dict[str, object] = {}
+    for name in ("log_e", "effect", "effect_low", "effect_high", "cusum"):
+        array = getattr(of_metric, name, None)
+        if array is not None and np.isfinite(array[r]):
+            out[name] = float(array[r])
+    for name in ("n_canary", "n_stable", "events_canary", "events_stable"):
+        array = getattr(of_metric, name, None)
+        if array is not None:
+            out[name] = int(array[r])
+    safe = getattr(of_metric, "safe", None)
+    out["safe"] = bool(safe[r]) if safe is not None else False
+    return out
+
+
+def _kinds(layout: Layout) -> frozenset[str]:
+    held = {"latency": layout.edges_s is not None, "errors": layout.errors, "predictions": layout.classes is not None}
+    return frozenset(name for name, there in held.items() if there)
+
+
+def _limit(config: MonitorConfig, kind: MetricKind) -> float | None:
+    return None if kind is MetricKind.VALUE else float(getattr(config.margins, kind.value))
+
+
+def _window(layout: Layout, batch: Sequence[_Case]) -> Window:
+    """The batch's counts as arrays; zeros stand for a rollout whose metric was not collected."""
+    rollouts = len(batch)
+    latency = errors = predictions = None
+    if layout.edges_s is not None:
+        hist = np.zeros((2, rollouts, len(layout.edges_s) + 1), dtype=np.int64)
+        for r, case in enumerate(batch):
+            counts = _usable(case, "latency")
+            if not isinstance(counts, HistogramCounts):
+                continue
+            if counts.edges_s != layout.edges_s:
+                case.refused["latency"] = "its buckets changed since the comparison began"
+                continue
+            hist[0, r], hist[1, r] = counts.canary, counts.stable
+        latency = Histogram(edges=np.asarray(layout.edges_s), canary=hist[0], stable=hist[1])
+    if layout.errors:
+        four = np.zeros((4, rollouts), dtype=np.int64)
+        for r, case in enumerate(batch):
+            counts = _usable(case, "errors")
+            if isinstance(counts, FailureCounts):
+                four[:, r] = (counts.canary, counts.canary_total, counts.stable, counts.stable_total)
+        errors = Counts(canary=four[0], canary_total=four[1], stable=four[2], stable_total=four[3])
+    if layout.classes is not None:
+        cats = np.zeros((2, rollouts, len(layout.classes)), dtype=np.int64)
+        index = {name: i for i, name in enumerate(layout.classes)}
+        for r, case in enumerate(batch):
+            counts = _usable(case, "predictions")
+            if isinstance(counts, CategoryCounts):
+                columns = [index.get(name, index[OTHER]) for name in counts.names]
+                np.add.at(cats[0, r], columns, counts.canary)
+                np.add.at(cats[1, r], columns, counts.stable)
+        predictions = Categories(canary=cats[0], stable=cats[1])
+    return Window(latency=latency, errors=errors, predictions=predictions)
+
+
+def _usable(case: _Case, metric: str) -> object:
+    reading = case.readings.get(metric)
+    return reading.counts if reading is not None and reading.availability.usable else None
+
+
+def _seen(reading: Reading | None) -> dict[str, object]:
+    """Availability and the last window's values of one metric."""
+    if reading is None:
+        return {"availability": Availability.NO_SERIES, "detail": "was not collected"}
+    out: dict[str, object] = {"availability": reading.availability, "detail": reading.detail}
+    match reading.counts:
+        case FailureCounts(canary=x, canary_total=n, stable=y, stable_total=m):
+            out |= {"value_canary": x / n if n else None, "value_stable": y / m if m else None}
+        case ArmValues(canary=canary, stable=stable):
+            out |= {"value_canary": canary, "value_stable": stable}
+        case _:
+            pass
+    return out
+
+
+def _requests(readings: Mapping[str, Reading]) -> tuple[int, int]:
+    """Requests of the window by arm: the largest count that any metric saw."""
+    canary = stable = 0
+    for reading in readings.values():
+        match reading.counts:
+            case FailureCounts(canary_total=n, stable_total=m):
+                canary, stable = max(canary, n), max(stable, m)
+            case HistogramCounts(canary=n, stable=m) | CategoryCounts(canary=n, stable=m):
+                canary, stable = max(canary, sum(n)), max(stable, sum(m))
+            case _:
+                pass
+    return canary, stable
+
+
+def _guards(policy: Policy, readings: Mapping[str, Reading]) -> tuple[GuardReading, ...]:
+    return tuple(_guard(guard, readings.get(guard.metric)) for guard in policy.guards)
+
+
+def _guard(guard: Guard, reading: Reading | None) -> GuardReading:
+    """Whether the canary is past the guard's limit in this window; None where that cannot be said."""
+    canary: float | None = None
+    stable: float | None = None
+    match reading.counts if reading is not None and reading.availability.usable else None:
+        case FailureCounts(canary=x, canary_total=n, stable=y, stable_total=m) if n >= guard.min_requests:
+            canary, stable = x / n, (y / m if m else None)
+        case ArmValues(canary=canary, stable=stable):
+            pass
+        case _:
+            pass
+    if canary is None or (guard.times_stable_above is not None and not stable):
+        return GuardReading(guard=guard.name, breach=None)
+    breach = (
+        (guard.above is not None and canary > guard.above)
+        or (guard.below is not None and canary < guard.below)
+        or (guard.times_stable_above is not None and stable is not None and canary > guard.times_stable_above * stable)
+    )
+    return GuardReading(guard=guard.name, breach=breach, value=canary)

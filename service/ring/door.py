@@ -1,0 +1,256 @@
+"""The door: the only way a fact reaches a rollout.
+
+Reads the states concerned, steps the pure core, and commits everything that came of it in one transaction. Another
+writer in between is a Conflict: the facts are then judged again on the new states, so no lock is held while thinking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import TypeVar
+
+from service.model.catalog import Catalog
+from service.model.instruction import Instruction, Lane
+from service.model.journal import JournalEntry
+from service.model.names import RolloutId, ServiceKey
+from service.model.rollout import RolloutState
+from service.model.stimulus import (
+    STIMULUS,
+    DeploymentEvent,
+    PersonActed,
+    ReleaseRequested,
+    Stimulus,
+    Verb,
+    WindowJudged,
+)
+from service.ring.answer import Answer
+from service.ring.ports import Clock, Unavailable
+from service.ring.store import Change, Conflict, ServiceHead, Store
+from service.rollout import intake, machine
+from service.rollout.turn import Step
+
+logger = logging.getLogger(__name__)
+
+MAX_CONFLICTS = 20
+"""Tries against other writers before giving up for now; each try reads the states anew."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class _Draft:
+    """What the facts of one call have changed of one rollout so far."""
+
+    state: RolloutState
+    was_revision: int | None
+    journal: list[JournalEntry] = field(default_factory=list)
+    windows: list[tuple[int, WindowJudged]] = field(default_factory=list)
+    orders: list[Instruction] = field(default_factory=list)
+    drops: set[str] = field(default_factory=set)
+    monitor: bytes | None = None
+
+    def take(self, step: Step, stimulus: Stimulus) -> None:
+        """Add an accepted step."""
+        self.state = step.state
+        self.journal += step.journal
+        if isinstance(stimulus, WindowJudged):
+            self.windows.append((step.state.revision, stimulus))
+        self.orders = [o for o in self.orders if o.type not in step.drops] + list(step.orders)
+        self.drops |= step.drops
+
+    @property
+    def changed(self) -> bool:
+        return self.was_revision is None or self.state.revision != self.was_revision
+
+    def change(self) -> Change:
+        """The whole as the store wants it."""
+        return Change(
+            state=self.state,
+            was_revision=self.was_revision,
+            journal=tuple(self.journal),
+            windows=tuple(self.windows),
+            orders=tuple(self.orders),
+            drops=frozenset(self.drops),
+            monitor=self.monitor,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One fact for one rollout, with the statistics' row that belongs to it where it is a window."""
+
+    rollout: RolloutId
+    stimulus: Stimulus
+    monitor: bytes | None = None
+
+
+class Door:
+    """The one way in. ``poked`` is called with the lanes that have new work after each commit."""
+
+    def __init__(
+        self, store: Store, catalog: Catalog, clock: Clock, *, poked: Callable[[frozenset[Lane]], None] | None = None
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._clock = clock
+        self._poked = poked or (lambda lanes: None)
+
+    async def events(self, events: Sequence[DeploymentEvent]) -> None:
+        """Take in deployment events, each once. Returns when their effect is committed; raises Unavailable."""
+        if events:
+            await self._until_no_conflict(lambda: self._events_once(events))
+
+    async def tell(self, facts: Sequence[Told], *, settled: Sequence[int] = ()) -> Sequence[Answer]:
+        """Take in facts for rollouts, with the owed instructions that they settle. One answer a fact, in order."""
+        if not facts and not settled:
+            return []
+        return await self._until_no_conflict(lambda: self._tell_once(facts, settled))
+
+    async def act(self, rollout: RolloutId, verb: Verb, *, actor: str, reason: str, request_id: str) -> Answer:
+        """Carry a person's order to the rollout. The same ``request_id`` twice has the effect of once."""
+        for row in reversed(await self._store.journal(rollout, limit=200)):
+            if row.actor == actor and STIMULUS.validate_json(row.stimulus).id == request_id:
+                states = await self._store.load([rollout])
+                return Answer(True, row.headline, states.get(rollout), row)
+        fact = PersonActed(id=request_id, at=self._clock.now(), verb=verb, actor=actor, reason=reason)
+        return (await self.tell([Told(rollout, fact)]))[0]
+
+    async def _until_no_conflict(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        for _ in range(MAX_CONFLICTS):
+            try:
+                return await attempt()
+            except Conflict as conflict:
+                logger.debug("conflict, reading again: %s", conflict, extra={"action": "conflict"})
+                await asyncio.sleep(0)
+        raise Unavailable(f"other writers changed the same rollouts {MAX_CONFLICTS} times in a row; try again")
+
+    async def _tell_once(self, facts: Sequence[Told], settled: Sequence[int]) -> Sequence[Answer]:
+        states = await self._store.load({fact.rollout for fact in facts})
+        drafts = {rid: _Draft(state, state.revision) for rid, state in states.items()}
+        answers: list[Answer] = []
+        begun: list[_Draft] = []
+        for fact in facts:
+            draft = drafts.get(fact.rollout)
+            if draft is None:
+                answers.append(Answer(False, f"There is no rollout {fact.rollout}.", None))
+                continue
+            step = machine.step(draft.state, fact.stimulus)
+            if step.accepted:
+                draft.take(step, fact.stimulus)
+                draft.monitor = fact.monitor or draft.monitor
+            else:
+                logger.info(
+                    "%s",
+                    step.reason,
+                    extra={"action": "refused", "rollout": fact.rollout, "stimulus": fact.stimulus.id},
+                )
+            entry = step.journal[-1] if step.journal else None
+            answers.append(Answer(step.accepted, step.reason, step.state, entry))
+            if step.begin is not None:
+                begun.append(_begin(step.begin))
+        heads = await self._fences(draft.state for draft in drafts.values() if draft.state.phase.terminal)
+        await self._commit([*drafts.values(), *begun], heads=heads, settled=settled)
+        return answers
+
+    async def _fences(self, ended: Iterable[RolloutState]) -> Sequence[ServiceHead]:
+        """The heads of services whose rollout ended, so that the next one's fences lie above even if clocks go back."""
+        fences = {state.service: state.fence for state in ended}
+        if not fences:
+            return []
+        heads = await self._store.heads(fences.keys())
+        return [replace(head, fence=max(head.fence, fences[service])) for service, head in heads.items()]
+
+    async def _events_once(self, events: Sequence[DeploymentEvent]) -> None:
+        keys = [(event.source, event.id) for event in events]
+        unseen = await self._store.unseen(keys)
+        placed = [(e, intake.service_of(e, self._catalog)) for e in events if (e.source, e.id) in unseen]
+        services = {service for _, service in placed if service is not None}
+        heads: dict[ServiceKey, ServiceHead] = dict(await self._store.heads(services))
+        running: dict[ServiceKey, _Draft] = {
+            service: _Draft(state, state.revision) for service, state in (await self._store.active(services)).items()
+        }
+        drafts: list[_Draft] = list(running.values())
+        done: set[tuple[str, str]] = set()
+        for event, service in placed:
+            if (event.source, event.id) in done:
+                continue
+            done.add((event.source, event.id))
+            if service is None:
+                _log_event(event, f"no cluster is set for environment {event.environment!r}")
+                continue
+            draft = self._apply(event, service, heads, running)
+            if draft is not None and all(draft is not known for known in drafts):
+                drafts.append(draft)
+        await self._commit(
+            drafts,
+            seen=[(e.source, e.id, e.at) for e, _ in placed],
+            heads=[head for service, head in heads.items() if service in services],
+        )
+
+    def _apply(
+        self,
+        event: DeploymentEvent,
+        service: ServiceKey,
+        heads: dict[ServiceKey, ServiceHead],
+        running: dict[ServiceKey, _Draft],
+    ) -> _Draft | None:
+        """One event's effect on the drafts; the draft that it made or changed, if any."""
+        head = heads.get(service)
+        newest = intake.Newest(head.event_at, head.event_id, head.fence) if head else None
+        draft = running.get(service)
+        meant = intake.apply(event, service, self._catalog, newest, draft.state if draft else None)
+        if isinstance(meant, intake.NotApplied):
+            _log_event(event, meant.reason)
+            return None
+        fence = max(head.fence if head else 0, draft.state.fence if draft else 0)
+        heads[service] = ServiceHead(service, event.at, event.id, fence)
+        if draft is None:
+            assert isinstance(meant.fact, ReleaseRequested)
+            running[service] = _begin(meant.fact)
+            return running[service]
+        step = machine.step(draft.state, meant.fact)
+        if not step.accepted:
+            _log_event(event, step.reason)
+            return None
+        draft.take(step, meant.fact)
+        if step.state.phase.terminal:
+            del running[service]
+        if step.begin is not None:
+            running[service] = _begin(step.begin)
+            return running[service]
+        return draft
+
+    async def _commit(
+        self,
+        drafts: Sequence[_Draft],
+        *,
+        seen: Sequence[tuple[str, str, datetime]] = (),
+        heads: Sequence[ServiceHead] = (),
+        settled: Sequence[int] = (),
+    ) -> None:
+        changes = [draft.change() for draft in drafts if draft.changed]
+        if not (changes or seen or heads or settled):
+            return
+        await self._store.commit(changes, seen=seen, heads=heads, settled=settled)
+        lanes = frozenset(order.lane for change in changes for order in change.orders)
+        if lanes:
+            self._poked(lanes)
+
+
+def _begin(request: ReleaseRequested) -> _Draft:
+    step = machine.begin(request)
+    draft = _Draft(step.state, None)
+    draft.take(step, request)
+    return draft
+
+
+def _log_event(event: DeploymentEvent, reason: str) -> None:
+    logger.info(
+        "event changes nothing: %s",
+        reason,
+        extra={"action": "event_ignored", "event_id": event.id, "event_source": event.source},
+    )
