@@ -162,8 +162,6 @@ class Settings(BaseSettings):
     api: ApiSettings
     pagerduty: PagerDutySettings = PagerDutySettings()
     log: LogSettings = LogSettings()
-    drift_hold_off_s: Seconds = Field(default=60.0, alias="drift_hold_off")
-    """How long somebody else's weights may stand before ours are written again."""
     stop_s: Seconds = Field(default=10.0, alias="stop_within")
     """How long a graceful stop may take."""
 

@@ -105,7 +105,7 @@ class Tick:
         out: list[Sequence[Reading]] = [()] * len(due)
         groups: dict[str, list[int]] = {}
         for i, one in enumerate(due):
-            start_s, end_s = window_span(one.state)
+            _, end_s = window_span(one.state)
             if now.timestamp() - end_s > self._history_s:
                 out[i] = _blind(one.state, "the window is older than the metric store is asked for")
             else:

@@ -1,0 +1,48 @@
+# Every target does its own set-up: a virtual environment in the checkout, nothing global.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.synced
+
+.PHONY: help setup demo check test test-real calibrate bench schemas clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## the virtual environment with everything that development needs
+
+# uv installs the locked versions; it is itself installed from the package index into the same environment.
+$(STAMP): pyproject.toml uv.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
+	@UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv sync --quiet --locked --inexact --python $(BIN)/python --all-groups --extra postgres --extra lab
+	@touch $@
+
+demo: $(STAMP) ## a whole rollout on an embedded world, in under two minutes
+	@$(BIN)/serinus demo
+
+check: $(STAMP) ## format, lint, types and import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(STAMP) ## everything that needs only Python
+	$(BIN)/python -m pytest
+
+test-real: $(STAMP) ## a real Kafka, API server and Prometheus (brings Java, Maven and Go parts itself)
+	$(BIN)/python -m tests.real.parts
+	$(BIN)/python -m pytest -m real --timeout 900 tests
+
+calibrate: $(STAMP) ## the long seeded runs of the statistics
+	$(BIN)/python -m pytest -m calibration --timeout 36000 -s tests/calibration
+
+bench: $(STAMP) ## event to weight, start to ready, memory; prints ratios measured in one run
+	$(BIN)/python -m tests.benchmarks.event_to_weight
+
+schemas: $(STAMP) ## write config/schemas anew
+	$(BIN)/python -m service.cli.schemas
+
+clean: ## everything that was made here
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache

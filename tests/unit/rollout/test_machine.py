@@ -1,0 +1,492 @@
+"""The state machine: what each fact leads to, phase by phase."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+
+import pytest
+from tests.stories import Story, lean, place, policy, request
+
+from service.model.instruction import CheckReady, Page, PageAction, Publish, SetWeights, Severity
+from service.model.journal import first_broken_row
+from service.model.names import Mode
+from service.model.observation import Availability
+from service.model.rollout import Phase, Waiting
+from service.model.stimulus import (
+    DriftSeen,
+    EventKind,
+    ReleaseWithdrawn,
+    StableUpgraded,
+    TimePassed,
+    Verb,
+    WeightsRefused,
+)
+from service.model.target import Finish
+from service.rollout import machine
+from service.rollout.turn import Step
+
+
+def weights(step: Step) -> list[int]:
+    return [o.canary_percent for o in step.orders if isinstance(o, SetWeights)]
+
+
+def pages(step: Step, action: PageAction = PageAction.TRIGGER) -> list[Page]:
+    return [o for o in step.orders if isinstance(o, Page) and o.action is action]
+
+
+def decisions(step: Step) -> list[str]:
+    return [o.content["decision"] for o in step.orders if isinstance(o, Publish)]
+
+
+def test_a_new_rollout_looks_for_ready_endpoints_before_any_weight() -> None:
+    story = Story()
+    assert story.state.phase is Phase.STARTING
+    assert [type(o) for o in story.last.orders if isinstance(o, (CheckReady, SetWeights))] == [CheckReady]
+
+
+def test_without_a_readiness_check_the_first_weight_is_asked_at_once() -> None:
+    story = Story(place=place(readiness=None))
+    assert story.state.phase is Phase.PROGRESSING
+    assert weights(story.last) == [10]
+
+
+def test_a_good_release_goes_through_its_stages_and_is_promoted() -> None:
+    story = Story().progressing()
+    for expected in (30, 60):
+        story.window().window().window()
+        assert weights(story.last) == [expected]
+        assert decisions(story.last) == ["advance"]
+        story.written()
+    story.window().window().window()
+    assert story.state.phase is Phase.PROMOTING
+    assert weights(story.last) == [100]
+    story.written()
+    assert story.state.phase is Phase.PROMOTED
+    assert decisions(story.last) == ["promote"]
+
+
+def test_bake_time_runs_from_the_confirmation_of_the_weight() -> None:
+    story = Story().ready().pass_time(600).written()
+    story.window().window()
+    assert story.state.stage.index == 0
+    story.window()
+    assert story.state.stage.index == 1
+
+
+def test_nothing_advances_without_evidence_of_safety() -> None:
+    story = Story().progressing()
+    for _ in range(8):
+        story.window(safe=False)
+    assert (story.state.phase, story.state.stage.index) == (Phase.PROGRESSING, 0)
+
+
+def test_nothing_advances_below_the_minimum_exposure() -> None:
+    story = Story().progressing()
+    for _ in range(8):
+        story.window(n_canary=10)
+        if story.state.stage.n_canary < 100:
+            assert story.state.stage.index == 0
+
+
+@pytest.mark.parametrize("availability", [a for a in Availability if not a.usable])
+def test_a_blind_window_never_advances(availability: Availability) -> None:
+    story = Story().progressing().window().window()
+    for _ in range(9):
+        story.window(availability=availability, safe=True)
+    assert story.state.stage.index == 0
+    assert story.state.phase is Phase.PROGRESSING
+
+
+def test_blindness_is_paged_at_half_its_budget_and_held_at_its_end() -> None:
+    story = Story().progressing()
+    paged_at = held_at = None
+    for minute in range(1, 15):
+        story.window(availability=Availability.AWAY)
+        if paged_at is None and pages(story.last):
+            paged_at = minute
+            assert pages(story.last)[0].severity is Severity.WARNING
+        if held_at is None and story.state.phase is Phase.HELD:
+            held_at = minute
+    assert (paged_at, held_at) == (6, 11)
+    assert story.state.waiting is Waiting.DATA
+    assert story.state.weight_asked == 10
+
+
+def test_a_held_blind_rollout_goes_on_when_the_numbers_come_back() -> None:
+    story = Story().progressing()
+    for _ in range(12):
+        story.window(availability=Availability.AWAY)
+    assert story.state.phase is Phase.HELD
+    story.window()
+    assert story.state.phase is Phase.PROGRESSING
+    assert [p.action for p in story.last.orders if isinstance(p, Page)] == [PageAction.RESOLVE]
+
+
+def test_blindness_can_retreat_when_the_policy_says_so() -> None:
+    story = Story(policy=policy(on_blind={"budget": "2m", "then": "rollback"})).progressing()
+    for _ in range(3):
+        story.window(availability=Availability.STALE)
+    assert story.state.phase is Phase.ROLLING_BACK
+    assert weights(story.last) == [0]
+
+
+def test_little_traffic_is_undecided_and_not_blind() -> None:
+    story = Story().progressing()
+    for _ in range(12):
+        story.window(availability=Availability.FEW, safe=False, n_canary=0)
+    assert story.state.blind_since is None
+    assert story.state.phase is Phase.PROGRESSING
+
+
+def test_an_undecided_stage_is_held_past_its_budget_and_advances_once_it_is_safe() -> None:
+    story = Story().progressing()
+    for _ in range(14):
+        story.window(safe=False)
+    assert (story.state.phase, story.state.waiting) == (Phase.HELD, Waiting.SAFETY)
+    assert pages(story.steps[-1]) or any(pages(s) for s in story.steps)
+    story.window()
+    assert weights(story.last) == [30]
+
+
+def test_harm_rolls_back_with_a_page_and_ends_at_the_meshs_confirmation() -> None:
+    story = Story().progressing().window()
+    story.window(harmful=True, **lean(120))
+    assert story.state.phase is Phase.ROLLING_BACK
+    assert weights(story.last) == [0]
+    assert decisions(story.last) == ["rollback"]
+    assert len(pages(story.last)) == 1
+    story.written()
+    assert story.state.phase is Phase.ROLLED_BACK
+    assert len(pages(story.last, PageAction.RESOLVE)) == 1
+    assert story.state.paged == ()
+    published = [o for o in story.last.orders if isinstance(o, Publish)]
+    assert published[-1].rolled_back
+
+
+def test_harm_waits_for_a_person_where_the_policy_says_so() -> None:
+    story = Story(policy=policy(on_harm="pause_and_confirm")).progressing()
+    story.window(harmful=True, **lean(120))
+    assert (story.state.phase, story.state.waiting) == (Phase.PAUSED, Waiting.CONFIRM_ROLLBACK)
+    for _ in range(90):
+        story.window(harmful=True, **lean(500))
+    assert story.state.phase is Phase.PAUSED
+    assert sum(len(pages(s)) for s in story.steps) == 1
+    story.person(Verb.ROLLBACK).written()
+    assert story.state.phase is Phase.ROLLED_BACK
+
+
+def test_leaning_evidence_pauses_and_resumes_below_its_line() -> None:
+    story = Story().progressing().window(**lean(14))
+    assert (story.state.phase, story.state.waiting) == (Phase.PAUSED, Waiting.EVIDENCE)
+    assert weights(story.last) == []
+    story.window(**lean(5))
+    assert story.state.phase is Phase.PAUSED
+    story.window(**lean(2.9))
+    assert story.state.phase is Phase.PROGRESSING
+    assert len(pages(story.last, PageAction.RESOLVE)) == 1
+
+
+def test_a_pause_on_evidence_ends_in_a_rollback_when_its_budget_is_used_up() -> None:
+    story = Story(policy=policy(on_pause={"budget": "3m", "then": "rollback"})).progressing()
+    for _ in range(4):
+        story.window(**lean(20))
+    assert story.state.phase is Phase.ROLLING_BACK
+
+
+def test_the_guard_fires_after_five_windows_in_a_row_and_waits_for_a_person() -> None:
+    story = Story().progressing()
+    for _ in range(4):
+        story.window(breach=True)
+    story.window(breach=False)
+    for _ in range(4):
+        story.window(breach=True)
+        assert story.state.phase is not Phase.PAUSED
+    story.window(breach=True)
+    assert (story.state.phase, story.state.waiting) == (Phase.PAUSED, Waiting.CONFIRM_ROLLBACK)
+    assert pages(story.last)[0].severity is Severity.CRITICAL
+    story.person(Verb.ROLLBACK, reason="")
+    assert weights(story.last) == [0]
+
+
+def test_a_guard_window_that_cannot_be_judged_neither_counts_nor_breaks_the_row() -> None:
+    story = Story().progressing()
+    for breach in (True, True, None, True, True, None, True):
+        story.window(breach=breach)
+    assert story.state.phase is Phase.PAUSED
+
+
+def test_a_person_can_overrule_the_guard_and_it_is_armed_again_when_its_row_breaks() -> None:
+    story = Story().progressing()
+    for _ in range(5):
+        story.window(breach=True, safe=False)
+    story.person(Verb.RESUME)
+    story.window(breach=True, safe=False)
+    assert story.state.phase is Phase.PROGRESSING
+    story.window(breach=False, safe=False)
+    for _ in range(5):
+        story.window(breach=True, safe=False)
+    assert story.state.phase is Phase.PAUSED
+
+
+def test_the_rollback_limit_turns_actions_into_pages() -> None:
+    story = Story().progressing().window(harmful=True, rollbacks_left=0, **lean(200))
+    assert (story.state.phase, story.state.waiting) == (Phase.PAUSED, Waiting.CONFIRM_ROLLBACK)
+    assert weights(story.last) == []
+    assert pages(story.last)
+
+
+def test_a_frozen_world_advances_nothing() -> None:
+    story = Story().progressing()
+    for _ in range(6):
+        story.window(frozen=True)
+    assert story.state.stage.index == 0
+    story.window()
+    assert story.state.stage.index == 1
+
+
+def test_recommend_mode_asks_before_each_move_and_before_a_rollback() -> None:
+    story = Story(mode=Mode.RECOMMEND).progressing().window().window().window()
+    assert (story.state.phase, story.state.waiting) == (Phase.PAUSED, Waiting.CONFIRM_MOVE)
+    assert weights(story.last) == []
+    story.person(Verb.ADVANCE)
+    assert weights(story.last) == [30]
+    story.written().window(harmful=True, **lean(300))
+    assert (story.state.phase, story.state.waiting) == (Phase.PAUSED, Waiting.CONFIRM_ROLLBACK)
+    assert weights(story.last) == []
+
+
+def test_observe_mode_owes_no_weight_and_says_what_it_would_have_done() -> None:
+    story = Story(mode=Mode.OBSERVE).ready().window().window().window()
+    assert story.state.stage.index == 1
+    story.window(harmful=True, **lean(200))
+    assert story.state.phase is Phase.ROLLED_BACK
+    assert all(weights(s) == [] for s in story.steps)
+    assert story.last.reason.startswith("Would have")
+    assert not any(o.rolled_back for s in story.steps for o in s.orders if isinstance(o, Publish))
+
+
+def test_observe_mode_takes_no_orders() -> None:
+    story = Story(mode=Mode.OBSERVE).ready().person(Verb.ROLLBACK)
+    assert not story.last.accepted
+    assert "only observes" in story.last.reason
+
+
+def test_a_candidate_that_is_not_ready_in_time_is_held_and_paged_and_goes_on_when_it_is() -> None:
+    story = Story()
+    assert story.state.wake_at is not None
+    story.at = story.state.wake_at
+    story.tell(TimePassed(id="t", at=story.at))
+    assert (story.state.phase, story.state.waiting) == (Phase.HELD, Waiting.READINESS)
+    assert len(pages(story.last)) == 1
+    story.ready()
+    assert story.state.phase is Phase.PROGRESSING
+    assert weights(story.last) == [10]
+    assert len(pages(story.last, PageAction.RESOLVE)) == 1
+
+
+def test_time_that_comes_too_early_changes_nothing() -> None:
+    story = Story().tell(TimePassed(id="t", at=request().at + timedelta(seconds=1)))
+    assert not story.last.accepted
+
+
+def test_an_unconfirmed_rollback_pages_and_tries_again_with_a_newer_fence() -> None:
+    story = Story().progressing().window(harmful=True, **lean(200))
+    fence = story.state.fence
+    assert story.state.wake_at is not None
+    story.at = story.state.wake_at
+    story.tell(TimePassed(id="t", at=story.at))
+    assert pages(story.last)[0].severity is Severity.CRITICAL
+    assert weights(story.last) == [0]
+    assert story.state.fence > fence
+    story.written()
+    assert story.state.phase is Phase.ROLLED_BACK
+
+
+def test_a_refused_weight_holds_and_a_person_can_try_again() -> None:
+    story = Story().progressing()
+    story.tell(WeightsRefused(id="r", at=story.at, fence=story.state.fence, reason="the route is gone"))
+    assert (story.state.phase, story.state.waiting) == (Phase.HELD, Waiting.MESH)
+    assert pages(story.last)
+    story.person(Verb.RESUME)
+    assert weights(story.last) == [10]
+
+
+def test_a_refused_rollback_without_any_traffic_given_simply_ends() -> None:
+    story = Story().ready()
+    story.tell(ReleaseWithdrawn(id="x", at=story.at, kind=EventKind.REMOVED))
+    story.tell(WeightsRefused(id="r", at=story.at, fence=story.state.fence, reason="no such VirtualService"))
+    assert story.state.phase is Phase.ENDED
+
+
+def test_an_answer_for_an_older_fence_changes_nothing() -> None:
+    story = Story().progressing()
+    before = story.state
+    story.written(fence=before.fence - 1)
+    assert not story.last.accepted
+    assert story.state == before
+
+
+def test_drift_is_reported_put_back_after_the_hold_off_and_given_up_after_n() -> None:
+    story = Story(policy=policy(drift_give_up_n=2)).progressing()
+
+    def see(percent: int) -> None:
+        story.tell(DriftSeen(id=f"d{len(story.facts)}", at=story.at, canary_percent=percent))
+
+    see(10)
+    assert not story.last.accepted
+    for _ in range(2):
+        see(50)
+        assert weights(story.last) == []
+        story.pass_time(30)
+        see(50)
+        assert not story.last.accepted
+        story.pass_time(31)
+        see(50)
+        assert weights(story.last) == [10]
+        story.written()
+    see(50)
+    story.pass_time(61)
+    see(50)
+    assert (story.state.phase, story.state.waiting) == (Phase.HELD, Waiting.MESH)
+    assert len(pages(story.last)) == 1
+
+
+def test_nothing_advances_while_somebody_elses_weights_stand() -> None:
+    story = Story().progressing().window().window()
+    story.tell(DriftSeen(id="d", at=story.at, canary_percent=0))
+    story.window().window()
+    assert story.state.stage.index == 0
+
+
+@pytest.mark.parametrize("kind", [EventKind.ROLLED_BACK, EventKind.REMOVED])
+def test_the_bus_can_end_a_rollout(kind: EventKind) -> None:
+    story = Story().progressing()
+    story.tell(ReleaseWithdrawn(id="x", at=story.at, kind=kind))
+    assert weights(story.last) == [0]
+    story.written()
+    assert story.state.phase is Phase.ENDED
+
+
+def test_a_newer_version_starts_only_after_the_old_canary_is_at_zero() -> None:
+    story = Story().progressing()
+    newer = request(id="e2", version="2.14.0", at=story.at + timedelta(seconds=5))
+    story.tell(newer)
+    assert story.state.phase is Phase.ROLLING_BACK
+    assert story.last.begin is None
+    story.written()
+    assert story.state.phase is Phase.ENDED
+    begun = story.last.begin
+    assert begun is not None
+    assert begun.version == "2.14.0"
+    assert begun.fence_floor >= story.state.fence
+
+
+def test_the_newest_of_several_successors_wins() -> None:
+    story = Story().progressing().tell(request(id="e2", version="2.14.0")).tell(request(id="e3", version="2.15.0"))
+    story.written()
+    assert story.last.begin is not None
+    assert story.last.begin.version == "2.15.0"
+
+
+def test_with_fixed_subsets_traffic_returns_when_stable_runs_the_new_version() -> None:
+    story = Story(place=place(finish=Finish.RETURN_TO_STABLE)).progressing()
+    story.person(Verb.PROMOTE).written()
+    assert story.state.phase is Phase.AWAITING_STABLE
+    story.tell(StableUpgraded(id="other", at=story.at, version="2.99.0"))
+    assert not story.last.accepted
+    story.tell(StableUpgraded(id="s", at=story.at, version="2.13.0"))
+    assert weights(story.last) == [0]
+    story.written()
+    assert story.state.phase is Phase.PROMOTED
+
+
+def test_the_last_stage_at_all_traffic_is_watched_by_the_guard_alone() -> None:
+    stages = [{"weight_percent": 50, "bake": "2m"}, {"weight_percent": 100, "bake": "2m"}]
+    story = Story(policy=policy(stages=stages)).progressing()
+    for _ in range(10):
+        story.window()
+        if weights(story.last):
+            break
+    assert weights(story.last) == [100]
+    story.written()
+    for _ in range(10):
+        story.window(availability=Availability.NO_SERIES, safe=False, n_canary=600, n_stable=0)
+        if story.state.phase is not Phase.PROGRESSING:
+            break
+    assert story.state.phase is Phase.PROMOTING
+
+
+def test_a_window_out_of_order_changes_nothing() -> None:
+    story = Story().progressing().window()
+    before = story.state
+    story.window(window=1)
+    assert not story.last.accepted
+    assert story.state == before
+
+
+@pytest.mark.parametrize("verb", list(Verb))
+def test_an_ended_rollout_takes_no_orders_and_says_so(verb: Verb) -> None:
+    story = Story().progressing().window(harmful=True, **lean(200)).written().person(verb)
+    assert not story.last.accepted
+    assert story.last.reason.startswith("Nothing was changed")
+
+
+def test_an_order_that_does_not_fit_the_phase_is_refused_with_a_sentence() -> None:
+    story = Story().person(Verb.ADVANCE)
+    assert not story.last.accepted
+    assert "starting" in story.last.reason
+
+
+def test_the_same_history_gives_the_same_state_byte_for_byte() -> None:
+    def tell() -> Story:
+        story = Story().progressing().window().window(**lean(12)).window(**lean(2)).person(Verb.PAUSE)
+        return story.person(Verb.RESUME).window(harmful=True, **lean(150)).written()
+
+    one, two = tell(), tell()
+    assert one.state.to_json() == two.state.to_json()
+    replayed = machine.begin(one.facts[0]).state  # type: ignore[arg-type]
+    for fact in one.facts[1:]:
+        replayed = machine.step(replayed, fact).state
+    assert replayed.to_json() == one.state.to_json()
+
+
+def test_the_journal_is_a_chain_and_a_changed_row_shows() -> None:
+    story = Story().progressing().window().window().window().written().window(harmful=True, **lean(150)).written()
+    rows = [row for step in story.steps for row in step.journal]
+    assert first_broken_row(rows) is None
+    assert rows[-1].hash == story.state.journal_hash
+    rows[2] = rows[2].model_copy(update={"headline": "nothing to see"})
+    assert first_broken_row(rows) == rows[2].n
+
+
+def test_a_plain_window_leaves_no_journal_row() -> None:
+    assert Story().progressing().window().last.journal == ()
+
+
+def test_fences_only_ever_grow_even_when_the_clock_goes_back() -> None:
+    story = Story().progressing()
+    fence = story.state.fence
+    story.pass_time(-3600).person(Verb.ROLLBACK)
+    assert story.state.fence > fence
+
+
+def test_harm_overruled_by_a_person_is_left_to_guards_and_people() -> None:
+    story = Story(policy=policy(on_harm="pause_and_confirm")).progressing().window(harmful=True, **lean(120))
+    story.person(Verb.RESUME).window(harmful=True, safe=False, **lean(150))
+    assert story.state.phase is Phase.PROGRESSING
+    for _ in range(5):
+        story.window(harmful=True, breach=True, safe=False, **lean(150))
+    assert story.state.phase is Phase.PAUSED
+
+
+def test_every_row_of_the_table_names_phases_only_and_ends_lead_nowhere() -> None:
+    assert set(machine.TRANSITIONS) == set(Phase)
+    for phase in Phase:
+        assert (machine.TRANSITIONS[phase] == {}) is phase.terminal
+
+
+def test_evidence_lines_come_from_the_policy_until_the_statistics_say_otherwise() -> None:
+    state = Story(policy=policy(false_rollback=0.02, false_pause=0.2)).state
+    assert state.log_rollback == pytest.approx(math.log(50))
+    assert state.log_pause == pytest.approx(math.log(5))
