@@ -1,0 +1,478 @@
+"""The store: every question and the one way to write, in SQL that both databases speak.
+
+The number of statements of a commit does not grow with the number of rollouts in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import IO, Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from service.model.instruction import INSTRUCTION, Lane
+from service.model.journal import JournalEntry
+from service.model.names import Mode, RolloutId, ServiceKey
+from service.model.rollout import Phase, RolloutState
+from service.model.stimulus import WindowJudged
+from service.model.value import from_epoch_s
+from service.ring.store import (
+    Change,
+    Conflict,
+    Due,
+    KillSwitch,
+    Owed,
+    RolloutFilter,
+    RolloutPage,
+    ServiceHead,
+)
+from service.storage import tables as t
+from service.storage.errors import translated
+
+CHUNK = 400
+"""Keys in one IN (...) list; SQLite allows 32,766 variables, PostgreSQL plans long lists badly."""
+
+YIELD_EVERY = 50
+"""States decoded before other tasks get a turn; decoding one takes about 0.1 ms."""
+
+_T = TypeVar("_T")
+
+
+class SqlStore:
+    """Implements ``ring.store.Store``."""
+
+    def __init__(self, engine: AsyncEngine, *, lock: IO[str] | None = None) -> None:
+        self._engine = engine
+        self._lock_file = lock
+        self._one_writer = engine.dialect.name == "sqlite"
+        # SQLite has one writer. Waiting here is fair and ends; waiting on its lock polls and may time out.
+        self._writing = asyncio.Lock()
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    async def commit(
+        self,
+        changes: Sequence[Change],
+        *,
+        seen: Sequence[tuple[str, str, datetime]] = (),
+        heads: Sequence[ServiceHead] = (),
+        settled: Sequence[int] = (),
+    ) -> None:
+        """See ``Store.commit``."""
+        with translated("commit"):
+            async with self._write() as connection:
+                await self._check_revisions(connection, changes)
+                await self._update(connection, [c for c in changes if c.was_revision is not None])
+                await self._insert(connection, [c for c in changes if c.was_revision is None])
+                await self._record(connection, changes)
+                await self._owe(connection, changes)
+                await self._settle(connection, settled)
+                await self._heads_and_seen(connection, heads, seen)
+
+    @asynccontextmanager
+    async def _write(self) -> AsyncIterator[AsyncConnection]:
+        if not self._one_writer:
+            async with self._engine.begin() as connection:
+                yield connection
+            return
+        async with self._writing, self._engine.begin() as connection:
+            yield connection
+
+    async def _check_revisions(self, connection: AsyncConnection, changes: Sequence[Change]) -> None:
+        wanted = {c.state.id: c.was_revision for c in changes if c.was_revision is not None}
+        found: dict[str, int] = {}
+        for ids in _chunks(sorted(wanted)):
+            query = sa.select(t.rollouts.c.id, t.rollouts.c.revision).where(t.rollouts.c.id.in_(ids)).order_by("id")
+            rows = await connection.execute(query if self._one_writer else query.with_for_update())
+            found.update({row.id: row.revision for row in rows})
+        for rollout, revision in wanted.items():
+            if found.get(rollout) != revision:
+                raise Conflict(f"rollout {rollout} was read at revision {revision}, now it is {found.get(rollout)}")
+
+    async def _update(self, connection: AsyncConnection, changes: Sequence[Change]) -> None:
+        for with_monitor in (False, True):
+            rows = [
+                _columns(c) | ({"monitor": c.monitor} if with_monitor else {})
+                for c in changes
+                if (c.monitor is not None) is with_monitor
+            ]
+            if not rows:
+                continue
+            names = [name for name in rows[0] if name not in ("id", "started_at")]
+            values: dict[str, Any] = {
+                name: sa.bindparam(f"new_{name}", type_=t.rollouts.c[name].type) for name in names
+            }
+            # The first retreat counts; later changes of the rollout must not forget it.
+            values["retreated_at"] = sa.func.coalesce(t.rollouts.c.retreated_at, values["retreated_at"])
+            statement = t.rollouts.update().where(t.rollouts.c.id == sa.bindparam("key")).values(values)
+            await connection.execute(statement, [{"key": r["id"], **{f"new_{n}": r[n] for n in names}} for r in rows])
+
+    async def _insert(self, connection: AsyncConnection, changes: Sequence[Change]) -> None:
+        rows = [_columns(c) | {"monitor": c.monitor or b""} for c in changes]
+        if rows:
+            await connection.execute(t.rollouts.insert(), rows)
+
+    async def _record(self, connection: AsyncConnection, changes: Sequence[Change]) -> None:
+        entries = [
+            {"rollout": e.rollout, "n": e.n, "revision": e.revision, "body": e.to_json(), "stimulus": e.stimulus}
+            for c in changes
+            for e in c.journal
+        ]
+        judged = [
+            {"rollout": c.state.id, "n": w.window, "revision": revision, "body": w.to_json()}
+            for c in changes
+            for revision, w in c.windows
+        ]
+        if entries:
+            await connection.execute(t.journal.insert(), entries)
+        if judged:
+            await connection.execute(t.windows.insert(), judged)
+
+    async def _owe(self, connection: AsyncConnection, changes: Sequence[Change]) -> None:
+        replaced = [
+            {"of": c.state.id, "kind": kind, "now": c.state.phase_since.timestamp()}
+            for c in changes
+            for kind in c.drops
+        ]
+        if replaced:
+            await connection.execute(
+                t.outbox.update()
+                .where(
+                    t.outbox.c.rollout == sa.bindparam("of"),
+                    t.outbox.c.type == sa.bindparam("kind"),
+                    t.outbox.c.settled_at.is_(None),
+                )
+                .values(settled_at=sa.bindparam("now"), last_error="replaced by a newer decision"),
+                replaced,
+            )
+        orders = [
+            {
+                "rollout": order.rollout,
+                "lane": order.lane.value,
+                "type": order.type,
+                "body": order.to_json(),
+                "owed_since": order.at.timestamp(),
+                "not_before": 0.0,
+                "attempts": 0,
+                "last_error": "",
+            }
+            for c in changes
+            for order in c.orders
+        ]
+        if orders:
+            await connection.execute(t.outbox.insert(), orders)
+
+    async def _settle(self, connection: AsyncConnection, settled: Sequence[int]) -> None:
+        for ids in _chunks(settled):
+            await connection.execute(
+                t.outbox.update().where(t.outbox.c.id.in_(ids)).values(settled_at=sa.literal(_now()), last_error="")
+            )
+
+    async def _heads_and_seen(
+        self,
+        connection: AsyncConnection,
+        heads: Sequence[ServiceHead],
+        seen: Sequence[tuple[str, str, datetime]],
+    ) -> None:
+        if heads:
+            insert: Any = self._insert_into(t.heads)
+            await connection.execute(
+                insert.on_conflict_do_update(
+                    index_elements=["cluster", "namespace", "service"],
+                    set_={name: insert.excluded[name] for name in ("event_at", "event_id", "fence")},
+                ),
+                [
+                    {
+                        "cluster": h.service.cluster,
+                        "namespace": h.service.namespace,
+                        "service": h.service.name,
+                        "event_at": h.event_at.timestamp(),
+                        "event_id": h.event_id,
+                        "fence": h.fence,
+                    }
+                    for h in heads
+                ],
+            )
+        if seen:
+            rows = [{"source": source, "id": event_id, "at": at.timestamp()} for source, event_id, at in seen]
+            await connection.execute(self._insert_into(t.seen_events).on_conflict_do_nothing(), rows)
+
+    def _insert_into(self, table: sa.Table) -> Any:
+        return (sqlite if self._one_writer else postgresql).insert(table)
+
+    async def postpone(self, owed_id: int, *, until: datetime, error: str) -> None:
+        """See ``Store.postpone``."""
+        with translated("postpone an instruction"):
+            async with self._write() as connection:
+                await connection.execute(
+                    t.outbox.update()
+                    .where(t.outbox.c.id == owed_id)
+                    .values(not_before=until.timestamp(), attempts=t.outbox.c.attempts + 1, last_error=error)
+                )
+
+    async def set_kill_switch(self, switch: KillSwitch) -> None:
+        """See ``Store.set_kill_switch``."""
+        values = {
+            "frozen": switch.frozen,
+            "actor": switch.actor,
+            "reason": switch.reason,
+            "at": switch.at.timestamp() if switch.at else _now(),
+        }
+        insert = self._insert_into(t.switches).values(name="kill", **values)
+        with translated("set the kill switch"):
+            async with self._write() as connection:
+                await connection.execute(insert.on_conflict_do_update(index_elements=["name"], set_=values))
+
+    # --- what is due ------------------------------------------------------------------------------------------------
+
+    async def owed(self, lane: Lane, now: datetime, *, limit: int, lease_s: float) -> Sequence[Owed]:
+        """See ``Store.owed``."""
+        with translated("read what is owed"):
+            query = (
+                sa.select(t.outbox)
+                .where(
+                    t.outbox.c.lane == lane.value,
+                    t.outbox.c.settled_at.is_(None),
+                    t.outbox.c.not_before <= now.timestamp(),
+                )
+                .order_by(t.outbox.c.id)
+                .limit(limit)
+            )
+            if self._one_writer:
+                # An empty lane is the usual case; it must not queue behind a writer.
+                async with self._engine.connect() as connection:
+                    if (await connection.execute(query.limit(1))).first() is None:
+                        return []
+            async with self._write() as connection:
+                rows = (await connection.execute(query.with_for_update(skip_locked=True))).all()
+                if rows:
+                    await connection.execute(
+                        t.outbox.update()
+                        .where(t.outbox.c.id.in_([row.id for row in rows]))
+                        .values(not_before=now.timestamp() + lease_s)
+                    )
+        return [
+            Owed(row.id, INSTRUCTION.validate_json(row.body), row.attempts, from_epoch_s(row.owed_since))
+            for row in rows
+        ]
+
+    async def due(self, now: datetime, *, grace_s: float, limit: int) -> Sequence[Due]:
+        """See ``Store.due``."""
+        query = (
+            sa.select(t.rollouts.c.state, t.rollouts.c.monitor)
+            .where(t.rollouts.c.window_due_at <= now.timestamp() - grace_s)
+            .order_by(t.rollouts.c.window_due_at)
+            .limit(limit)
+        )
+        rows = await self._read("read due windows", query)
+        return [Due(state, bytes(row.monitor)) async for state, row in self._states(rows)]
+
+    async def next_due_at(self) -> datetime | None:
+        """See ``Store.next_due_at``."""
+        rows = await self._read("read the next window", sa.select(sa.func.min(t.rollouts.c.window_due_at)))
+        return None if rows[0][0] is None else from_epoch_s(rows[0][0])
+
+    async def waking(self, now: datetime, *, limit: int) -> Sequence[RolloutId]:
+        """See ``Store.waking``."""
+        query = sa.select(t.rollouts.c.id).where(t.rollouts.c.wake_at <= now.timestamp()).limit(limit)
+        return [RolloutId(row.id) for row in await self._read("read who wakes", query)]
+
+    async def watched(self, *, limit: int, after: RolloutId | None = None) -> Sequence[RolloutState]:
+        """See ``Store.watched``."""
+        query = sa.select(t.rollouts.c.state).where(t.rollouts.c.watched).order_by(t.rollouts.c.id).limit(limit)
+        if after is not None:
+            query = query.where(t.rollouts.c.id > after)
+        rows = await self._read("read whom to watch", query)
+        return [state async for state, _ in self._states(rows)]
+
+    # --- questions --------------------------------------------------------------------------------------------------
+
+    async def unseen(self, events: Sequence[tuple[str, str]]) -> frozenset[tuple[str, str]]:
+        """See ``Store.unseen``."""
+        known: set[tuple[str, str]] = set()
+        for pairs in _chunks(events):
+            query = sa.select(t.seen_events.c.source, t.seen_events.c.id).where(
+                sa.tuple_(t.seen_events.c.source, t.seen_events.c.id).in_(pairs)
+            )
+            known |= {(row.source, row.id) for row in await self._read("look up events", query)}
+        return frozenset(events) - known
+
+    async def heads(self, services: Collection[ServiceKey]) -> Mapping[ServiceKey, ServiceHead]:
+        """See ``Store.heads``."""
+        out: dict[ServiceKey, ServiceHead] = {}
+        for keys in _chunks(sorted(services, key=str)):
+            query = sa.select(t.heads).where(_is_one_of(t.heads, keys))
+            for row in await self._read("look up services", query):
+                key = ServiceKey(cluster=row.cluster, namespace=row.namespace, name=row.service)
+                out[key] = ServiceHead(key, from_epoch_s(row.event_at), row.event_id, row.fence)
+        return out
+
+    async def active(self, services: Collection[ServiceKey]) -> Mapping[ServiceKey, RolloutState]:
+        """See ``Store.active``."""
+        out: dict[ServiceKey, RolloutState] = {}
+        for keys in _chunks(sorted(services, key=str)):
+            query = sa.select(t.rollouts.c.state).where(t.rollouts.c.active, _is_one_of(t.rollouts, keys))
+            async for state, _ in self._states(await self._read("look up running rollouts", query)):
+                out[state.service] = state
+        return out
+
+    async def load(self, rollouts: Collection[RolloutId]) -> Mapping[RolloutId, RolloutState]:
+        """See ``Store.load``."""
+        out: dict[RolloutId, RolloutState] = {}
+        for ids in _chunks(sorted(rollouts)):
+            query = sa.select(t.rollouts.c.state).where(t.rollouts.c.id.in_(ids))
+            async for state, _ in self._states(await self._read("load rollouts", query)):
+                out[state.id] = state
+        return out
+
+    async def owed_summary(self) -> Mapping[Lane, tuple[int, datetime | None]]:
+        """See ``Store.owed_summary``."""
+        query = (
+            sa.select(t.outbox.c.lane, sa.func.count(), sa.func.min(t.outbox.c.owed_since))
+            .where(t.outbox.c.settled_at.is_(None))
+            .group_by(t.outbox.c.lane)
+        )
+        found = {
+            Lane(lane): (n, from_epoch_s(since)) for lane, n, since in await self._read("count what is owed", query)
+        }
+        return {lane: found.get(lane, (0, None)) for lane in Lane}
+
+    async def rollbacks_since(self, moment: datetime) -> int:
+        """See ``Store.rollbacks_since``."""
+        query = sa.select(sa.func.count()).where(t.rollouts.c.retreated_at >= moment.timestamp())
+        return int((await self._read("count rollbacks", query))[0][0])
+
+    async def kill_switch(self) -> KillSwitch:
+        """See ``Store.kill_switch``."""
+        for row in await self._read("read the kill switch", sa.select(t.switches)):
+            return KillSwitch(row.frozen, row.actor, row.reason, from_epoch_s(row.at))
+        return KillSwitch()
+
+    async def rollouts(self, which: RolloutFilter, *, after: str | None = None, limit: int = 50) -> RolloutPage:
+        """See ``Store.rollouts``."""
+        r = t.rollouts.c
+        query = sa.select(t.rollouts.c.state, r.started_at, r.id).order_by(r.started_at.desc(), r.id.desc())
+        for column, wanted in ((r.cluster, which.cluster), (r.namespace, which.namespace), (r.service, which.service)):
+            if wanted:
+                query = query.where(column == wanted)
+        if which.phases:
+            query = query.where(r.phase.in_([phase.value for phase in which.phases]))
+        if which.active is not None:
+            query = query.where(r.active == which.active)
+        if which.text:
+            query = query.where(
+                sa.or_(*(c.contains(which.text, autoescape=True) for c in (r.service, r.namespace, r.version)))
+            )
+        cursor = _cursor(after)
+        if cursor is not None:
+            at, rollout = cursor
+            query = query.where(sa.or_(r.started_at < at, sa.and_(r.started_at == at, r.id < rollout)))
+        rows = await self._read("list rollouts", query.limit(limit + 1))
+        states = [state async for state, _ in self._states(rows[:limit])]
+        more = len(rows) > limit
+        next_after = f"{rows[limit - 1].started_at!r}~{rows[limit - 1].id}" if more else None
+        counted = await self._read("count rollouts", sa.select(r.phase, sa.func.count()).group_by(r.phase))
+        return RolloutPage(tuple(states), next_after, {Phase(phase): n for phase, n in counted})
+
+    async def journal(self, rollout: RolloutId, *, limit: int = 1000) -> Sequence[JournalEntry]:
+        """See ``Store.journal``."""
+        query = sa.select(t.journal.c.body).where(t.journal.c.rollout == rollout).order_by(t.journal.c.n.desc())
+        rows = await self._read("read the journal", query.limit(limit))
+        return [JournalEntry.from_json(row.body) for row in reversed(rows)]
+
+    async def windows(self, rollout: RolloutId, *, limit: int = 240) -> Sequence[WindowJudged]:
+        """See ``Store.windows``."""
+        query = sa.select(t.windows.c.body).where(t.windows.c.rollout == rollout).order_by(t.windows.c.n.desc())
+        rows = await self._read("read windows", query.limit(limit))
+        return [WindowJudged.from_json(row.body) for row in reversed(rows)]
+
+    async def history(self, rollout: RolloutId) -> Sequence[tuple[int, str]]:
+        """See ``Store.history``."""
+        told = sa.select(t.journal.c.revision, t.journal.c.stimulus).where(t.journal.c.rollout == rollout)
+        judged = sa.select(t.windows.c.revision, t.windows.c.body).where(t.windows.c.rollout == rollout)
+        merged = {row[0]: row[1] for query in (told, judged) for row in await self._read("read the history", query)}
+        return sorted(merged.items())
+
+    async def check(self) -> None:
+        """See ``Store.check``."""
+        with translated("reach the database"):
+            async with self._write() as connection:
+                await connection.execute(t.switches.update().where(t.switches.c.name == "").values(reason=""))
+
+    async def close(self) -> None:
+        """See ``Store.close``."""
+        await self._engine.dispose()
+        if self._lock_file is not None:
+            self._lock_file.close()
+
+    async def _read(self, what: str, query: sa.Select[Any]) -> Sequence[Any]:
+        with translated(what):
+            async with self._engine.connect() as connection:
+                return (await connection.execute(query)).all()
+
+    async def _states(self, rows: Iterable[Any]) -> AsyncIterator[tuple[RolloutState, Any]]:
+        for i, row in enumerate(rows):
+            if i % YIELD_EVERY == YIELD_EVERY - 1:
+                await asyncio.sleep(0)
+            yield RolloutState.from_json(row.state), row
+
+
+def _columns(change: Change) -> dict[str, Any]:
+    """One rollout's row."""
+    state = change.state
+    due_at = None
+    if state.phase.judged and state.windows_from is not None:
+        due_at = state.windows_from.timestamp() + (state.window + 1) * state.policy.window_s
+    columns: dict[str, Any] = {
+        "id": state.id,
+        "cluster": state.service.cluster,
+        "namespace": state.service.namespace,
+        "service": state.service.name,
+        "version": state.version,
+        "phase": state.phase.value,
+        "active": not state.phase.terminal,
+        "watched": (state.phase.judged or state.phase is Phase.AWAITING_STABLE)
+        and state.mode is not Mode.OBSERVE
+        and state.weight_seen is not None,
+        "revision": state.revision,
+        "state": state.to_json(),
+        "window_due_at": due_at,
+        "wake_at": state.wake_at.timestamp() if state.wake_at else None,
+        "started_at": state.event_at.timestamp(),
+        "retreated_at": _retreated_at(change),
+    }
+    return columns
+
+
+def _retreated_at(change: Change) -> float | None:
+    """When Serinus itself began to roll back, for the limit an hour; people's rollbacks do not count."""
+    mine = (row.at.timestamp() for row in change.journal if row.kind == "rolling back" and row.actor == "serinus")
+    return next(mine, None)
+
+
+def _cursor(after: str | None) -> tuple[float, str] | None:
+    if not after:
+        return None
+    at, _, rollout = after.partition("~")
+    try:
+        return float(at), rollout
+    except ValueError:
+        return None
+
+
+def _is_one_of(table: sa.Table, keys: Sequence[ServiceKey]) -> sa.ColumnElement[bool]:
+    columns = sa.tuple_(table.c.cluster, table.c.namespace, table.c.service)
+    return columns.in_([(k.cluster, k.namespace, k.name) for k in keys])
+
+
+def _chunks(items: Sequence[_T]) -> Iterable[Sequence[_T]]:
+    return (items[i : i + CHUNK] for i in range(0, len(items), CHUNK))
+
+
+def _now() -> float:
+    return datetime.now().astimezone().timestamp()

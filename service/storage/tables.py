@@ -1,0 +1,131 @@
+"""The tables. Texts hold the canonical JSON of values; columns beside them exist only to be searched by."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+AUTO_ID = BigInteger().with_variant(Integer, "sqlite")
+
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("cluster", String(253), nullable=False),
+    Column("namespace", String(63), nullable=False),
+    Column("service", String(63), nullable=False),
+    Column("version", String(128), nullable=False),
+    Column("phase", String(32), nullable=False),
+    Column("active", Boolean, nullable=False),
+    Column("watched", Boolean, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("monitor", LargeBinary, nullable=False),
+    Column("window_due_at", Float),
+    Column("wake_at", Float),
+    Column("started_at", Float, nullable=False),
+    Column("retreated_at", Float),
+    Index(
+        "one_active_rollout_a_service",
+        "cluster",
+        "namespace",
+        "service",
+        unique=True,
+        sqlite_where=text("active"),
+        postgresql_where=text("active"),
+    ),
+    Index("ix_rollouts_window_due_at", "window_due_at"),
+    Index("ix_rollouts_wake_at", "wake_at"),
+    Index("ix_rollouts_started_at", "started_at", "id"),
+    Index("ix_rollouts_retreated_at", "retreated_at"),
+)
+
+journal = Table(
+    "journal",
+    metadata,
+    Column("rollout", String(64), nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("stimulus", Text, nullable=False),
+    PrimaryKeyConstraint("rollout", "n"),
+)
+
+windows = Table(
+    "windows",
+    metadata,
+    Column("rollout", String(64), nullable=False),
+    Column("n", Integer, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("body", Text, nullable=False),
+    PrimaryKeyConstraint("rollout", "n"),
+)
+
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", AUTO_ID, primary_key=True, autoincrement=True),
+    Column("rollout", String(64), nullable=False),
+    Column("lane", String(16), nullable=False),
+    Column("type", String(32), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("owed_since", Float, nullable=False),
+    Column("not_before", Float, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("last_error", Text, nullable=False),
+    Column("settled_at", Float),
+    Index("ix_outbox_owed", "lane", "settled_at", "not_before"),
+    Index("ix_outbox_rollout", "rollout", "settled_at"),
+)
+
+seen_events = Table(
+    "seen_events",
+    metadata,
+    Column("source", String(1024), nullable=False),
+    Column("id", String(1024), nullable=False),
+    Column("at", Float, nullable=False),
+    PrimaryKeyConstraint("source", "id"),
+)
+
+heads = Table(
+    "heads",
+    metadata,
+    Column("cluster", String(253), nullable=False),
+    Column("namespace", String(63), nullable=False),
+    Column("service", String(63), nullable=False),
+    Column("event_at", Float, nullable=False),
+    Column("event_id", String(1024), nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    PrimaryKeyConstraint("cluster", "namespace", "service"),
+)
+
+switches = Table(
+    "switches",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("frozen", Boolean, nullable=False),
+    Column("actor", String(200), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", Float, nullable=False),
+)

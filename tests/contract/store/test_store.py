@@ -1,0 +1,229 @@
+"""The store's contract, on SQLite; on PostgreSQL too where SERINUS_TEST_POSTGRES names one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from service.model.instruction import Lane
+from service.model.journal import first_broken_row
+from service.model.rollout import Phase
+from service.model.stimulus import STIMULUS, Verb
+from service.ring.ports import Refused
+from service.ring.store import Change, Conflict, KillSwitch, RolloutFilter, ServiceHead
+from service.rollout import machine
+from service.rollout.turn import Step
+from service.storage.opening import migrate, open_store
+from service.storage.store import SqlStore
+from tests.stories import SERVICE, START, Story, lean, request
+
+POSTGRES = pytest.param("postgres", marks=pytest.mark.real)
+
+
+@pytest.fixture(params=["sqlite", POSTGRES])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SqlStore]:
+    url = f"sqlite:///{tmp_path / 'serinus.db'}"
+    if request.param == "postgres":
+        if "SERINUS_TEST_POSTGRES" not in os.environ:
+            pytest.skip("SERINUS_TEST_POSTGRES names no PostgreSQL; SQLite is the default store")
+        url = os.environ["SERINUS_TEST_POSTGRES"]
+    opened = await open_store(url)
+    yield opened
+    await opened.close()
+
+
+def change(step: Step, was: int | None) -> Change:
+    return Change(state=step.state, was_revision=was, journal=step.journal, orders=step.orders, drops=step.drops)
+
+
+async def keep(store: SqlStore, story: Story) -> None:
+    """Commit every step of a story, one transaction each."""
+    was: int | None = None
+    for step, fact in zip(story.steps, story.facts, strict=True):
+        if not step.accepted:
+            continue
+        windows = ((step.state.revision, fact),) if fact.type == "window_judged" else ()
+        made = Change(step.state, was, step.journal, windows, step.orders, step.drops)  # type: ignore[arg-type]
+        await store.commit([made])
+        was = step.state.revision
+
+
+async def test_what_was_committed_is_read_back_equal(store: SqlStore) -> None:
+    story = Story().progressing().window()
+    await keep(store, story)
+    assert (await store.load([story.state.id]))[story.state.id] == story.state
+    assert (await store.active([SERVICE]))[SERVICE] == story.state
+    rows = await store.journal(story.state.id)
+    assert first_broken_row(list(rows)) is None
+    assert [w.window for w in await store.windows(story.state.id)] == [1]
+
+
+async def test_the_history_replays_to_the_same_state(store: SqlStore) -> None:
+    story = Story().progressing().window().window(**lean(15)).window(**lean(2)).person(Verb.PAUSE).person(Verb.RESUME)
+    await keep(store, story)
+    facts = [STIMULUS.validate_json(text) for _, text in await store.history(story.state.id)]
+    state = machine.begin(facts[0]).state  # type: ignore[arg-type]
+    for fact in facts[1:]:
+        state = machine.step(state, fact).state
+    assert state.to_json() == story.state.to_json()
+
+
+async def test_an_older_revision_is_a_conflict_and_nothing_is_written(store: SqlStore) -> None:
+    story = Story().progressing()
+    await keep(store, story)
+    step = machine.step(story.state, story.window().facts[-1])
+    with pytest.raises(Conflict):
+        await store.commit([change(step, was=1)], seen=[("/ci", "e9", START)])
+    assert await store.unseen([("/ci", "e9")]) == {("/ci", "e9")}
+
+
+async def test_a_service_has_at_most_one_active_rollout(store: SqlStore) -> None:
+    await keep(store, Story())
+    with pytest.raises(Conflict):
+        await keep(store, Story(id="e2"))
+
+
+async def test_a_successor_starts_in_the_transaction_that_ends_its_predecessor(store: SqlStore) -> None:
+    story = Story().progressing()
+    await keep(store, story)
+    was = story.state.revision
+    story.tell(request(id="e2", version="2.14.0"))
+    await store.commit([change(story.last, was)])
+    was = story.state.revision
+    story.written()
+    assert story.last.begin is not None
+    begun = machine.begin(story.last.begin)
+    await store.commit([change(story.last, was), change(begun, None)])
+    assert (await store.active([SERVICE]))[SERVICE].id == begun.state.id
+
+
+async def test_a_newer_order_replaces_the_older_owed_one(store: SqlStore) -> None:
+    story = Story().ready().person(Verb.ROLLBACK)
+    await keep(store, story)
+    assert await store.owed(Lane.WEIGHTS, START, limit=10, lease_s=30) == []
+    owed = await store.owed(Lane.RETREAT, START, limit=10, lease_s=30)
+    assert [o.instruction.canary_percent for o in owed] == [0]  # type: ignore[union-attr]
+
+
+async def test_a_leased_order_is_hidden_until_the_lease_ends_and_gone_when_settled(store: SqlStore) -> None:
+    await keep(store, Story().ready())
+    (one,) = await store.owed(Lane.WEIGHTS, START, limit=10, lease_s=30)
+    assert await store.owed(Lane.WEIGHTS, START, limit=10, lease_s=30) == []
+    later = START + timedelta(seconds=31)
+    assert [o.id for o in await store.owed(Lane.WEIGHTS, later, limit=10, lease_s=30)] == [one.id]
+    await store.postpone(one.id, until=later + timedelta(seconds=5), error="409")
+    assert await store.owed(Lane.WEIGHTS, later, limit=10, lease_s=30) == []
+    (again,) = await store.owed(Lane.WEIGHTS, later + timedelta(seconds=6), limit=10, lease_s=30)
+    assert again.attempts == 1
+    await store.commit([], settled=[one.id])
+    assert (await store.owed_summary())[Lane.WEIGHTS] == (0, None)
+
+
+async def test_windows_are_due_by_their_own_time(store: SqlStore) -> None:
+    story = Story().progressing()
+    await keep(store, story)
+    assert story.state.windows_from is not None
+    end = story.state.windows_from + timedelta(seconds=60)
+    assert await store.next_due_at() == end
+    assert await store.due(end + timedelta(seconds=9), grace_s=10, limit=5) == []
+    (due,) = await store.due(end + timedelta(seconds=10), grace_s=10, limit=5)
+    assert due.state == story.state
+    assert due.monitor == b""
+
+
+async def test_the_statistics_row_is_kept_beside_the_state(store: SqlStore) -> None:
+    story = Story().progressing()
+    await keep(store, story)
+    was = story.state.revision
+    story.window()
+    await store.commit([Change(story.state, was, monitor=b"\x01\x02")])
+    (due,) = await store.due(START + timedelta(hours=1), grace_s=0, limit=5)
+    assert due.monitor == b"\x01\x02"
+
+
+async def test_seen_events_and_heads_are_remembered_and_a_repeat_is_no_error(store: SqlStore) -> None:
+    head = ServiceHead(SERVICE, START, "e1", 7)
+    for _ in range(2):
+        await store.commit([], seen=[("/ci", "e1", START)], heads=[head])
+    assert await store.unseen([("/ci", "e1"), ("/ci", "e2")]) == {("/ci", "e2")}
+    assert (await store.heads([SERVICE]))[SERVICE] == head
+
+
+async def test_rollbacks_by_serinus_count_and_peoples_do_not(store: SqlStore) -> None:
+    await keep(store, Story().progressing().window(harmful=True, **lean(200)).written())
+    await keep(store, Story(id="e2").progressing().person(Verb.ROLLBACK).written())
+    assert await store.rollbacks_since(START) == 1
+    assert await store.rollbacks_since(START + timedelta(hours=1)) == 0
+
+
+async def test_the_kill_switch_is_kept(store: SqlStore) -> None:
+    assert (await store.kill_switch()).frozen is False
+    switch = KillSwitch(True, "ana", "storm", START)
+    await store.set_kill_switch(switch)
+    assert await store.kill_switch() == switch
+
+
+async def test_a_list_pages_by_cursor_and_filters_text_as_data(store: SqlStore) -> None:
+    for n in range(5):
+        service = SERVICE.model_copy(update={"name": f"svc-{n}"})
+        await keep(store, Story(id=f"e{n}", service=service, at=START + timedelta(seconds=n)))
+    first = await store.rollouts(RolloutFilter(), limit=2)
+    second = await store.rollouts(RolloutFilter(), limit=2, after=first.next_after)
+    assert [s.service.name for s in (*first.rollouts, *second.rollouts)] == ["svc-4", "svc-3", "svc-2", "svc-1"]
+    assert first.counts == {Phase.STARTING: 5}
+    for text, found in (("svc-3", 1), ("%", 0), ("_", 0), ("' OR 1=1 --", 0)):
+        assert len((await store.rollouts(RolloutFilter(text=text))).rollouts) == found
+
+
+async def test_waking_names_those_whose_moment_has_come(store: SqlStore) -> None:
+    story = Story()
+    await keep(store, story)
+    assert story.state.wake_at is not None
+    assert await store.waking(story.state.wake_at - timedelta(seconds=1), limit=5) == []
+    assert await store.waking(story.state.wake_at, limit=5) == [story.state.id]
+
+
+async def test_a_commit_of_many_rollouts_takes_a_bounded_number_of_statements(store: SqlStore) -> None:
+    counted = 0
+
+    def count(*_: object) -> None:
+        nonlocal counted
+        counted += 1
+
+    sa.event.listen(store._engine.sync_engine, "before_cursor_execute", count)
+    steps = []
+    for n in range(300):
+        service = SERVICE.model_copy(update={"name": f"svc-{n}"})
+        steps.append(machine.begin(request(id=f"e{n}", service=service, rollout=f"r-{n}")))
+    await store.commit([change(s, None) for s in steps])
+    assert counted < 12
+
+
+async def test_a_second_process_is_refused_with_the_file_and_the_reason(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'serinus.db'}"
+    first = await open_store(url)
+    with pytest.raises(Refused, match="in use by process"):
+        await open_store(url)
+    await first.close()
+    await (await open_store(url)).close()
+
+
+async def test_a_url_of_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(Refused, match="known: sqlite, postgresql"):
+        await open_store("mysql://localhost/x")
+
+
+async def test_the_schema_goes_up_and_down_again(tmp_path: Path) -> None:
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'm.db'}")
+    with engine.begin() as connection:
+        migrate(connection)
+        assert "rollouts" in sa.inspect(connection).get_table_names()
+    with engine.begin() as connection:
+        migrate(connection, "base")
+        assert sa.inspect(connection).get_table_names() == ["alembic_version"]
+    engine.dispose()
