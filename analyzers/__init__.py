@@ -1,0 +1,27 @@
+"""The statistics of Serinus as a library: sequential comparison of a canary with stable, with a promised error rate.
+
+Pure: no I/O, no clock, no unseeded randomness. Arrays have the rollouts as their leading axis; R = 1 is the ordinary
+case.
+
+>>> import numpy as np
+>>> monitor = Monitor(MonitorConfig(false_rollback=0.01, planned_windows=60), rollouts=1)
+>>> verdict = monitor.observe(Window(errors=Counts(canary=[1], canary_total=[60], stable=[5], stable_total=[540])))
+>>> bool(verdict.rollback[0])
+False
+"""
+
+from analyzers.config import Margins, MonitorConfig
+from analyzers.monitor import MetricVerdict, Monitor, Verdict
+from analyzers.windows import Categories, Counts, Histogram, Window
+
+__all__ = [
+    "Categories",
+    "Counts",
+    "Histogram",
+    "Margins",
+    "MetricVerdict",
+    "Monitor",
+    "MonitorConfig",
+    "Verdict",
+    "Window",
+]
