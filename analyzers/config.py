@@ -1,4 +1,4 @@
-"""What a monitor is told: the promised error rates, the planned length, and what is tolerated before it counts as harm."""
+"""What a monitor is told: the promised error rates, the planned length, and which differences are tolerated."""
 
 from __future__ import annotations
 

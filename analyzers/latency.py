@@ -19,7 +19,7 @@ CLIP = 50.0
 LARGEST = 1e200
 LOG_CAP = np.log(40.0)
 
-# (survival at which the shape begins, height there, exponent, floor): the weight of a request whose pooled survival is S
+# (survival at which the shape begins, height there, exponent, floor): a request's weight by its pooled survival
 TAILS = ((0.012, 1.5, 0.2, 1.0), (0.003, 1.0, 0.8, 0.6), (0.015, 5.0, 0.0, 1.0), (0.06, 1.4, 0.2, 1.0))
 """More in the slowest 1 %; the slowest 1 % stretched; many outliers; the slowest 6 % slower."""
 TAIL_PRIOR = np.array([0.27, 0.58, 0.075, 0.075])[:, None]

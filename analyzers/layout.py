@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 
 FORMAT = 1.0
 HEADER = ("format", "buckets", "classes", "errors", "t", "hit")
-"""Common numbers of a row: format of the row, K, C, whether errors are compared, windows so far, rolled back (sticky)."""
+"""Common numbers of a row: its format, K, C, whether errors are compared, windows so far, rolled back (sticky)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,14 +129,16 @@ class Monitor:
     def explain(self) -> str:
         """Which promise holds, and what it rests on."""
         c = self.config
-        rate = f"1 in {round(1 / c.false_rollback)}"
         promise = (
-            f"At most {rate} releases that behave like stable is rolled back, over its whole rollout and all metrics"
+            f"At most 1 in {round(1 / c.false_rollback)} releases that behave like stable is rolled back, over its whole "
+            "rollout and all metrics"
         )
-        rests = "requests are routed at random within each window and pods do not differ by more than the margins"
         if c.planned_windows is None:
-            return f"{promise}; proven by Ville's inequality at evidence {1 / c.false_rollback:.0f}, provided that {rests}."
-        return f"{promise}; the boundary is calibrated by simulation for {c.planned_windows} windows, provided that {rests}."
+            how = f"proven by Ville's inequality at evidence {1 / c.false_rollback:.0f}"
+        else:
+            how = f"the boundary is calibrated by simulation for {c.planned_windows} windows"
+        rests = "requests are routed at random within each window and pods differ by no more than the margins"
+        return f"{promise}; {how}, provided that {rests}."
 
     # --- inside -----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""One window's counts, and their checks. Counts are checked before anything is changed: a bad window changes nothing."""
+"""One window's counts, and their checks: a bad window is refused before it changes anything."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ def load_catalog(settings: Settings) -> tuple[Catalog, dict[str, MetricsPreset]]
                 if metric.name not in preset.metrics:
                     raise SettingsError(
                         f"policy {name!r} looks at metric {metric.name!r}, which preset {preset.name!r} of target "
-                        f"{target.namespace}/{target.service} does not have; it has: {', '.join(sorted(preset.metrics))}"
+                        f"{target.namespace}/{target.service} lacks; it has: {', '.join(sorted(preset.metrics))}"
                     )
     return catalog, presets
 

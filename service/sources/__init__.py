@@ -1,0 +1,1 @@
+"""Sources: where numbers come from. One file, one source; they read and never write."""
