@@ -1,0 +1,171 @@
+"""Events in: polls the topic, decodes, hands events to the door, and only then commits the offsets.
+
+A failing door is retried while the consumer stays in its group; nothing is skipped. The client may be stuck after a
+broker restart without saying so (aiokafka issue 1154), so a consumer that hears nothing of its group is made anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+
+from service.events.connection import Connection
+from service.events.decode import DeadLetter, Ignored, Record, decode
+from service.events.publisher import Producer
+from service.model.stimulus import DeploymentEvent
+from service.ring.ports import Clock, Refused, Unavailable
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 1.0
+RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+BATCH = 500
+LARGEST_FETCH_BYTES = 16 * 1024 * 1024
+LETTER_VALUE_BYTES = 512 * 1024
+"""A dead letter keeps this much of its value; the original stays on its topic."""
+
+
+class EventConsumer:
+    """Feeds deployment events to ``handle``, which returns when their effect is committed."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        topic: str,
+        group: str,
+        dead_letter_topic: str,
+        producer: Producer,
+        handle: Callable[[Sequence[DeploymentEvent]], Awaitable[None]],
+        clock: Clock,
+        counted: Callable[[str], None] | None = None,
+    ) -> None:
+        self._connection = connection
+        self._topic = topic
+        self._group = group
+        self._dead_letter_topic = dead_letter_topic
+        self._producer = producer
+        self._handle = handle
+        self._clock = clock
+        self._counted = counted or (lambda outcome: None)
+        self.last_poll_at: datetime | None = None
+        """When the brokers were last heard of."""
+        self.assigned_n = 0
+        """Partitions that are ours now."""
+
+    async def run(self) -> None:
+        """Consume for ever; returns only by cancellation. A lost broker is tried again and again."""
+        tries = 0
+        while True:
+            consumer = AIOKafkaConsumer(
+                self._topic,
+                **self._connection.arguments(),
+                group_id=self._group,
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                max_partition_fetch_bytes=LARGEST_FETCH_BYTES,
+                fetch_max_bytes=LARGEST_FETCH_BYTES,
+                max_poll_interval_ms=600_000,
+                session_timeout_ms=10_000,
+                heartbeat_interval_ms=1_000,
+                metadata_max_age_ms=10_000,
+            )
+            try:
+                await consumer.start()
+                tries = 0
+                await self._consume(consumer)
+            except (KafkaError, OSError) as error:
+                pause_s = RETRY_S[min(tries, len(RETRY_S) - 1)]
+                tries += 1
+                logger.warning(
+                    "event bus %s: %r; trying again in %s s",
+                    self._connection.bootstrap_servers,
+                    error,
+                    pause_s,
+                    extra={"action": "bus_away"},
+                )
+                await self._clock.sleep(pause_s)
+            finally:
+                self.assigned_n = 0
+                await _stopped(consumer)
+
+    async def _consume(self, consumer: AIOKafkaConsumer) -> None:
+        while True:
+            batch: Mapping[TopicPartition, list[ConsumerRecord]] = await consumer.getmany(
+                timeout_ms=int(POLL_S * 1000), max_records=BATCH
+            )
+            self.last_poll_at = self._clock.now()
+            self.assigned_n = len(consumer.assignment())
+            records = [record for listed in batch.values() for record in listed]
+            if not records:
+                continue
+            await self._until_taken(records)
+            offsets = {partition: listed[-1].offset + 1 for partition, listed in batch.items() if listed}
+            try:
+                await consumer.commit(offsets)
+            except (CommitFailedError, IllegalStateError) as error:
+                # The partition has moved to another replica; it will read these events again and find them seen.
+                logger.info("offsets not committed: %r", error, extra={"action": "commit_failed"})
+
+    async def _until_taken(self, records: Sequence[ConsumerRecord]) -> None:
+        """Decode and hand over, again and again until it worked: an event is never skipped."""
+        tries = 0
+        events: list[DeploymentEvent] = []
+        letters: list[tuple[ConsumerRecord, DeadLetter]] = []
+        for record in records:
+            match decode(Record(record.value, record.headers, record.timestamp)):
+                case DeploymentEvent() as event:
+                    events.append(event)
+                    self._counted("read")
+                case DeadLetter() as letter:
+                    letters.append((record, letter))
+                    self._counted("dead_letter")
+                case Ignored():
+                    self._counted("ignored")
+        while True:
+            try:
+                while letters:
+                    await self._bury(*letters[0])
+                    letters.pop(0)
+                await self._handle(events)
+                return
+            except Unavailable as error:
+                pause_s = RETRY_S[min(tries, len(RETRY_S) - 1)]
+                tries += 1
+                logger.warning("events wait: %s", error, extra={"action": "events_postponed"})
+                await self._clock.sleep(pause_s)
+
+    async def _bury(self, record: ConsumerRecord, letter: DeadLetter) -> None:
+        """Keep what cannot be read, with the reason and where it came from."""
+        logger.warning(
+            "dead letter: %s",
+            letter.reason,
+            extra={"action": "dead_letter", "partition": record.partition, "offset": record.offset},
+        )
+        headers = [
+            ("x-error-type", letter.code.encode()),
+            ("x-error-message", letter.reason.encode()),
+            ("x-original-topic", record.topic.encode()),
+            ("x-original-partition", str(record.partition).encode()),
+            ("x-original-offset", str(record.offset).encode()),
+        ]
+        kept = [(name[:256], (value or b"")[:4096]) for name, value in list(record.headers)[:50]]
+        value = record.value if record.value is None else record.value[:LETTER_VALUE_BYTES]
+        try:
+            await self._producer.send(self._dead_letter_topic, key=record.key, value=value, headers=[*headers, *kept])
+        except Refused:
+            # Too large even when cut: the reason and the origin are worth more than the value.
+            await self._producer.send(self._dead_letter_topic, key=None, value=None, headers=headers)
+
+
+async def _stopped(consumer: AIOKafkaConsumer) -> None:
+    try:
+        async with asyncio.timeout(5):
+            await consumer.stop()
+    except (KafkaError, OSError, TimeoutError) as error:
+        logger.info("consumer did not leave its group: %r", error, extra={"action": "leave_failed"})
