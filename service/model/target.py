@@ -50,8 +50,6 @@ class Readiness(Value):
     deployment: Template | None = None
     service: Template | None = None
     """EndpointSlices of this Service must hold at least ``min_endpoints`` ready addresses."""
-    pod_labels: dict[str, Template] = {}
-    """With ``service``: count only endpoints whose pods carry these labels (the canary's subset)."""
     namespace: Template = "${namespace}"
     min_endpoints: int = Field(default=1, ge=1)
 

@@ -1,0 +1,101 @@
+"""A connection to one cluster's API server, and what our credentials may do there."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from kubernetes.aio import client, config
+
+from service.ring.ports import Refused, Unavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """One thing that we need to be allowed."""
+
+    verb: str
+    group: str
+    resource: str
+    allowed: bool = False
+
+
+NEEDED = (
+    *(Right(verb, "networking.istio.io", "virtualservices") for verb in ("get", "list", "watch", "patch")),
+    *(Right(verb, "apps", "deployments") for verb in ("get", "list")),
+    *(Right(verb, "discovery.k8s.io", "endpointslices") for verb in ("get", "list")),
+)
+"""Every right that the service uses, and no other."""
+
+
+async def connect(kubeconfig: Path | None, context: str | None = None) -> client.ApiClient:
+    """A client for the cluster that ``kubeconfig`` names, or for the one that this pod runs in."""
+    configuration = client.Configuration()
+    try:
+        if kubeconfig is None:
+            config.load_incluster_config(client_configuration=configuration)
+        else:
+            await config.load_kube_config(str(kubeconfig), context=context, client_configuration=configuration)
+    except (config.ConfigException, OSError, ValueError) as error:
+        where = f"kubeconfig {kubeconfig}" if kubeconfig else "the pod's ServiceAccount"
+        raise Refused(f"cannot use {where}: {error}") from error
+    # The client repeats PUT, DELETE and GET by itself otherwise, and then mistakes its own success for a conflict.
+    configuration.retries = False
+    return client.ApiClient(configuration)
+
+
+async def rights(api: client.ApiClient, namespace: str, *, timeout_s: float = 10.0) -> list[Right]:
+    """What of NEEDED we may do in a namespace, by SelfSubjectAccessReview."""
+    custom = client.CustomObjectsApi(api)
+
+    async def ask(one: Right) -> Right:
+        attributes = {"namespace": namespace, "verb": one.verb, "group": one.group, "resource": one.resource}
+        body = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": attributes},
+        }
+        with answered("review our rights"):
+            answer: Any = await custom.create_cluster_custom_object(
+                "authorization.k8s.io", "v1", "selfsubjectaccessreviews", body, _request_timeout=timeout_s
+            )
+        return Right(one.verb, one.group, one.resource, bool(answer.get("status", {}).get("allowed")))
+
+    return list(await asyncio.gather(*(ask(one) for one in NEEDED)))
+
+
+@contextmanager
+def answered(what: str) -> Iterator[None]:
+    """Say an API error in the ring's two words. 404, 409 and 422 are left to the caller, who knows what they mean."""
+    try:
+        yield
+    except client.ApiException as error:
+        if error.status in (404, 409, 422):
+            raise
+        said = f"the API server answers {error.status} to «{what}»: {message(error)}"
+        if error.status == 429 or error.status is None or error.status >= 500:
+            raise Unavailable(said, retry_after_s=_retry_after_s(error)) from error
+        raise Refused(said) from error
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise Unavailable(f"the API server does not answer «{what}»: {error or type(error).__name__}") from error
+
+
+def message(error: client.ApiException) -> str:
+    """The server's own sentence, cut."""
+    try:
+        return str(json.loads(error.body or "{}").get("message", ""))[:500]
+    except (ValueError, AttributeError, TypeError):
+        return str(error.reason)[:500]
+
+
+def _retry_after_s(error: client.ApiException) -> float | None:
+    try:
+        return min(60.0, float((error.headers or {}).get("Retry-After", "")))
+    except (TypeError, ValueError):
+        return None
