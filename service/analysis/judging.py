@@ -67,7 +67,7 @@ def monitor_config(policy: Policy, layout: Layout) -> MonitorConfig:
     margins = {
         m.kind.value: m.margin for m in policy.metrics if m.margin is not None and m.kind is not MetricKind.VALUE
     }
-    weights = {m.kind.value: m.weight for m in policy.metrics if m.weight is not None and m.kind.value in kinds}
+    weights = {str(m.kind): m.weight for m in policy.metrics if m.weight is not None and m.kind.value in kinds}
     return MonitorConfig(
         false_rollback=policy.false_rollback,
         false_pause=policy.false_pause,

@@ -26,7 +26,8 @@ async def run_until(stop: asyncio.Event, tasks: Mapping[str, Coroutine[Any, Any,
     running = {asyncio.create_task(coroutine, name=name) for name, coroutine in tasks.items()}
     stopper = asyncio.create_task(stop.wait(), name="stop")
     try:
-        done, _ = await asyncio.wait({*running, stopper}, return_when=asyncio.FIRST_COMPLETED)
+        everyone: set[asyncio.Task[Any]] = {*running, stopper}
+        done, _ = await asyncio.wait(everyone, return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopper.cancel()
         for task in running:

@@ -89,15 +89,14 @@ class Told:
 
 
 class Door:
-    """The one way in. ``poked`` is called with the lanes that have new work after each commit."""
+    """The one way in."""
 
-    def __init__(
-        self, store: Store, catalog: Catalog, clock: Clock, *, poked: Callable[[frozenset[Lane]], None] | None = None
-    ) -> None:
+    def __init__(self, store: Store, catalog: Catalog, clock: Clock) -> None:
         self._store = store
         self._catalog = catalog
         self._clock = clock
-        self._poked = poked or (lambda lanes: None)
+        self.on_owed: Callable[[frozenset[Lane]], None] = lambda lanes: None
+        """Called after each commit with the lanes that have new work; dispatch sets it, and finds it anyway later."""
 
     async def events(self, events: Sequence[DeploymentEvent]) -> None:
         """Take in deployment events, each once. Returns when their effect is committed; raises Unavailable."""
@@ -238,7 +237,7 @@ class Door:
         await self._store.commit(changes, seen=seen, heads=heads, settled=settled)
         lanes = frozenset(order.lane for change in changes for order in change.orders)
         if lanes:
-            self._poked(lanes)
+            self.on_owed(lanes)
 
 
 def _begin(request: ReleaseRequested) -> _Draft:
