@@ -138,13 +138,7 @@ class LogSettings(_Section):
 class Settings(BaseSettings):
     """Everything that can be set."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="SERINUS_",
-        env_nested_delimiter="__",
-        extra="forbid",
-        frozen=True,
-        nested_model_default_partial_update=True,
-    )
+    model_config = SettingsConfigDict(env_prefix="SERINUS_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
     mode: Mode = Mode.OBSERVE
     """observe (tell, touch nothing), recommend (ask a person before each move) or enforce."""

@@ -98,9 +98,11 @@ class PrometheusSource:
                         values[(metric, query.end_s, text, arm)].append((ask, arm))
                 else:
                     keys = tuple(sorted(set(labels[Arm.CANARY]) | set(labels[Arm.STABLE])))
-                    counters[(series, query.start_s, query.end_s, keys)].append(ask)
+                    counters[(preset.name, metric, query.start_s, query.end_s, keys)].append(ask)
         async with asyncio.TaskGroup() as group:
-            for (series, start_s, end_s, _), asks in counters.items():
+            for (preset_name, metric, start_s, end_s, _), asks in counters.items():
+                series = self._presets[preset_name].metrics[metric]
+                assert not isinstance(series, ValueExpression)
                 for i in range(0, len(asks), ROLLOUTS_PER_QUERY):
                     group.create_task(self._counters(series, start_s, end_s, asks[i : i + ROLLOUTS_PER_QUERY], out))
             asked = [group.create_task(self._query(text, end_s)) for (_, end_s, text, _) in values]

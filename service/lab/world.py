@@ -1,0 +1,94 @@
+"""The world of the demo: two versions of a model server behind a route, and the requests of many users.
+
+Requests are drawn, not made: each step draws how many there were, which side of the route they took by the weights
+that stand in the VirtualService, and how each side answered. The counters grow as real servers' counters would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+EDGES_S = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2, 0.25, 0.35, 0.5, 0.75, 1.0, 2.5)
+CLASSES = ("cat", "dog", "bird", "fish", "other")
+SHARES = np.array([0.35, 0.3, 0.2, 0.1, 0.05])
+TAIL_TIMES = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """How one version answers."""
+
+    median_s: float = 0.04
+    spread: float = 0.35
+    tail_share: float = 0.01
+    error_rate: float = 0.005
+    shares: tuple[float, ...] = tuple(SHARES)
+
+
+HEALTHY = Behaviour()
+FAULTS: Mapping[str, Behaviour] = {
+    "none": HEALTHY,
+    "latency": replace(HEALTHY, median_s=0.06),
+    "tail": replace(HEALTHY, tail_share=0.06),
+    "errors": replace(HEALTHY, error_rate=0.04),
+    "drift": replace(HEALTHY, shares=(0.25, 0.4, 0.2, 0.1, 0.05)),
+    "blackout": HEALTHY,
+}
+"""Faults of the candidate; ``blackout`` is the metric store's fault, not the candidate's."""
+
+
+class World:
+    """Draws traffic and counts it."""
+
+    def __init__(self, *, requests_per_s: float, seed: int) -> None:
+        self._requests_per_s = requests_per_s
+        self._rng = np.random.default_rng(seed)
+        self.behaviours = {"v1": HEALTHY, "v2": HEALTHY}
+        self.canary_percent = 0
+        self.weights_seen: list[int] = []
+        self.served: dict[str, int] = {"v1": 0, "v2": 0}
+        self._counters: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+
+    def follow(self, virtual_service: Mapping[str, Any]) -> None:
+        """Take the weights of the route, as the mesh would."""
+        route = virtual_service["spec"]["http"][0]["route"]
+        weights = {one["destination"]["subset"]: one.get("weight", 0) for one in route}
+        percent = round(100 * weights["v2"] / (sum(weights.values()) or 1))
+        if not self.weights_seen or self.weights_seen[-1] != percent:
+            self.weights_seen.append(percent)
+        self.canary_percent = percent
+
+    def step(self, seconds: float) -> None:
+        """Let so much time's requests happen."""
+        total = int(self._rng.poisson(self._requests_per_s * seconds))
+        canary = int(self._rng.binomial(total, self.canary_percent / 100))
+        for version, n in (("v1", total - canary), ("v2", canary)):
+            self.served[version] += n
+            self._serve(version, n)
+
+    def _serve(self, version: str, n: int) -> None:
+        behaviour = self.behaviours[version]
+        failed = int(self._rng.binomial(n, behaviour.error_rate))
+        self._count("http_requests_total", {"version": version, "code": "200"}, n - failed)
+        self._count("http_requests_total", {"version": version, "code": "500"}, failed)
+        latency_s = behaviour.median_s * np.exp(behaviour.spread * self._rng.standard_normal(n))
+        latency_s *= np.where(self._rng.random(n) < behaviour.tail_share, TAIL_TIMES, 1.0)
+        below = np.searchsorted(np.sort(latency_s), EDGES_S, side="right")
+        for edge, count in zip((*(repr(e) for e in EDGES_S), "+Inf"), (*below, n), strict=True):
+            self._count("model_latency_seconds_bucket", {"version": version, "le": edge}, int(count))
+        for name, count in zip(CLASSES, self._rng.multinomial(n, behaviour.shares), strict=True):
+            self._count("model_predictions_total", {"version": version, "class": name}, int(count))
+
+    def _count(self, name: str, labels: Mapping[str, str], n: int) -> None:
+        full = {"job": "tf-serving", "instance": f"{labels['version']}-0", **labels}
+        key = (name, tuple(sorted(full.items())))
+        self._counters[key] = self._counters.get(key, 0.0) + n
+
+    def series(self) -> Iterator[tuple[str, Mapping[str, str], float]]:
+        """Every counter as a scrape sees it."""
+        for (name, labels), value in self._counters.items():
+            yield name, dict(labels), value

@@ -1,0 +1,137 @@
+"""The terminal views: a view model in, something that rich can draw out. Eighty columns are enough.
+
+State is told by word and shape first; colour comes third, and is dropped when the output is piped.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from service.model.rollout import Phase, Waiting
+from service.telling import words
+from service.telling.view import Finding, MetricView, RolloutView, RowView
+
+STYLES = {
+    Phase.PROGRESSING: "blue",
+    Phase.PAUSED: "yellow",
+    Phase.HELD: "yellow",
+    Phase.ROLLING_BACK: "red",
+    Phase.ROLLED_BACK: "red",
+    Phase.PROMOTED: "green",
+    Phase.PROMOTING: "green",
+}
+SHAPES = {Phase.PAUSED: "||", Phase.HELD: "||", Phase.ROLLED_BACK: "<<", Phase.ROLLING_BACK: "<<", Phase.PROMOTED: "++"}
+FINDINGS = {
+    Finding.SAFE: ("(v) safe", "green"),
+    Finding.UNDECIDED: ("(-) undecided", "default"),
+    Finding.HARMFUL: ("<!> harmful", "red"),
+    Finding.BLIND: ("(/) blind", "magenta"),
+}
+METER_COLUMNS = 36
+
+
+def phase_word(row: RowView) -> str:
+    """The state as one word, with what a blind rollout really is."""
+    if row.phase is Phase.HELD and row.waiting is Waiting.DATA:
+        return "BLIND"
+    return row.phase.value.replace("_", " ").upper()
+
+
+def rollout(view: RolloutView, now: datetime) -> RenderableType:
+    """One rollout: state, why, what happens next, evidence, stages, metrics."""
+    name = f"{words.quoted(view.cluster)}/{words.quoted(view.namespace)}"
+    change = f"{words.quoted(view.stable_version or 'stable')} -> {words.quoted(view.version)}"
+    lines: list[RenderableType] = [
+        Text(f"{words.quoted(view.service)}  {name}  {change}  {view.id}", style="bold", overflow="fold"),
+        Text.assemble(
+            (f"{SHAPES.get(view.phase, '>>')} {phase_word(view)}", STYLES.get(view.phase, "default")),
+            f" at {view.weight_asked} %  since {view.since:%H:%M:%S} UTC   window {view.window}{_age(view, now)}   ",
+            view.mode.value,
+        ),
+        Text(view.sentence, overflow="fold"),
+        Text(f"Do nothing: {view.if_nothing}", style="dim", overflow="fold"),
+        Text(f"evidence  {view.evidence:>6}  {_meter(view)}   at most 1 harmless release in {view.harmless_one_in}"),
+        Text(_stages(view)),
+        _metrics(view.metrics),
+    ]
+    for guard in view.guards:
+        lines.append(
+            Text(f"guard {guard.name}: {guard.windows_in_row} of {guard.windows_needed} windows in a row", style="dim")
+        )
+    return Group(*lines)
+
+
+def _age(view: RolloutView, now: datetime) -> str:
+    if view.last_window_end is None:
+        return ""
+    return f", {max(0, round((now - view.last_window_end).total_seconds()))} s ago"
+
+
+def _meter(view: RolloutView) -> str:
+    """Evidence on a log scale from 0.1 to ten times the rollback line, with both lines marked."""
+    low, high = math.log(0.1), view.log_rollback + math.log(10)
+
+    def place(log_e: float) -> int:
+        share = (min(max(log_e, low), high) - low) / (high - low)
+        return round(share * (METER_COLUMNS - 1))
+
+    cells = ["-"] * METER_COLUMNS
+    for i in range(place(view.log_evidence)):
+        cells[i] = "="
+    cells[place(view.log_pause)] = "|"
+    cells[place(view.log_rollback)] = "!"
+    cells[place(view.log_evidence)] = "o"
+    return "".join(cells)
+
+
+def _stages(view: RolloutView) -> str:
+    parts = []
+    for stage in view.stages:
+        weight = f"{stage.weight_percent} %"
+        if stage.state == "now" and stage.baked_s is not None:
+            weight = f"[{weight}  {words.duration(stage.baked_s)}/{words.duration(stage.bake_s)}]"
+        elif stage.state == "now":
+            weight = f"[{weight}]"
+        elif stage.state == "done":
+            weight = f"{weight} done"
+        parts.append(weight)
+    return "stages    " + "  ".join(parts) + f"     {words.count(view.n_canary)} canary requests"
+
+
+def _metrics(metrics: tuple[MetricView, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False, expand=False)
+    table.add_column(width=12, no_wrap=True)
+    table.add_column(width=15, no_wrap=True)
+    table.add_column(overflow="fold")
+    for metric in metrics:
+        word, style = FINDINGS[metric.finding]
+        if metric.leaning and metric.finding is Finding.UNDECIDED:
+            word, style = "<> leaning", "yellow"
+        table.add_row(
+            metric.metric, Text(word, style=style), metric.sentence + ("" if metric.required else " (optional)")
+        )
+    return table
+
+
+def rollouts(rows: list[RowView]) -> RenderableType:
+    """A list, one rollout a line and its sentence below."""
+    if not rows:
+        return Text("No rollout. Serinus listens for deployment events; try: serinus demo")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("ROLLOUT", "STATE", "SERVICE", "VERSION", "WEIGHT", "EVIDENCE"):
+        table.add_column(heading, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        table.add_row(
+            row.id,
+            Text(phase_word(row), style=STYLES.get(row.phase, "default")),
+            f"{words.quoted(row.namespace)}/{words.quoted(row.service)}",
+            words.quoted(row.version),
+            f"{row.weight_asked} %",
+            row.evidence,
+        )
+    return table
