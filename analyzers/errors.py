@@ -15,6 +15,7 @@ from scipy.special import logsumexp
 from analyzers.boundary import FIRST_ERRORS, NATS_NEEDED, detectable, start_share
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 PSI = np.array([1.25, 2.0, 5.0])[:, None]
 """Odds ratios that are bet on."""
@@ -37,9 +38,9 @@ def share_at(rho: Array, odds: Array | float) -> Array:
 
 def update(
     st: dict[str, Array], xc: Array, nc: Array, xs: Array, ns: Array, t: Array, planned: int | None, margin: float
-) -> Array:
+) -> Flags:
     """Take one window into the evidence; (R,) whether the row could be compared. All counts (R,)."""
-    ok = (nc > 0) & (ns > 0)
+    ok: Flags = (nc > 0) & (ns > 0)
     raw = np.where(ok, nc / np.maximum(nc + ns, 1.0), 0.5)
     xc, xs = xc * ok, xs * ok
     st["x_a"] += xc

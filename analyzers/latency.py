@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from analyzers.boundary import FIRST, NATS_NEEDED, UNPLANNED_WINDOWS, detectable, start_share
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 CLIP = 50.0
 LARGEST = 1e200
@@ -88,20 +89,20 @@ def bucket_shift(edges: Array, ratio: float) -> Array:
     log_edges = np.log(np.maximum(edges, 1e-9))
     gaps = np.diff(log_edges) if len(edges) > 1 else np.array([1.0])
     widths = np.concatenate([gaps[:1], gaps, gaps[-1:]])
-    shift = np.minimum(np.log(max(ratio, 1.0)) / np.maximum(widths, 1e-9), 1.0)
+    shift: Array = np.minimum(np.log(max(ratio, 1.0)) / np.maximum(widths, 1e-9), 1.0)
     shift[-1] = 0.0
     return shift
 
 
 def update(
     st: dict[str, Array], canary: Array, stable: Array, t: Array, planned: int | None, ratio: float, edges: Array
-) -> Array:
+) -> Flags:
     """Take one window into the evidence; (R,) whether the row could be compared.
 
     st : the latency part of the state, feature first. canary, stable : (K, R). ratio : the tolerated slow-down.
     """
     n_a, n_b = canary.sum(0), stable.sum(0)
-    ok = (n_a > 0) & (n_b > 0)
+    ok: Flags = (n_a > 0) & (n_b > 0)
     a = canary * ok
     w, v, scores = rank_statistic(a, stable * ok)
     d = (canary + stable) * ok
@@ -137,7 +138,7 @@ def update(
 
 
 def _rank(
-    st: dict[str, Array], w: Array, v: Array, d: Array, rho: Array, scores: Array, ok: Array, t: Array, judged: Array,
+    st: dict[str, Array], w: Array, v: Array, d: Array, rho: Array, scores: Array, ok: Flags, t: Array, judged: Array,
     planned: int | None,
 ) -> None:  # fmt: skip
     needed, prior = rank_grid(planned)
@@ -156,7 +157,7 @@ def _rank(
 
 
 def _tail(
-    st: dict[str, Array], a: Array, d: Array, rho: Array, survival: Array, tolerated: Array | None, ok: Array,
+    st: dict[str, Array], a: Array, d: Array, rho: Array, survival: Array, tolerated: Array | None, ok: Flags,
     t: Array, judged: Array, planned: int | None,
 ) -> None:  # fmt: skip
     first = int(np.argmax(survival.min(1) < TAIL_BEGINS))

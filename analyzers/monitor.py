@@ -130,8 +130,8 @@ class Monitor:
         """Which promise holds, and what it rests on."""
         c = self.config
         promise = (
-            f"At most 1 in {round(1 / c.false_rollback)} releases that behave like stable is rolled back, over its whole "
-            "rollout and all metrics"
+            f"At most 1 in {round(1 / c.false_rollback)} releases that behave like stable is rolled back, "
+            "over its whole rollout and all metrics"
         )
         if c.planned_windows is None:
             how = f"proven by Ville's inequality at evidence {1 / c.false_rollback:.0f}"
@@ -192,7 +192,8 @@ class Monitor:
             }
 
         def part(array: Array) -> Array:
-            return np.ascontiguousarray(array[..., rows]) * warm
+            warm_part: Array = np.ascontiguousarray(array[..., rows]) * warm
+            return warm_part
 
         if counts.latency is not None:
             st = views("latency")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from analyzers.boundary import FIRST, start_share
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 NEEDED = np.array([8.0, 24.0])[:, None]
 """Windows that the two strengths need to be detected."""
@@ -46,13 +47,13 @@ def lumped(st: dict[str, Array], canary: Array, stable: Array) -> tuple[Array, A
     return a, b
 
 
-def update(st: dict[str, Array], canary: Array, stable: Array, t: Array, planned: int | None, margin: float) -> Array:
+def update(st: dict[str, Array], canary: Array, stable: Array, t: Array, planned: int | None, margin: float) -> Flags:
     """Take one window into the evidence; (R,) whether the row could be compared. canary, stable : (C, R)."""
     a, b = lumped(st, canary, stable)
     c_n, rows = a.shape
     d = a + b
     n_a, n = a.sum(0), d.sum(0)
-    ok = (n_a > 0) & (n > n_a)
+    ok: Flags = (n_a > 0) & (n > n_a)
     rho = n_a / np.maximum(n, 1.0) * ok
     a, d = a * ok, d * ok
     judged = st["judged"].copy()

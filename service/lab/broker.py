@@ -43,8 +43,12 @@ class EmbeddedBroker:
         lib.rd_kafka_mock_group_initial_rebalance_delay_ms.argtypes = [_LONG, ctypes.c_int32]
         for name in ("rd_kafka_mock_broker_set_down", "rd_kafka_mock_broker_set_up"):
             getattr(lib, name).argtypes = [_LONG, ctypes.c_int32]
+        lib.rd_kafka_conf_set.argtypes = [_LONG, *[ctypes.c_char_p] * 3, ctypes.c_size_t]
         why = ctypes.create_string_buffer(512)
-        self._client = _LONG(lib.rd_kafka_new(0, lib.rd_kafka_conf_new(), why, 512))
+        conf = _LONG(lib.rd_kafka_conf_new())
+        # The client only carries the mock cluster; its warning that it has no brokers to go to is noise.
+        lib.rd_kafka_conf_set(conf, b"log_level", b"0", why, 512)
+        self._client = _LONG(lib.rd_kafka_new(0, conf, why, 512))
         if not self._client:
             raise RuntimeError(f"librdkafka does not start: {why.value.decode()}")
         self._cluster = _LONG(lib.rd_kafka_mock_cluster_new(self._client, 1))

@@ -6,11 +6,13 @@ contract test as a real Prometheus (tests/contract/source).
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
+from operator import eq as operator_eq
 
 from aiohttp import web
 
@@ -67,9 +69,9 @@ class PrometheusApi(Served):
             body = {"status": "error", "errorType": "bad_data", "error": f"the lab does not know {text[:80]!r}"}
             return web.json_response(body, status=400)
         name, matchers, seconds = parsed[1], _matchers(parsed[2]), int(parsed[3])
-        result = []
+        result: list[dict[str, object]] = []
         for key, samples in self._samples.get(name, {}).items():
-            labels = dict(key)
+            labels: dict[str, str] = dict(key)
             if all(check(labels.get(label, "")) for label, check in matchers):
                 values = [[at, repr(value)] for at, value in samples if at_s - seconds < at <= at_s]
                 if values:
@@ -94,9 +96,12 @@ def _matchers(text: str) -> list[tuple[str, Callable[[str], bool]]]:
         label, operator = found[1], found[2]
         value = json.loads(f'"{found[3]}"') if "\\" in found[3] else found[3]
         if operator == "=":
-            out.append((label, lambda given, value=value: given == value))
+            out.append((label, functools.partial(operator_eq, value)))
         else:
-            pattern = re.compile(value)
-            out.append((label, lambda given, pattern=pattern: pattern.fullmatch(given) is not None))
+            out.append((label, functools.partial(_matches, re.compile(value))))
         at = found.end()
     return out
+
+
+def _matches(pattern: re.Pattern[str], given: str) -> bool:
+    return pattern.fullmatch(given) is not None

@@ -44,7 +44,8 @@ FAULTS: Mapping[str, Behaviour] = {
 class World:
     """Draws traffic and counts it."""
 
-    def __init__(self, *, requests_per_s: float, seed: int) -> None:
+    def __init__(self, *, requests_per_s: float, seed: int, job: str = "tf-serving") -> None:
+        self._job = job
         self._requests_per_s = requests_per_s
         self._rng = np.random.default_rng(seed)
         self.behaviours = {"v1": HEALTHY, "v2": HEALTHY}
@@ -84,7 +85,7 @@ class World:
             self._count("model_predictions_total", {"version": version, "class": name}, int(count))
 
     def _count(self, name: str, labels: Mapping[str, str], n: int) -> None:
-        full = {"job": "tf-serving", "instance": f"{labels['version']}-0", **labels}
+        full = {"job": self._job, "instance": f"{labels['version']}-0", **labels}
         key = (name, tuple(sorted(full.items())))
         self._counters[key] = self._counters.get(key, 0.0) + n
 

@@ -165,9 +165,9 @@ def step(state: RolloutState, stimulus: Stimulus) -> Step:
     if allowed is None:
         return Step(state, False, f"Nothing was changed: a {state.phase} rollout takes no {stimulus.type}.")
     turn = Turn(state, stimulus)
-    outcome = _HANDLERS[type(stimulus)](turn, stimulus)
-    if isinstance(outcome, str):
-        return Step(state, False, outcome)
+    refusal = _HANDLERS[type(stimulus)](turn, stimulus)
+    if refusal is not None:
+        return Step(state, False, refusal)
     after = turn.state.phase
     if after is not state.phase and after not in allowed:
         raise IllegalTransition(f"{state.phase} -> {after} by {stimulus.to_json()} in {state.id} at {state.revision}")
@@ -495,7 +495,7 @@ def _finish_retreat(turn: Turn) -> None:
     sentence = (
         words.said(state, state.reason)
         if state.mode is Mode.OBSERVE
-        else f"{'Rolled back' if rolled_back else 'Ended, ' + state.ended_as + ':'} all traffic is on "
+        else f"{'Rolled back' if rolled_back else 'Ended, ' + state.ended_as}: all traffic is on "
         f"{words.quoted(seen)}, confirmed by the mesh. {state.reason}"
     )
     _end(turn, P.ROLLED_BACK if rolled_back else P.ENDED, sentence, state.ended_as)

@@ -413,7 +413,8 @@ class SqlStore:
     async def _read(self, what: str, query: sa.Select[Any]) -> Sequence[Any]:
         with translated(what):
             async with self._engine.connect() as connection:
-                return (await connection.execute(query)).all()
+                rows: Sequence[Any] = (await connection.execute(query)).all()
+                return rows
 
     async def _states(self, rows: Iterable[Any]) -> AsyncIterator[tuple[RolloutState, Any]]:
         for i, row in enumerate(rows):

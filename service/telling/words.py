@@ -18,6 +18,9 @@ from service.model.stimulus import MetricEvidence
 LONGEST_NAME = 40
 LONGEST_SUMMARY = 1024
 
+LEANS = math.log(3)
+"""Evidence above which a metric is worth a word of its own."""
+
 
 def quoted(name: str) -> str:
     """An outside name, cut in the middle at 40 characters."""
@@ -107,6 +110,8 @@ def metric_clause(evidence: MetricEvidence, rule: MetricRule) -> str:
     limit = "" if evidence.limit is None else f", limit {significant(evidence.limit, 3)}"
     if rule.kind is MetricKind.PREDICTIONS:
         return f"{name} differ by {significant(evidence.effect)} nats{interval}{limit}"
+    if rule.kind is MetricKind.LATENCY and evidence.log_e > LEANS and evidence.effect <= (evidence.limit or 1.0):
+        return f"the slowest requests are slower than stable's; {name} {ratio(evidence.effect)} in the middle{interval}"
     counts = ""
     if evidence.events_canary is not None and evidence.events_stable is not None:
         canary = f"{count(evidence.events_canary)} of {count(evidence.n_canary)}"
@@ -336,6 +341,9 @@ def page_summary(state: RolloutState, symptom: str) -> str:
     """The title of a page: service and state first, so that its first 80 characters stand alone."""
     phase = state.phase.value.replace("_", " ")
     at = f" at {state.weight_asked} %" if state.phase.judged else ""
+    # The title says the state itself, so a decision's own verb and weight would only repeat it.
+    head, colon, tail = symptom.partition(": ")
+    symptom = tail if colon and head.startswith(tuple(_CONDITIONAL)) else symptom
     text = f"{quoted(state.service.name)}: {phase}{at}, {symptom}"
     return text if len(text) <= LONGEST_SUMMARY else text[: LONGEST_SUMMARY - 3] + "..."
 

@@ -6,7 +6,6 @@ import math
 from datetime import timedelta
 
 import pytest
-from tests.stories import Story, lean, place, policy, request
 
 from service.model.instruction import CheckReady, Page, PageAction, Publish, SetWeights, Severity
 from service.model.journal import first_broken_row
@@ -25,6 +24,7 @@ from service.model.stimulus import (
 from service.model.target import Finish
 from service.rollout import machine
 from service.rollout.turn import Step
+from tests.stories import Story, lean, place, policy, request
 
 
 def weights(step: Step) -> list[int]:

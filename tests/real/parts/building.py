@@ -1,0 +1,114 @@
+"""Gets the parts: Kafka's jars by Maven, the API server by Go, Prometheus from Debian's package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[3]
+CACHE = ROOT / ".cache"
+KUBE_SOURCES = ROOT / "tests" / "real" / "kube"
+KAFKA_POM = ROOT / "tests" / "real" / "kafka" / "pom.xml"
+ISTIO_API = "istio.io/api@v1.31.1"
+
+
+class PartMissing(RuntimeError):
+    """A real part cannot be had here; the message says what to install."""
+
+
+def kafka_jars() -> Path:
+    """The broker's jars."""
+    return _made("kafka", [KAFKA_POM], _fetch_jars)
+
+
+def _fetch_jars(folder: Path) -> None:
+    maven = _tool("mvn", "Maven (Debian: apt-get install maven)")
+    _tool("java", "Java 17 or newer (Debian: apt-get install default-jre-headless)")
+    _run(
+        [maven, "-B", "-q", "-f", str(KAFKA_POM), "dependency:copy-dependencies", "-DincludeScope=runtime",
+         f"-DoutputDirectory={folder}"]
+    )  # fmt: skip
+
+
+def apiserver() -> Path:
+    """The binary that holds etcd and kube-apiserver. A cold build takes minutes; a warm one seconds."""
+    sources = sorted(KUBE_SOURCES.glob("*.go")) + [KUBE_SOURCES / name for name in ("go.mod", "go.sum", "build.sh")]
+    return _made("kube", sources, _build_apiserver) / "testapiserver"
+
+
+def _build_apiserver(folder: Path) -> None:
+    _tool("go", "Go 1.26 or newer")
+    _run(["sh", str(KUBE_SOURCES / "build.sh"), str(folder / "testapiserver")])
+
+
+def istio_crds() -> list[dict[str, Any]]:
+    """Istio's own CRDs of the kinds that are used here."""
+    _tool("go", "Go 1.26 or newer")
+    found = json.loads(_run(["go", "mod", "download", "-json", ISTIO_API], cwd=KUBE_SOURCES))
+    file = Path(found["Dir"]) / "kubernetes" / "customresourcedefinitions.gen.yaml"
+    wanted = {"virtualservices.networking.istio.io", "destinationrules.networking.istio.io"}
+    return [d for d in yaml.safe_load_all(file.read_text()) if d and d["metadata"]["name"] in wanted]
+
+
+def prometheus() -> Path:
+    """A Prometheus binary: SERINUS_TEST_PROMETHEUS, the one on PATH, or Debian's package unpacked."""
+    named = os.environ.get("SERINUS_TEST_PROMETHEUS") or shutil.which("prometheus")
+    if named:
+        return Path(named)
+    return _made("prometheus", [], _fetch_prometheus) / "usr" / "bin" / "prometheus"
+
+
+def _fetch_prometheus(folder: Path) -> None:
+    apt = _tool("apt-get", "a Prometheus on PATH, or named by SERINUS_TEST_PROMETHEUS")
+    downloads = folder / "deb"
+    downloads.mkdir()
+    try:
+        _run([apt, "download", "prometheus"], cwd=downloads)
+    except PartMissing:
+        # A new machine has no package lists yet.
+        _run([apt, "update"])
+        _run([apt, "download", "prometheus"], cwd=downloads)
+    (package,) = downloads.glob("prometheus_*.deb")
+    _run(["dpkg", "-x", str(package), str(folder)])
+
+
+def everything() -> None:
+    """Get all parts, saying how long each took."""
+    for name, get in (("kafka", kafka_jars), ("kube-apiserver", apiserver), ("prometheus", prometheus)):
+        began = time.monotonic()
+        print(f"{name}: {get()} ({time.monotonic() - began:.0f} s)", flush=True)
+
+
+def _made(name: str, sources: list[Path], make: Any) -> Path:
+    """The folder that ``make`` fills, once for each state of its sources."""
+    digest = hashlib.sha256(b"".join(f.read_bytes() for f in sources)).hexdigest()[:16]
+    folder = CACHE / f"{name}-{digest}"
+    if not folder.exists():
+        part = CACHE / f"{name}-{digest}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        make(part)
+        part.rename(folder)
+    return folder
+
+
+def _tool(name: str, what: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise PartMissing(f"the real parts need {what}; there is no {name!r} on PATH")
+    return found
+
+
+def _run(command: list[str], cwd: Path | None = None) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=3000)
+    if done.returncode:
+        raise PartMissing(f"{' '.join(command)} ended with {done.returncode}:\n{(done.stderr or done.stdout)[-2000:]}")
+    return done.stdout

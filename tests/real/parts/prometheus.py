@@ -1,0 +1,75 @@
+"""A real Prometheus that scrapes what a test serves, every second."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import yaml
+
+
+class PrometheusServer:
+    """Start, stop and start again on the same port and data."""
+
+    def __init__(self, binary: Path, folder: Path, targets: dict[str, str], *, scrape_interval: str = "1s") -> None:
+        self._binary = binary
+        self._folder = folder
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._process: subprocess.Popen[bytes] | None = None
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            self.port = listener.getsockname()[1]
+        config = {
+            "global": {"scrape_interval": scrape_interval},
+            "scrape_configs": [
+                {"job_name": job, "honor_labels": True, "static_configs": [{"targets": [address]}]}
+                for job, address in targets.items()
+            ],
+        }
+        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> PrometheusServer:
+        """Start and wait until it is ready."""
+        with (self._folder / "prometheus.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    str(self._binary),
+                    f"--config.file={self._folder / 'prometheus.yml'}",
+                    f"--storage.tsdb.path={self._folder / 'data'}",
+                    f"--web.listen-address=127.0.0.1:{self.port}",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.url}/-/ready", timeout=2) as answer:
+                    if answer.status == 200:
+                        return self
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+            if self._process.poll() is not None:
+                break
+        raise RuntimeError(f"prometheus not ready:\n{(self._folder / 'prometheus.log').read_text()[-2000:]}")
+
+    def stop(self) -> None:
+        """End it; the data is kept."""
+        process, self._process = self._process, None
+        if process is not None and process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

@@ -1,0 +1,408 @@
+"""The rig: real Kafka, API server and Prometheus around the service as a process of its own.
+
+Traffic is drawn by the lab's worlds, one a service, following the weights that stand on the real API server; their
+counters are scraped by the real Prometheus.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import yaml
+from aiohttp import web
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from kubernetes.aio import client
+
+from service.actuators.cluster import connect
+from service.actuators.virtual_service import FENCE
+from service.events.connection import Connection
+from service.events.publisher import Producer
+from service.events.sending import message
+from service.lab.pagerduty_api import PagerDutyApi
+from service.lab.world import FAULTS, World
+from tests.real.parts import building
+from tests.real.parts.kafka import KafkaBroker
+from tests.real.parts.kube import KubeApiServer
+from tests.real.parts.prometheus import PrometheusServer
+
+NAMESPACE = "ml-serving"
+TOPICS = ("cd.events", "cd.events.dead-letter", "canary.decisions")
+OPERATOR = "operator-token-0123456789"
+STEP_S = 0.25
+REQUESTS_PER_S = 2000.0
+
+POLICY: dict[str, Any] = {
+    "name": "real",
+    "stages": [
+        {"weight_percent": 10, "bake": "8s", "min_requests": 500},
+        {"weight_percent": 30, "bake": "8s", "min_requests": 500},
+        {"weight_percent": 60, "bake": "8s", "min_requests": 500},
+    ],
+    "window": 4,
+    "metrics": [
+        {"name": "latency", "kind": "latency", "margin": 1.15},
+        {"name": "errors", "kind": "errors", "margin": 3.0},
+        {"name": "predictions", "kind": "predictions", "margin": 0.02},
+    ],
+    "on_harm": "rollback",
+    "on_pause": {"budget": "10m", "then": "rollback"},
+    "on_blind": {"budget": "10m", "then": "hold"},
+    "on_inconclusive": {"budget": "10m", "then": "hold"},
+    "ready_timeout": "2m",
+}
+GUARDED = {
+    **POLICY,
+    "name": "guarded",
+    "metrics": [
+        {"name": "latency", "kind": "latency", "margin": 1.15},
+        {"name": "errors", "kind": "errors", "margin": 60},
+    ],
+    "guards": [{"name": "error-rate", "metric": "errors", "above": 0.01, "windows": 3, "min_requests": 20}],
+    "on_harm": "pause_and_confirm",
+}
+
+
+@dataclass(slots=True)
+class Release:
+    """One service's route, its traffic and every weight that was seen on the API server."""
+
+    name: str
+    world: World
+    seen: list[tuple[int, int | None]] = field(default_factory=list)
+    """(canary percent, fence) each time it changed."""
+
+    @property
+    def weights(self) -> list[int]:
+        return [weight for weight, _ in self.seen]
+
+    @property
+    def fences(self) -> list[int]:
+        return [fence for _, fence in self.seen if fence is not None]
+
+
+class Rig:
+    """Everything outside the service, and the service."""
+
+    def __init__(
+        self,
+        folder: Path,
+        broker: KafkaBroker,
+        kube: KubeApiServer,
+        prometheus: PrometheusServer,
+        pagerduty: PagerDutyApi,
+    ) -> None:
+        self.folder = folder
+        self.broker = broker
+        self.kube = kube
+        self.prometheus = prometheus
+        self.pagerduty = pagerduty
+        self.releases: dict[str, Release] = {}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+        self.config = folder / "serinus.yaml"
+        self.api: client.ApiClient | None = None
+        self.session: aiohttp.ClientSession | None = None
+        self.producer = Producer(Connection(broker.bootstrap))
+        self.starts_s: list[float] = []
+
+    # --- the service ------------------------------------------------------------------------------------------------
+
+    def configure(self) -> None:
+        """The service's files."""
+        port = _free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        target = {
+            "namespace": NAMESPACE,
+            "service": "*",
+            "route": {
+                "virtual_service": "${service}-route",
+                "stable": {"host": "${service}", "subset": "v1"},
+                "canary": {"host": "${service}", "subset": "v2"},
+            },
+            "readiness": {"deployment": "${service}-v2"},
+            "metrics": "http",
+            "labels": {"job": "${service}"},
+            "stable_labels": {"version": "v1"},
+            "canary_labels": {"version": "v2"},
+            "policy": "real",
+            "allowed_policies": ["guarded"],
+        }
+        presets = building.ROOT / "config" / "metrics" / "http.yaml"
+        for kind, name, text in (
+            ("policies", "real", yaml.safe_dump(POLICY)),
+            ("policies", "guarded", yaml.safe_dump(GUARDED)),
+            ("targets", "all", yaml.safe_dump([target])),
+            ("metrics", "http", presets.read_text()),
+        ):
+            (self.folder / "config" / kind).mkdir(parents=True, exist_ok=True)
+            (self.folder / "config" / kind / f"{name}.yaml").write_text(text)
+        (self.folder / "key").write_text("k" * 32)
+        tokens = [
+            {"name": "ana", "role": "operator", "token": OPERATOR},
+            {"name": "eve", "role": "viewer", "token": "viewer-token-0123456789"},
+        ]
+        (self.folder / "tokens.yaml").write_text(yaml.safe_dump(tokens))
+        settings = {
+            "mode": "enforce",
+            "config_dir": str(self.folder / "config"),
+            "rollbacks_per_hour": 1000,
+            "kafka": {"bootstrap_servers": self.broker.bootstrap},
+            "prometheus": {"url": self.prometheus.url, "scrape_interval": "1s", "timeout": "5s"},
+            "kubernetes": {"kubeconfig": self.kube.kubeconfig},
+            "database": {"url": f"sqlite:///{self.folder / 'serinus.db'}"},
+            "api": {"host": "127.0.0.1", "port": port, "tokens_file": str(self.folder / "tokens.yaml")},
+            "pagerduty": {"routing_key_file": str(self.folder / "key"), "url": self.pagerduty.url},
+        }
+        self.config.write_text(yaml.safe_dump(settings))
+
+    async def start_service(self) -> float:
+        """Start the process; seconds until it is ready."""
+        began = time.monotonic()
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SERINUS_")}
+        with (self.folder / "service.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "service.cli.main", "serve", "--config", str(self.config)],
+                stdout=log, stderr=log, env=environment, cwd=building.ROOT,
+            )  # fmt: skip
+        while time.monotonic() < began + 60:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the service ended:\n{self.log_tail()}")
+            if await self._ready():
+                self.starts_s.append(time.monotonic() - began)
+                return self.starts_s[-1]
+            await asyncio.sleep(0.05)
+        raise RuntimeError(f"the service is not ready:\n{self.log_tail()}")
+
+    def kill_service(self) -> None:
+        """SIGKILL: nothing is put in order."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+
+    def stop_service(self) -> int:
+        """SIGTERM; the exit status."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(30)
+
+    def log_tail(self, n: int = 4000) -> str:
+        """The end of the service's log."""
+        return (self.folder / "service.log").read_text(errors="replace")[-n:]
+
+    async def _ready(self) -> bool:
+        assert self.session is not None
+        try:
+            async with self.session.get(f"{self.url}/readyz") as answer:
+                return answer.status == 200
+        except aiohttp.ClientError:
+            return False
+
+    # --- releases ---------------------------------------------------------------------------------------------------
+
+    async def release(
+        self, name: str, fault: str = "none", *, policy: str | None = None, version: str = "2.13.0"
+    ) -> Release:
+        """A service with its route and traffic, and the event that starts its release."""
+        if name not in self.releases:
+            await self._put_service(name)
+            self.releases[name] = Release(name, World(requests_per_s=REQUESTS_PER_S, seed=len(self.releases), job=name))
+            # Both versions have been scraped before there is any canary traffic, as ready pods are.
+            await asyncio.sleep(2.5)
+        release = self.releases[name]
+        release.world.behaviours["v2"] = FAULTS[fault]
+        await self.announce(name, version=version, policy=policy)
+        return release
+
+    async def announce(self, name: str, *, kind: str = "upgraded", **given: Any) -> None:
+        """Put a deployment event on the topic."""
+        sent = message(
+            kind=kind, namespace=NAMESPACE, service=name, at=datetime.now(UTC), stable_version="2.12.0", **given
+        )
+        await self.producer.send("cd.events", key=sent.key, value=sent.value, headers=list(sent.headers))
+
+    async def _put_service(self, name: str) -> None:
+        custom = client.CustomObjectsApi(self.api)
+        destinations = [
+            {"destination": {"host": name, "subset": "v1"}, "weight": 100},
+            {"destination": {"host": name, "subset": "v2"}, "weight": 0},
+        ]
+        vs = {
+            "apiVersion": "networking.istio.io/v1",
+            "kind": "VirtualService",
+            "metadata": {"name": f"{name}-route", "namespace": NAMESPACE},
+            "spec": {"hosts": [name], "http": [{"retries": {"attempts": 2}, "route": destinations}]},
+        }
+        await custom.create_namespaced_custom_object("networking.istio.io", "v1", NAMESPACE, "virtualservices", vs)
+        labels = {"app": name}
+        container = {"name": "serving", "image": "tensorflow/serving:2.13.0"}
+        deployment = {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": f"{name}-v2", "namespace": NAMESPACE},
+            "spec": {
+                "replicas": 1,
+                "selector": {"matchLabels": labels},
+                "template": {"metadata": {"labels": labels}, "spec": {"containers": [container]}},
+            },
+        }
+        await custom.create_namespaced_custom_object("apps", "v1", NAMESPACE, "deployments", deployment)
+        # No controllers run here, so the status that they would write is written by hand.
+        status = {
+            "observedGeneration": 1,
+            "replicas": 1,
+            "updatedReplicas": 1,
+            "readyReplicas": 1,
+            "availableReplicas": 1,
+        }
+        await custom.patch_namespaced_custom_object_status(
+            "apps", "v1", NAMESPACE, "deployments", f"{name}-v2", {"status": status},
+            _content_type="application/merge-patch+json",
+        )  # fmt: skip
+
+    async def rollout(self, name: str) -> dict[str, Any] | None:
+        """The newest rollout of a service as the API shows it."""
+        rows = (await self.get(f"/rollouts?service={name}&limit=1"))["rollouts"]
+        return await self.get(f"/rollouts/{rows[0]['id']}") if rows else None
+
+    async def until(self, name: str, *phases: str, within_s: float = 120.0) -> dict[str, Any]:
+        """The rollout, once it is in one of these phases."""
+        deadline = time.monotonic() + within_s
+        found: dict[str, Any] | None = None
+        while time.monotonic() < deadline:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                found = await self.rollout(name)
+                if found and found["phase"] in phases:
+                    return found
+            await asyncio.sleep(0.3)
+        story = [row["headline"] for row in found["journal"]] if found else "no rollout"
+        raise AssertionError(f"{name} is not {phases} within {within_s} s: {story}\n{self.log_tail()}")
+
+    async def get(self, path: str) -> Any:
+        """GET below /api/v1 as an operator."""
+        assert self.session is not None
+        headers = {"Authorization": f"Bearer {OPERATOR}"}
+        async with self.session.get(f"{self.url}/api/v1{path}", headers=headers) as answer:
+            return await answer.json(content_type=None)
+
+    async def order(self, rollout: str, verb: str, reason: str, token: str = OPERATOR) -> int:
+        """POST an order; the status."""
+        assert self.session is not None
+        headers = {"Authorization": f"Bearer {token}"}
+        url = f"{self.url}/api/v1/rollouts/{rollout}/{verb}"
+        async with self.session.post(url, json={"reason": reason}, headers=headers) as answer:
+            return answer.status
+
+    # --- the world --------------------------------------------------------------------------------------------------
+
+    async def live(self) -> None:
+        """Traffic follows the weights that stand on the API server, step by step."""
+        loop = asyncio.get_running_loop()
+        custom = client.CustomObjectsApi(self.api)
+        last = loop.time()
+        while True:
+            await asyncio.sleep(STEP_S)
+            now = loop.time()
+            with contextlib.suppress(aiohttp.ClientError, client.ApiException, TimeoutError, OSError):
+                listed: Any = await custom.list_namespaced_custom_object(
+                    "networking.istio.io", "v1", NAMESPACE, "virtualservices", _request_timeout=2.0
+                )
+                for vs in listed["items"]:
+                    self._follow(vs)
+            for release in list(self.releases.values()):
+                release.world.step(now - last)
+            last = now
+
+    def _follow(self, vs: Mapping[str, Any]) -> None:
+        release = self.releases.get(vs["metadata"]["name"].removesuffix("-route"))
+        if release is None:
+            return
+        release.world.follow(vs)
+        fences = json.loads((vs["metadata"].get("annotations") or {}).get(FENCE, "{}"))
+        now = (release.world.canary_percent, fences.get(""))
+        if not release.seen or release.seen[-1] != now:
+            release.seen.append(now)
+
+    async def exposition(self, _: web.Request) -> web.Response:
+        """Every world's counters in the text format."""
+        lines: list[str] = []
+        by_name: dict[str, list[str]] = {}
+        for release in self.releases.values():
+            for name, labels, value in release.world.series():
+                inside = ",".join(f'{k}="{v}"' for k, v in labels.items())
+                by_name.setdefault(name, []).append(f"{name}{{{inside}}} {value:.0f}")
+        for name, rows in by_name.items():
+            lines += [f"# TYPE {name} counter", *rows]
+        return web.Response(text="\n".join(lines) + "\n")
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@asynccontextmanager
+async def rig(folder: Path) -> AsyncIterator[Rig]:
+    """Every real part started, the service not yet."""
+    jars, binary, prometheus_binary = building.kafka_jars(), building.apiserver(), building.prometheus()
+    async with AsyncExitStack() as stack:
+        broker = stack.enter_context(KafkaBroker(jars, folder / "kafka"))
+        kube = stack.enter_context(KubeApiServer(binary, folder / "kube", fsync=False))
+        exporter_port = _free_port()
+        prometheus = PrometheusServer(
+            prometheus_binary, folder / "prometheus", {"worlds": f"127.0.0.1:{exporter_port}"}
+        )
+        pagerduty = await stack.enter_async_context(PagerDutyApi())
+        made = Rig(folder, broker, kube, prometheus, pagerduty)
+        made.session = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)))
+        app = web.Application()
+        app.router.add_get("/metrics", made.exposition)
+        runner = web.AppRunner(app, access_log=None)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, "127.0.0.1", exporter_port).start()
+        stack.callback(prometheus.stop)
+        prometheus.start()
+        made.api = await connect(Path(kube.kubeconfig))
+        stack.push_async_callback(made.api.close)
+        await prepare_cluster(made.api)
+        admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
+        await admin.start()
+        await admin.create_topics([NewTopic(name, 3, 1) for name in TOPICS])
+        await admin.close()
+        stack.push_async_callback(made.producer.stop)
+        made.configure()
+        living = asyncio.create_task(made.live(), name="world")
+        stack.callback(living.cancel)
+        stack.callback(made.kill_service)
+        yield made
+
+
+async def prepare_cluster(api: client.ApiClient) -> None:
+    """Istio's CRDs and the namespace."""
+    custom = client.CustomObjectsApi(api)
+    for crd in building.istio_crds():
+        crd.pop("status", None)
+        await custom.create_cluster_custom_object("apiextensions.k8s.io", "v1", "customresourcedefinitions", crd)
+    await client.CoreV1Api(api).create_namespace({"metadata": {"name": NAMESPACE}})
+    for _ in range(200):
+        with contextlib.suppress(client.ApiException):
+            await custom.list_namespaced_custom_object("networking.istio.io", "v1", NAMESPACE, "virtualservices")
+            return
+        await asyncio.sleep(0.1)
+    raise RuntimeError("Istio's CRDs are not established")
