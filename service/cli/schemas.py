@@ -18,7 +18,12 @@ def configuration_schemas() -> dict[str, dict[str, Any]]:
     from service.model.target import Target
     from service.settings import Settings
 
-    kinds: dict[str, type[BaseModel]] = {"settings": Settings, "policy": Policy, "target": Target, "metrics": MetricsPreset}
+    kinds: dict[str, type[BaseModel]] = {
+        "settings": Settings,
+        "policy": Policy,
+        "target": Target,
+        "metrics": MetricsPreset,
+    }
     return {name: model.model_json_schema(by_alias=True) for name, model in kinds.items()}
 
 

@@ -35,7 +35,7 @@ FAULTS: Mapping[str, Behaviour] = {
     "latency": replace(HEALTHY, median_s=0.06),
     "tail": replace(HEALTHY, tail_share=0.06),
     "errors": replace(HEALTHY, error_rate=0.04),
-    "drift": replace(HEALTHY, shares=(0.25, 0.4, 0.2, 0.1, 0.05)),
+    "drift": replace(HEALTHY, shares=(0.2, 0.45, 0.2, 0.1, 0.05)),
     "blackout": HEALTHY,
 }
 """Faults of the candidate; ``blackout`` is the metric store's fault, not the candidate's."""

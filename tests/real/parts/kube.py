@@ -115,6 +115,7 @@ class KubeApiServer:
         """SIGKILL: what an out-of-memory kill or a node loss looks like."""
         self.api.kill()
         self.api.wait()
+        self.api.stdin.close()
 
     def restart_api(self, timeout=120.0):
         if self.api.poll() is None:
@@ -143,6 +144,7 @@ class KubeApiServer:
             except subprocess.TimeoutExpired:
                 p.kill()
                 p.wait()
+            p.stdin.close()
 
     def rss_mib(self) -> dict[str, int]:
         out = {}
