@@ -87,8 +87,9 @@ def rank_statistic(canary: Array, stable: Array) -> tuple[Array, Array, Array]:
 def bucket_shift(edges: Array, ratio: float) -> Array:
     """(K,) share of each bucket's requests that a slow-down by ``ratio`` moves one bucket up, log-linear inside it."""
     log_edges = np.log(np.maximum(edges, 1e-9))
-    gaps = np.diff(log_edges) if len(edges) > 1 else np.array([1.0])
-    widths = np.concatenate([gaps[:1], gaps, gaps[-1:]])
+    gaps = np.diff(log_edges)
+    # The open buckets at both ends are taken to be as wide as their neighbours; a single bound has none, so a factor e.
+    widths = np.concatenate([gaps[:1], gaps, gaps[-1:]]) if len(gaps) else np.ones(2)
     shift: Array = np.minimum(np.log(max(ratio, 1.0)) / np.maximum(widths, 1e-9), 1.0)
     shift[-1] = 0.0
     return shift

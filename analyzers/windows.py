@@ -122,6 +122,6 @@ def _counts(name: str, given: ArrayLike, rollouts: int, ndim: int) -> Array:
         bad = ~(out >= 0) | (out != np.floor(out)) | ~np.isfinite(out)
     if bad.any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(f"{name}{list(place)} is {out[place]!r}; counts are whole numbers of at least 0")
+        raise ValueError(f"{name}{list(place)} is {float(out[place]):g}; counts are whole numbers of at least 0")
     # Pods are summed: the comparison of arms takes requests, not pods, as its units.
     return out.sum(axis=1) if out.ndim == ndim + 1 else out

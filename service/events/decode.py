@@ -27,6 +27,9 @@ MAX_DEPTH = 32
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 64 * 1024
 
+ENVELOPE = ("id", "source", "specversion", "type")
+"""Attributes that a CloudEvent must bring; the library would make up some of them."""
+
 _TYPE = re.compile(r"dev\.cdevents\.service\.(deployed|upgraded|rolledback|removed|published)\.(\d+)\.\d+\.\d+(-\S+)?")
 _OTHER_CDEVENT = re.compile(r"dev\.cdevents(x)?\.\S+")
 
@@ -86,22 +89,31 @@ def _decode(record: Record) -> DeploymentEvent | DeadLetter | Ignored:
     if content_type.startswith("application/cloudevents"):
         if "json" not in content_type:
             return DeadLetter("unknown-format", f"CloudEvents format {content_type[:80]!r} is not read; use +json")
-        envelope = _json(record.value)
-        return _from_cloudevent(headers, record, envelope.get("data"), _text(envelope.get("type")))
+        return _structured(headers, record, _json(record.value))
     if any(name.startswith("ce_") for name in headers):
+        missing = [name for name in ENVELOPE if not headers.get(f"ce_{name}")]
+        if missing:
+            return DeadLetter("no-cloudevent", f"not a valid CloudEvent: no header ce_{missing[0]}")
         data = _json(record.value) if record.value else None
         return _from_cloudevent(headers, record, data, _text(headers.get("ce_type", b"").decode("utf-8", "replace")))
     body = _json(record.value)
     if "specversion" in body and "data" in body:
         # A structured CloudEvent whose sender forgot the content type.
-        return _from_cloudevent(
-            {"content-type": b"application/cloudevents+json"}, record, body.get("data"), _text(body.get("type"))
-        )
+        return _structured({"content-type": b"application/cloudevents+json"}, record, body)
     if "context" in body:
         return _from_cdevent(body)
     if "event" in body:
         return _from_plain(body, record)
     return DeadLetter("unknown-form", "neither a CloudEvent, a CDEvent (context, subject) nor the plain form (event)")
+
+
+def _structured(
+    headers: Mapping[str, bytes], record: Record, envelope: Mapping[str, Any]
+) -> DeploymentEvent | DeadLetter | Ignored:
+    missing = [name for name in ENVELOPE if not envelope.get(name)]
+    if missing:
+        return DeadLetter("no-cloudevent", f"not a valid CloudEvent: no attribute {missing[0]!r}")
+    return _from_cloudevent(headers, record, envelope.get("data"), _text(envelope.get("type")))
 
 
 def _headers(listed: Sequence[tuple[str, bytes]]) -> dict[str, bytes]:

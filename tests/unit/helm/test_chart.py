@@ -1,0 +1,118 @@
+"""The chart: lints, renders for the ways it is used, refuses what cannot work, and grants exactly the needed rights."""
+
+from __future__ import annotations
+
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.actuators.cluster import NEEDED
+
+CHART = Path(__file__).parents[3] / "helm" / "serinus"
+TOKENS = ["--set", "secrets.apiTokens=serinus-tokens"]
+EVERYTHING = [
+    *TOKENS,
+    "--set", "secrets.pagerduty=pd", "--set", "secrets.kafka=k", "--set", "secrets.prometheus=p",
+    "--set", "rbac.namespaces={ml-a,ml-b}", "--set", "config.mode=enforce",
+    "--set-file", f"policies.quick={CHART.parents[1] / 'config' / 'policies' / 'quick.yaml'}",
+    "--set-file", f"targets.tf={CHART.parents[1] / 'config' / 'targets' / 'tf-model-service.yaml'}",
+    "--set-file", f"metrics.http={CHART.parents[1] / 'config' / 'metrics' / 'http.yaml'}",
+]  # fmt: skip
+POSTGRES = [
+    *TOKENS,
+    "--set", "replicaCount=3", "--set", "config.database.url=postgresql://serinus@db/serinus",
+    "--set", "secrets.database=db",
+]  # fmt: skip
+
+
+def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    binary = Path(sysconfig.get_path("scripts")) / "helm"
+    return subprocess.run([str(binary), *arguments], capture_output=True, text=True, check=False, timeout=60)
+
+
+def rendered(*values: str) -> list[dict[str, Any]]:
+    done = helm("template", "serinus", str(CHART), "--namespace", "serinus", *values)
+    assert done.returncode == 0, done.stderr
+    return [d for d in yaml.safe_load_all(done.stdout) if d]
+
+
+def of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [o for o in objects if o["kind"] == kind]
+
+
+@pytest.mark.parametrize("values", [TOKENS, EVERYTHING, POSTGRES], ids=["least", "everything", "postgres"])
+def test_the_chart_lints_and_renders(values: list[str]) -> None:
+    done = helm("lint", str(CHART), *values)
+    assert done.returncode == 0, done.stdout + done.stderr
+    kinds = {o["kind"] for o in rendered(*values)}
+    assert {"Deployment", "ServiceAccount", "Role", "RoleBinding", "ConfigMap", "Service"} <= kinds
+
+
+def test_the_role_grants_exactly_the_rights_that_the_code_asks_for() -> None:
+    (role,) = of_kind(rendered(*TOKENS), "Role")
+    granted = {
+        (v, g, r) for rule in role["rules"] for v in rule["verbs"] for g in rule["apiGroups"] for r in rule["resources"]
+    }
+    assert granted == {(need.verb, need.group, need.resource) for need in NEEDED}
+    assert not of_kind(rendered(*TOKENS), "ClusterRole")
+
+
+def test_a_role_is_made_in_each_named_namespace() -> None:
+    assert [r["metadata"]["namespace"] for r in of_kind(rendered(*EVERYTHING), "Role")] == ["ml-a", "ml-b"]
+
+
+def test_the_pod_has_no_privilege_and_nothing_to_write_but_its_state() -> None:
+    (deployment,) = of_kind(rendered(*EVERYTHING), "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    writable = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
+    assert writable == {"/var/lib/serinus", "/tmp"}
+    assert pod["terminationGracePeriodSeconds"] > 10
+
+
+def test_no_secret_is_rendered_and_each_is_a_file() -> None:
+    objects = rendered(*EVERYTHING)
+    assert not of_kind(objects, "Secret")
+    (config,) = of_kind(objects, "ConfigMap")
+    settings = yaml.safe_load(config["data"]["serinus.yaml"])
+    assert settings["pagerduty"]["routing_key_file"].startswith("/etc/serinus/secrets/")
+    assert settings["kafka"] == {
+        "bootstrap_servers": "kafka:9092",
+        "password_file": "/etc/serinus/secrets/kafka/password",
+    }
+
+
+def test_sqlite_is_recreated_and_postgres_rolls() -> None:
+    (one,) = of_kind(rendered(*TOKENS), "Deployment")
+    (many,) = of_kind(rendered(*POSTGRES), "Deployment")
+    assert one["spec"]["strategy"] == {"type": "Recreate"}
+    assert many["spec"]["strategy"] == {"type": "RollingUpdate"}
+    assert of_kind(rendered(*TOKENS), "PersistentVolumeClaim")
+    assert not of_kind(rendered(*POSTGRES), "PersistentVolumeClaim")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([], "secrets.apiTokens must name a Secret"),
+        ([*TOKENS, "--set", "replicaCount=2"], "needs PostgreSQL"),
+        ([*TOKENS, "--set", "replicaCount=0"], "replicaCount"),
+        ([*TOKENS, "--set", "config.mode=yolo"], "mode"),
+        ([*TOKENS, "--set", "replicaConut=1"], "replicaConut"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_with_their_name(values: list[str], words: str) -> None:
+    done = helm("template", "serinus", str(CHART), *values)
+    assert done.returncode != 0
+    assert words in done.stderr
