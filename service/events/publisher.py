@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import datetime
 from typing import Any
@@ -24,23 +25,34 @@ class Producer:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._producer: AIOKafkaProducer | None = None
+        self._starting = asyncio.Lock()
 
     async def send(
         self, topic: str, *, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]
     ) -> None:
         """Put one record on a topic; returns when all in-sync replicas have it."""
         try:
-            if self._producer is None:
-                producer = AIOKafkaProducer(**self._connection.arguments(), acks="all", enable_idempotence=True)
-                await producer.start()
-                self._producer = producer
-            await self._producer.send_and_wait(topic, key=key, value=value, headers=headers)
+            producer = await self._started()
+            await producer.send_and_wait(topic, key=key, value=value, headers=headers)
         except MessageSizeTooLargeError as error:
             raise Refused(f"the broker takes no record of this size on {topic}: {error}") from error
         except (KafkaError, OSError) as error:
             raise Unavailable(
                 f"cannot publish to {topic} on {self._connection.bootstrap_servers}: {error!r}"
             ) from error
+
+    async def _started(self) -> AIOKafkaProducer:
+        """The one producer. Several first sends at once wait for the same start."""
+        async with self._starting:
+            if self._producer is None:
+                producer = AIOKafkaProducer(**self._connection.arguments(), acks="all", enable_idempotence=True)
+                try:
+                    await producer.start()
+                except BaseException:
+                    await producer.stop()
+                    raise
+                self._producer = producer
+            return self._producer
 
     async def stop(self) -> None:
         """Let go of the brokers."""

@@ -292,6 +292,17 @@ class Rig:
         story = [row["headline"] for row in found["journal"]] if found else "no rollout"
         raise AssertionError(f"{name} is not {phases} within {within_s} s: {story}\n{self.log_tail()}")
 
+    async def settled(self, name: str, percent: int) -> list[int]:
+        """Every weight that stood on the API server, once the last one is ``percent``; pages are out by then, too."""
+        release = self.releases[name]
+        for _ in range(40):
+            if release.weights and release.weights[-1] == percent:
+                break
+            await asyncio.sleep(0.25)
+        await asyncio.sleep(0.5)
+        assert release.weights[-1] == percent, release.weights
+        return release.weights
+
     async def get(self, path: str) -> Any:
         """GET below /api/v1 as an operator."""
         assert self.session is not None
