@@ -1,0 +1,213 @@
+"""The event bus's contract: on the embedded broker, and on a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import pytest_asyncio
+from aiokafka import AIOKafkaConsumer
+
+from service.app.clock import SystemClock
+from service.events.connection import Connection
+from service.events.consumer import EventConsumer
+from service.events.publisher import KafkaBus, Producer
+from service.events.sending import message
+from service.lab.broker import EmbeddedBroker
+from service.model.instruction import Publish
+from service.model.stimulus import DeploymentEvent
+from service.ring.ports import Unavailable
+from tests.conformance import conformance
+from tests.stories import SERVICE, START, Story, lean
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module")]
+
+
+class Broker:
+    """A broker on which topics can be made."""
+
+    def __init__(self, bootstrap: str, embedded: EmbeddedBroker | None) -> None:
+        self.bootstrap = bootstrap
+        self.embedded = embedded
+        self.n = 0
+
+    async def topics(self) -> tuple[str, str]:
+        """A fresh topic with its dead-letter topic."""
+        self.n += 1
+        names = (f"events-{self.n}", f"dead-{self.n}")
+        if self.embedded is not None:
+            for name in names:
+                self.embedded.create_topic(name)
+            return names
+        from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
+        await admin.start()
+        await admin.create_topics([NewTopic(name, 1, 1) for name in names])
+        await admin.close()
+        return names
+
+
+@pytest_asyncio.fixture(
+    params=["embedded", pytest.param("real", marks=pytest.mark.real)], scope="module", loop_scope="module"
+)
+async def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Broker]:
+    if request.param == "embedded":
+        with EmbeddedBroker() as embedded:
+            yield Broker(embedded.bootstrap, embedded)
+        return
+    from tests.real.parts.building import kafka_jars
+    from tests.real.parts.kafka import KafkaBroker
+
+    with KafkaBroker(kafka_jars(), tmp_path_factory.mktemp("kafka")) as real:
+        yield Broker(real.bootstrap, None)
+
+
+class Reader:
+    """A consumer shell whose handler the test owns."""
+
+    def __init__(self, broker: Broker, topics: tuple[str, str], producer: Producer, fail_n: int = 0) -> None:
+        self.events: list[DeploymentEvent] = []
+        self.fail_n = fail_n
+        self.seen = asyncio.Event()
+        self.consumer = EventConsumer(
+            Connection(broker.bootstrap),
+            topic=topics[0],
+            group="serinus-test",
+            dead_letter_topic=topics[1],
+            producer=producer,
+            handle=self.handle,
+            clock=SystemClock(),
+        )
+
+    async def handle(self, events: Sequence[DeploymentEvent]) -> None:
+        if events and self.fail_n > 0:
+            self.fail_n -= 1
+            raise Unavailable("as told")
+        self.events += events
+        self.seen.set()
+
+    async def until(self, n: int) -> None:
+        async with asyncio.timeout(30):
+            while len(self.events) < n:
+                self.seen.clear()
+                await self.seen.wait()
+
+
+@contextlib.asynccontextmanager
+async def reading(broker: Broker, topics: tuple[str, str], **given: Any) -> AsyncIterator[Reader]:
+    producer = Producer(Connection(broker.bootstrap))
+    reader = Reader(broker, topics, producer, **given)
+    task = asyncio.create_task(reader.consumer.run())
+    yield reader
+    # One more poll, so that what was handed over is committed.
+    await asyncio.sleep(1.2)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    await producer.stop()
+
+
+async def send(broker: Broker, topic: str, *events: bytes | str | None) -> None:
+    producer = Producer(Connection(broker.bootstrap))
+    for event in events:
+        if isinstance(event, str):
+            sent = message(
+                kind="upgraded", namespace="ml", service="x", at=datetime.now(UTC), version=event, event_id=event
+            )
+            await producer.send(topic, key=sent.key, value=sent.value, headers=list(sent.headers))
+        else:
+            await producer.send(topic, key=b"k", value=event, headers=[("h", b"1")])
+    await producer.stop()
+
+
+async def read_all(broker: Broker, topic: str, n: int) -> list[Any]:
+    consumer = AIOKafkaConsumer(topic, bootstrap_servers=broker.bootstrap, auto_offset_reset="earliest")
+    await consumer.start()
+    out: list[Any] = []
+    async with asyncio.timeout(30):
+        while len(out) < n:
+            out += [r for rows in (await consumer.getmany(timeout_ms=500)).values() for r in rows]
+    await consumer.stop()
+    return out
+
+
+async def test_events_arrive_in_order_and_only_once_over_a_restart(broker: Broker) -> None:
+    topics = await broker.topics()
+    await send(broker, topics[0], "1", "2", "3")
+    async with reading(broker, topics) as reader:
+        await reader.until(3)
+    assert [e.version for e in reader.events] == ["1", "2", "3"]
+    await send(broker, topics[0], "4")
+    async with reading(broker, topics) as again:
+        await again.until(1)
+    assert [e.version for e in again.events] == ["4"]
+
+
+async def test_a_handler_that_fails_gets_the_same_events_again(broker: Broker) -> None:
+    topics = await broker.topics()
+    await send(broker, topics[0], "1", "2")
+    async with reading(broker, topics, fail_n=2) as reader:
+        await reader.until(2)
+    assert [e.version for e in reader.events] == ["1", "2"]
+
+
+async def test_a_crash_before_the_commit_brings_the_events_again(broker: Broker) -> None:
+    topics = await broker.topics()
+    await send(broker, topics[0], "1")
+    producer = Producer(Connection(broker.bootstrap))
+    reader = Reader(broker, topics, producer, fail_n=1_000_000)
+    task = asyncio.create_task(reader.consumer.run())
+    async with asyncio.timeout(30):
+        while reader.fail_n == 1_000_000:
+            await asyncio.sleep(0.05)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    await producer.stop()
+    async with reading(broker, topics) as again:
+        await again.until(1)
+    assert [e.version for e in again.events] == ["1"]
+
+
+async def test_what_cannot_be_read_is_buried_with_reason_and_origin_and_stops_nothing(broker: Broker) -> None:
+    topics = await broker.topics()
+    await send(broker, topics[0], b"{", None, "5", b"[]")
+    async with reading(broker, topics) as reader:
+        await reader.until(1)
+    letters = await read_all(broker, topics[1], 3)
+    headers = [dict(letter.headers) for letter in letters]
+    assert [h["x-error-type"] for h in headers] == [b"bad-json", b"tombstone", b"bad-json"]
+    assert [h["x-original-offset"] for h in headers] == [b"0", b"1", b"3"]
+    assert all(h["x-original-topic"] == topics[0].encode() and h["x-error-message"] for h in headers)
+    assert letters[0].value == b"{"
+    assert headers[0]["h"] == b"1"
+
+
+async def test_decisions_are_cloudevents_that_other_tools_can_read(broker: Broker) -> None:
+    topic, _ = await broker.topics()
+    story = Story(at=START).progressing().window(harmful=True, **lean(200)).written()
+    orders = [o for step in story.steps for o in step.orders if isinstance(o, Publish)]
+    producer = Producer(Connection(broker.bootstrap))
+    bus = KafkaBus(producer, topic)
+    for order in orders:
+        await bus.publish(order)
+    await producer.stop()
+    records = await read_all(broker, topic, len(orders) + 1)
+    assert {r.key for r in records} == {SERVICE.bus_key.encode()}
+    bodies = [json.loads(r.value) for r in records]
+    assert [b["data"]["subject"]["content"].get("decision") for b in bodies][-2:] == ["rollback", None]
+    assert bodies[-1]["type"] == "dev.cdevents.service.rolledback.0.3.0"
+    schema = json.loads((conformance("cdevents/schemas") / "servicerolledback.json").read_text())
+    folder: Path = conformance("cdevents/schemas")
+    links = {f"{f.stem}": json.loads(f.read_text()) for f in (folder / "links").glob("*.json")}
+    schema["properties"]["context"]["properties"].pop("links", None)
+    assert links
+    jsonschema.validate(bodies[-1]["data"], schema)
