@@ -1,0 +1,126 @@
+"""Settings: strict to the last key, and every fault says where it is and what is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from service.cli.schemas import all_schemas
+from service.model.names import Mode
+from service.settings import SettingsError, load, load_catalog, read_secret
+
+ROOT = Path(__file__).parents[2]
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "serinus.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_the_shipped_settings_and_catalogue_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    settings = load(ROOT / "config" / "serinus.yaml")
+    catalog, presets = load_catalog(settings)
+    assert settings.mode is Mode.OBSERVE
+    assert set(catalog.policies) == {"tensorflow-image", "fully-automatic", "quick"}
+    assert set(presets) == {"http", "istio"}
+    image = catalog.policies["tensorflow-image"]
+    assert [s.weight_percent for s in image.stages] == ["first", 30, 60, 100]
+    assert {s.bake_s for s in image.stages} == {86400.0}
+    (guard,) = image.guards
+    assert (guard.above, guard.windows, guard.on_breach.value) == (0.01, 5, "pause_and_confirm")
+
+
+def test_the_environment_wins_over_the_file_key_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path, "api: {auth: 'off', port: 1}\nkafka: {topic: a, group: g}\nmode: observe\n")
+    monkeypatch.setenv("SERINUS_KAFKA__TOPIC", "b")
+    monkeypatch.setenv("SERINUS_KAFKA__BOOTSTRAP_SERVERS", "k:1")
+    monkeypatch.setenv("SERINUS_MODE", "enforce")
+    settings = load(file)
+    assert (settings.kafka.topic, settings.kafka.group, settings.kafka.bootstrap_servers) == ("b", "g", "k:1")
+    assert settings.mode is Mode.ENFORCE
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("apii: {}\napi: {auth: 'off'}", "apii.*known here: .*api"),
+        ("api: {auth: 'off', prot: 1}", "api.prot"),
+        ("api: {auth: 'off', host: 0.0.0.0}", "only on a loopback host"),
+        ("api: {}", "needs tokens_file"),
+        ("mode: yolo\napi: {auth: 'off'}", "mode: .*observe"),
+        ("api: {auth: 'off'}\nprometheus: {scrape_interval: soon}", "no length of time"),
+        ("- 1", "expected a mapping"),
+        ("a: [", "cannot read"),
+    ],
+)
+def test_a_fault_stops_the_start_and_says_where(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(SettingsError, match="(?s)" + words):
+        load(write(tmp_path, text))
+
+
+def test_an_unknown_variable_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERINUS_KAFAK__TOPIC", "x")
+    with pytest.raises(SettingsError, match="SERINUS_KAFAK__TOPIC is not known"):
+        load(write(tmp_path, "api: {auth: 'off'}"))
+
+
+def catalogue(folder: Path, *, policy: str = "", target: str = "") -> Path:
+    for kind in ("policies", "targets", "metrics"):
+        (folder / kind).mkdir()
+    stages = "stages: [{weight_percent: 10}]\nmetrics: [{name: latency, kind: latency}]\n"
+    (folder / "policies" / "p.yaml").write_text(policy or f"name: p\n{stages}")
+    (folder / "targets" / "t.yaml").write_text(target)
+    (folder / "metrics" / "m.yaml").write_text("name: http\nmetrics: {latency: {kind: latency, buckets: x_bucket}}\n")
+    return folder
+
+
+TARGET = """
+- namespace: a
+  service: b
+  route: {virtual_service: v, stable: {host: h, subset: v1}, canary: {host: h, subset: v2}}
+  policy: %s
+  metrics: %s
+"""
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (TARGET % ("q", "http"), "names policy 'q'; known policies: p"),
+        (TARGET % ("p", "nope"), "names metrics 'nope'; known presets.*http"),
+        (TARGET % ("p", "http") + "  colour: red", "colour"),
+    ],
+)
+def test_unknown_names_in_the_catalogue_are_said_with_the_known_ones(tmp_path: Path, target: str, words: str) -> None:
+    folder = catalogue(tmp_path / "config", target=target) if (tmp_path / "config").mkdir() is None else tmp_path
+    file = write(tmp_path, f"config_dir: {folder}\napi: {{auth: 'off'}}")
+    with pytest.raises(SettingsError, match="(?s)" + words):
+        load_catalog(load(file))
+
+
+def test_a_policy_that_looks_at_a_metric_the_preset_lacks_stops_the_start(tmp_path: Path) -> None:
+    policy = "name: p\nstages: [{weight_percent: 10}]\nmetrics: [{name: errors, kind: errors}]\n"
+    (tmp_path / "config").mkdir()
+    folder = catalogue(tmp_path / "config", policy=policy, target=TARGET % ("p", "http"))
+    with pytest.raises(SettingsError, match=r"metric 'errors'.*lacks; it has: latency"):
+        load_catalog(load(write(tmp_path, f"config_dir: {folder}\napi: {{auth: 'off'}}")))
+
+
+def test_a_secret_is_read_from_its_file_and_never_shown(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("hunter2\n")
+    secret = read_secret(tmp_path / "s")
+    assert secret is not None
+    assert secret.get_secret_value() == "hunter2"
+    assert "hunter2" not in repr(secret)
+    with pytest.raises(SettingsError, match="cannot read the secret file"):
+        read_secret(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("name", sorted(all_schemas()))
+def test_the_schemas_in_the_repository_are_those_of_the_code(name: str) -> None:
+    kept = json.loads((ROOT / "config" / "schemas" / name).read_text())
+    assert kept == json.loads(json.dumps(all_schemas()[name])), "run `make schemas`"
