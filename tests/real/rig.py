@@ -68,6 +68,7 @@ POLICY: dict[str, Any] = {
 GUARDED = {
     **POLICY,
     "name": "guarded",
+    "stages": [{"weight_percent": 10, "bake": "5m", "min_requests": 500}],
     "metrics": [
         {"name": "latency", "kind": "latency", "margin": 1.15},
         {"name": "errors", "kind": "errors", "margin": 60},

@@ -1,0 +1,333 @@
+"""The dispatcher on a real store: what is owed is carried out once it can be, and lanes never wait for each other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from service.dispatch.clockwork import Clockwork
+from service.dispatch.dispatcher import Dispatcher
+from service.model.catalog import Catalog
+from service.model.instruction import Lane, Page, Publish
+from service.model.names import Mode
+from service.model.rollout import Phase, Waiting
+from service.model.stimulus import DeploymentEvent, EventKind
+from service.model.target import Destination, Place, Route, Target
+from service.ring.door import Door, Told
+from service.ring.ports import Refused, Unavailable, WeightsSeen
+from service.ring.store import KillSwitch
+from service.storage.opening import open_store
+from service.storage.store import SqlStore
+from tests.contract.store.test_store import keep
+from tests.stories import SERVICE, START, Story, lean, request
+
+
+class Outside:
+    """The world as it is told to be: a mesh, a pager and a bus in one, and the clock."""
+
+    def __init__(self) -> None:
+        self.moment = START
+        self.percent: int | None = 0
+        self.fence = 0
+        self.is_ready = True
+        self.mesh_error: Exception | None = None
+        self.pager_error: Exception | None = None
+        self.mesh_hangs = asyncio.Event()
+        self.mesh_hangs.set()
+        self.writes: list[tuple[int, int]] = []
+        self.pages: list[Page] = []
+        self.published: list[Publish] = []
+
+    def now(self) -> datetime:
+        return self.moment
+
+    async def sleep(self, seconds: float) -> None:
+        self.moment += timedelta(seconds=seconds)
+        await asyncio.sleep(0)
+
+    async def set_weights(self, place: Place, *, canary_percent: int, fence: int, rollout: str) -> WeightsSeen:
+        await self.mesh_hangs.wait()
+        if self.mesh_error:
+            raise self.mesh_error
+        if fence < self.fence:
+            raise Refused("a newer decision stands")
+        self.writes.append((canary_percent, fence))
+        self.percent, self.fence = canary_percent, fence
+        return WeightsSeen(canary_percent, fence, changed=True)
+
+    async def get_weights(self, place: Place) -> WeightsSeen:
+        return WeightsSeen(self.percent, self.fence)
+
+    async def ready(self, place: Place) -> tuple[bool, str]:
+        return self.is_ready, "as told"
+
+    async def send(self, page: Page) -> None:
+        if self.pager_error:
+            raise self.pager_error
+        self.pages.append(page)
+
+    async def publish(self, order: Publish) -> None:
+        self.published.append(order)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
+    opened = await open_store(f"sqlite:///{tmp_path / 's.db'}")
+    yield opened
+    await opened.close()
+
+
+def made(store: SqlStore, outside: Outside) -> tuple[Door, Dispatcher]:
+    door = Door(store, Catalog(), outside)
+    return door, Dispatcher(store, door, outside, meshes={"default": outside}, pager=outside, bus=outside)
+
+
+async def phase(store: SqlStore, story: Story) -> Phase:
+    return (await store.load([story.state.id]))[story.state.id].phase
+
+
+async def test_readiness_leads_to_a_weight_and_its_confirmation(store: SqlStore) -> None:
+    outside = Outside()
+    _, dispatcher = made(store, outside)
+    story = Story()
+    await keep(store, story)
+    await dispatcher.turn(Lane.READINESS)
+    assert await phase(store, story) is Phase.PROGRESSING
+    await dispatcher.turn(Lane.WEIGHTS)
+    state = (await store.load([story.state.id]))[story.state.id]
+    assert (outside.percent, state.weight_seen) == (10, 10)
+    assert (await store.owed_summary())[Lane.WEIGHTS] == (0, None)
+
+
+async def test_a_candidate_that_is_not_ready_is_asked_again_later(store: SqlStore) -> None:
+    outside = Outside()
+    outside.is_ready = False
+    _, dispatcher = made(store, outside)
+    await keep(store, Story())
+    assert await dispatcher.turn(Lane.READINESS) == 1
+    assert await dispatcher.turn(Lane.READINESS) == 0
+    await outside.sleep(3)
+    assert await dispatcher.turn(Lane.READINESS) == 1
+
+
+async def test_what_fails_for_now_stays_owed_with_growing_pauses(store: SqlStore) -> None:
+    outside = Outside()
+    outside.mesh_error = Unavailable("503")
+    _, dispatcher = made(store, outside)
+    await keep(store, Story().ready())
+    tries = []
+    for second in range(40):
+        if await dispatcher.turn(Lane.WEIGHTS):
+            tries.append(second)
+        await outside.sleep(1)
+    assert 4 <= len(tries) <= 8
+    outside.mesh_error = None
+    await outside.sleep(60)
+    await dispatcher.turn(Lane.WEIGHTS)
+    assert outside.percent == 10
+
+
+async def test_the_other_sides_wish_to_wait_is_kept(store: SqlStore) -> None:
+    outside = Outside()
+    outside.mesh_error = Unavailable("429", retry_after_s=20)
+    _, dispatcher = made(store, outside)
+    await keep(store, Story().ready())
+    await dispatcher.turn(Lane.WEIGHTS)
+    await outside.sleep(19)
+    assert await dispatcher.turn(Lane.WEIGHTS) == 0
+    await outside.sleep(2)
+    assert await dispatcher.turn(Lane.WEIGHTS) == 1
+
+
+async def test_what_is_refused_is_answered_to_the_core(store: SqlStore) -> None:
+    outside = Outside()
+    outside.mesh_error = Refused("no such route")
+    _, dispatcher = made(store, outside)
+    story = Story().ready()
+    await keep(store, story)
+    await dispatcher.turn(Lane.WEIGHTS)
+    state = (await store.load([story.state.id]))[story.state.id]
+    assert (state.phase, state.waiting) == (Phase.HELD, Waiting.MESH)
+    assert "no such route" in state.reason
+
+
+async def test_the_kill_switch_keeps_every_weight_where_it_is_until_it_is_off(store: SqlStore) -> None:
+    outside = Outside()
+    _, dispatcher = made(store, outside)
+    await keep(store, Story().progressing().window(harmful=True, **lean(200)))
+    await store.set_kill_switch(KillSwitch(True, "ana", "storm", START))
+    await dispatcher.turn(Lane.RETREAT)
+    assert outside.writes == []
+    await store.set_kill_switch(KillSwitch(False, "ana", "over", START))
+    await outside.sleep(5)
+    await dispatcher.turn(Lane.RETREAT)
+    assert [w[0] for w in outside.writes] == [0]
+
+
+async def test_a_page_goes_out_while_the_mesh_hangs(store: SqlStore) -> None:
+    outside = Outside()
+    outside.mesh_hangs.clear()
+    _, dispatcher = made(store, outside)
+    await keep(store, Story().progressing().window(harmful=True, **lean(200)))
+    writing = asyncio.create_task(dispatcher.turn(Lane.RETREAT))
+    await asyncio.sleep(0)
+    await dispatcher.turn(Lane.PAGES)
+    assert any(p.dedup_key.endswith("/rollback") for p in outside.pages)
+    assert not writing.done()
+    outside.mesh_hangs.set()
+    await writing
+    assert outside.percent == 0
+
+
+async def test_a_page_that_the_pager_refuses_is_not_tried_for_ever(store: SqlStore) -> None:
+    outside = Outside()
+    outside.pager_error = Refused("400")
+    _, dispatcher = made(store, outside)
+    await keep(store, Story())
+    await dispatcher.turn(Lane.PAGES)
+    assert (await store.owed_summary())[Lane.PAGES][0] == 0
+
+
+async def test_decisions_reach_the_bus_in_their_order(store: SqlStore) -> None:
+    outside = Outside()
+    _, dispatcher = made(store, outside)
+    story = Story().progressing().window().window().window().written().window(harmful=True, **lean(300)).written()
+    await keep(store, story)
+    await dispatcher.turn(Lane.PUBLISH)
+    assert [p.content["decision"] for p in outside.published] == [
+        "continue",
+        "continue",
+        "advance",
+        "rollback",
+        "rollback",
+    ]
+
+
+async def test_a_crash_after_the_write_and_before_the_outcome_costs_one_repetition(store: SqlStore) -> None:
+    outside = Outside()
+    _, dispatcher = made(store, outside)
+    story = Story().ready()
+    await keep(store, story)
+    (owed,) = await store.owed(Lane.WEIGHTS, outside.now(), limit=1, lease_s=60)
+    await dispatcher._do(owed)  # the effect happens, and the process dies here
+    assert outside.percent == 10
+    await outside.sleep(61)
+    await dispatcher.turn(Lane.WEIGHTS)
+    assert [w[0] for w in outside.writes] == [10, 10]
+    state = (await store.load([story.state.id]))[story.state.id]
+    assert state.weight_seen == 10
+
+
+async def test_drift_is_seen_by_the_watch_and_put_back(store: SqlStore) -> None:
+    outside = Outside()
+    door, dispatcher = made(store, outside)
+    watch = Clockwork(store, door, outside, {"default": outside})
+    story = Story().progressing()
+    await keep(store, story)
+    outside.percent, outside.fence = 10, story.state.fence
+    await watch.watch_turn()
+    assert (await store.load([story.state.id]))[story.state.id].revision == story.state.revision
+    outside.percent = 70
+    await outside.sleep(60)
+    await watch.watch_turn()
+    await outside.sleep(61)
+    await watch.watch_turn()
+    await dispatcher.turn(Lane.WEIGHTS)
+    assert outside.percent == 10
+
+
+async def test_a_rollout_is_woken_when_its_moment_comes(store: SqlStore) -> None:
+    outside = Outside()
+    door, _ = made(store, outside)
+    watch = Clockwork(store, door, outside, {"default": outside})
+    story = Story()
+    await keep(store, story)
+    await watch.wake_turn()
+    assert await phase(store, story) is Phase.STARTING
+    await outside.sleep(1801)
+    await watch.wake_turn()
+    assert await phase(store, story) is Phase.HELD
+
+
+def catalog() -> Catalog:
+    stable, canary = (Destination(host="${service}", subset=s) for s in ("v1", "v2"))
+    target = Target(
+        namespace="ml-*",
+        service="*",
+        route=Route(virtual_service="${service}-route", stable=stable, canary=canary),
+        policy="test",
+        metrics="http",
+        max_first_weight_percent=20,
+    )
+    return Catalog(mode=Mode.ENFORCE, policies={"test": Story().state.policy}, targets=(target,))
+
+
+def event(event_id: str, version: str | None = "2", *, minute: int = 0, **changes: object) -> DeploymentEvent:
+    given: dict[str, object] = {
+        "id": event_id,
+        "source": "/ci",
+        "at": START + timedelta(minutes=minute),
+        "kind": EventKind.UPGRADED,
+        "namespace": SERVICE.namespace,
+        "service": SERVICE.name,
+        "version": version,
+        "stable_version": "1",
+    }
+    return DeploymentEvent.model_validate(given | changes)
+
+
+async def test_the_same_events_in_any_order_and_number_have_the_effect_of_once(store: SqlStore) -> None:
+    door = Door(store, catalog(), Outside())
+    newest = event("c", "4", minute=3)
+    await door.events([event("b", "3", minute=2), event("a", "2", minute=1), event("b", "3", minute=2)])
+    await door.events([newest])
+    await door.events([event("a", "2", minute=1), newest])
+    running = (await store.active([SERVICE]))[SERVICE]
+    assert running.version == "3"
+    assert running.successor is not None
+    assert running.successor.version == "4"
+
+
+async def test_an_event_may_pick_a_smaller_weight_and_never_a_larger_than_allowed(store: SqlStore) -> None:
+    for n, (asked, given) in enumerate(((3, 3), (15, 15), (90, 20))):
+        door = Door(store, catalog(), Outside())
+        await door.events([event(f"e{n}", service=f"svc-{n}", first_weight_percent=asked)])
+        key = SERVICE.model_copy(update={"name": f"svc-{n}"})
+        assert (await store.active([key]))[key].first_weight_percent == given
+
+
+async def test_a_policy_that_the_target_does_not_allow_is_not_taken(store: SqlStore) -> None:
+    await Door(store, catalog(), Outside()).events([event("e", policy="yolo")])
+    assert (await store.active([SERVICE]))[SERVICE].policy.name == "test"
+
+
+async def test_an_event_for_nobody_is_remembered_and_starts_nothing(store: SqlStore) -> None:
+    door = Door(store, catalog(), Outside())
+    await door.events([event("e", namespace="other"), event("f", version=None), event("g", version="1")])
+    assert (await store.active([SERVICE])) == {}
+    assert await store.unseen([("/ci", "e"), ("/ci", "f")]) == frozenset()
+
+
+async def test_a_removed_service_ends_its_rollout(store: SqlStore) -> None:
+    door = Door(store, catalog(), Outside())
+    await door.events([event("a")])
+    await door.events([event("b", kind=EventKind.REMOVED, minute=1)])
+    assert (await store.active([SERVICE]))[SERVICE].phase is Phase.ROLLING_BACK
+
+
+async def test_two_writers_on_one_rollout_both_get_through(store: SqlStore) -> None:
+    outside = Outside()
+    story = Story().progressing()
+    await keep(store, story)
+    doors = [Door(store, Catalog(), outside) for _ in range(2)]
+    facts = [Story(id="x").progressing().window().facts[-1], request(id="e9", version="9")]
+    answers = await asyncio.gather(
+        *(door.tell([Told(story.state.id, fact)]) for door, fact in zip(doors, facts, strict=True))
+    )
+    assert all(a[0].accepted for a in answers) or sum(a[0].accepted for a in answers) == 1
+    state = (await store.load([story.state.id]))[story.state.id]
+    assert state.phase is Phase.ROLLING_BACK
