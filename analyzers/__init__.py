@@ -11,17 +11,25 @@ False
 """
 
 from analyzers.config import Margins, MonitorConfig
+from analyzers.margins import Learned, learn_margins
 from analyzers.monitor import MetricVerdict, Monitor, Verdict
+from analyzers.planning import Effect, Plan, plan, recommend
 from analyzers.windows import Categories, Counts, Histogram, Window
 
 __all__ = [
     "Categories",
     "Counts",
+    "Effect",
     "Histogram",
+    "Learned",
     "Margins",
     "MetricVerdict",
     "Monitor",
     "MonitorConfig",
+    "Plan",
     "Verdict",
     "Window",
+    "learn_margins",
+    "plan",
+    "recommend",
 ]
