@@ -48,7 +48,7 @@ def needed(false_rollback: float) -> int:
 def learn_margins(past: Sequence[Sequence[Window]], config: MonitorConfig) -> Learned:
     """The smallest margins at which at most the promised share of past good rollouts would have been rolled back.
 
-    past : rollouts, each a sequence of windows with R = 1. Fewer than ``needed`` keep the configured margins, and say so.
+    past : rollouts, each a sequence of windows with R = 1. Fewer than ``needed`` keep the configured margins.
     Cost: one pass over ``past`` for each scale.
     """
     wanted = needed(config.false_rollback)

@@ -17,6 +17,8 @@ from service.model.stimulus import MetricEvidence
 
 LONGEST_NAME = 40
 LONGEST_SUMMARY = 1024
+SMALLEST = 1e-9
+"""Numbers nearer to 0 than this are 0 to a reader."""
 
 LEANS = math.log(3)
 """Evidence above which a metric is worth a word of its own."""
@@ -32,8 +34,8 @@ def quoted(name: str) -> str:
 
 def significant(x: float, digits: int = 2, *, down: bool = False) -> str:
     """``x`` with so many significant digits and no exponent; ``down`` never rounds up."""
-    if x == 0 or not math.isfinite(x):
-        return "0" if x == 0 else "very large" if x > 0 else "very small"
+    if abs(x) < SMALLEST or not math.isfinite(x):
+        return "0" if abs(x) < SMALLEST else "very large" if x > 0 else "very small"
     places = digits - 1 - math.floor(math.log10(abs(x)))
     scale = 10.0**places
     # A hair is added so that 0.29 * 100 does not become 28.

@@ -21,7 +21,7 @@ def main() -> None:
             spent_s += time.process_time() - began
         rate = ROLLOUTS * LENGTH / spent_s
         print(
-            f"{name}: {rate:,.0f} rollout-windows a second of one core; {monitor.state().nbytes // ROLLOUTS} bytes a row"
+            f"{name}: {rate:,.0f} rollout-windows a second of one core, {monitor.state().nbytes // ROLLOUTS} bytes each"
         )
 
 

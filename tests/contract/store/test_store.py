@@ -22,15 +22,13 @@ from service.storage.opening import migrate, open_store
 from service.storage.store import SqlStore
 from tests.stories import SERVICE, START, Story, lean, request
 
-POSTGRES = pytest.param("postgres", marks=pytest.mark.real)
+POSTGRES = [pytest.param("postgres", marks=pytest.mark.real)] if "SERINUS_TEST_POSTGRES" in os.environ else []
 
 
-@pytest.fixture(params=["sqlite", POSTGRES])
+@pytest.fixture(params=["sqlite", *POSTGRES])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SqlStore]:
     url = f"sqlite:///{tmp_path / 'serinus.db'}"
     if request.param == "postgres":
-        if "SERINUS_TEST_POSTGRES" not in os.environ:
-            pytest.skip("SERINUS_TEST_POSTGRES names no PostgreSQL; SQLite is the default store")
         url = os.environ["SERINUS_TEST_POSTGRES"]
     opened = await open_store(url)
     yield opened

@@ -1,0 +1,148 @@
+"""Judging many rollouts at once: each gets what it would get alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from service.analysis.judging import Judged, judge_windows
+from service.analysis.rows import EMPTY, OTHER, Layout, pack, unpack
+from service.model.observation import (
+    ArmValues,
+    Availability,
+    CategoryCounts,
+    FailureCounts,
+    HistogramCounts,
+    Reading,
+)
+from service.model.rollout import RolloutState
+from tests.stories import Story, policy
+
+EDGES = (0.1, 0.2, 0.5)
+
+
+def state(**changes: object) -> RolloutState:
+    return Story(policy=policy(**changes)).progressing().state
+
+
+def latency(canary: tuple[int, ...], stable: tuple[int, ...], edges: tuple[float, ...] = EDGES) -> Reading:
+    return Reading("latency", Availability.ENOUGH, HistogramCounts(edges, canary, stable))
+
+
+def errors(x: int, n: int, y: int, m: int) -> Reading:
+    return Reading("errors", Availability.ENOUGH, FailureCounts(x, n, y, m))
+
+
+GOOD = (latency((30, 20, 8, 2), (270, 180, 72, 18)), errors(0, 60, 3, 540))
+BAD = (latency((5, 10, 25, 20), (270, 180, 72, 18)), errors(20, 60, 3, 540))
+
+
+def judge(states: list[RolloutState], readings: list[tuple[Reading, ...]], packed: list[bytes]) -> list[Judged]:
+    return judge_windows(list(zip(states, packed, readings, strict=True)))
+
+
+def test_a_batch_gives_each_rollout_what_it_gets_alone() -> None:
+    s = state()
+    rows = [b"", b"", b""]
+    for _ in range(4):
+        together = judge([s, s, s], [GOOD, BAD, GOOD], rows)
+        alone = judge([s], [BAD], [rows[1]])[0]
+        assert together[1] == alone
+        rows = [one.monitor or b"" for one in together]
+    assert together[1].harmful
+    assert not together[0].harmful
+
+
+def test_rollouts_of_different_layouts_share_a_tick() -> None:
+    s = state()
+    other = (latency((30, 30), (270, 270), edges=(1.0,)), GOOD[1])
+    assert [len(j.evidence) for j in judge([s, s], [GOOD, other], [b"", b""])] == [2, 2]
+
+
+def test_nothing_is_compared_until_every_required_metric_has_shown_itself() -> None:
+    s = state()
+    blind = Reading("errors", Availability.NO_SERIES, None, "none")
+    (one,) = judge([s], [(GOOD[0], blind)], [b""])
+    assert one.monitor is None
+    assert one.evidence[1].availability is Availability.NO_SERIES
+    (two,) = judge([s], [GOOD], [b""])
+    assert two.monitor is not None
+
+
+def test_a_blind_window_leaves_the_evidence_as_it_was() -> None:
+    s = state()
+    (one,) = judge([s], [GOOD], [b""])
+    away = tuple(Reading(m, Availability.AWAY, None, "away") for m in ("latency", "errors"))
+    (two,) = judge([s], [away], [one.monitor or b""])
+    assert two.log_evidence == one.log_evidence
+    assert {e.availability for e in two.evidence} == {Availability.AWAY}
+    assert (two.n_canary, two.n_stable) == (0, 0)
+
+
+def test_buckets_that_change_are_said_and_not_added() -> None:
+    s = state()
+    (one,) = judge([s], [GOOD], [b""])
+    changed = (latency((30, 30), (270, 270), edges=(1.0,)), GOOD[1])
+    (two,) = judge([s], [changed], [one.monitor or b""])
+    assert two.evidence[0].availability is Availability.NO_SERIES
+    assert "buckets changed" in two.evidence[0].detail
+
+
+def test_classes_that_appear_later_are_counted_as_other() -> None:
+    metrics = [{"name": "predictions", "kind": "predictions"}]
+    s = state(metrics=metrics, guards=[])
+
+    def read(names: tuple[str, ...], canary: tuple[int, ...], stable: tuple[int, ...]) -> tuple[Reading, ...]:
+        return (Reading("predictions", Availability.ENOUGH, CategoryCounts(names, canary, stable)),)
+
+    (one,) = judge([s], [read(("a", "b"), (30, 30), (270, 270))], [b""])
+    assert unpack(one.monitor or b"")[0].classes == ("a", "b", OTHER)
+    row = one.monitor or b""
+    for _ in range(6):
+        (two,) = judge([s], [read(("a", "b", "new"), (20, 20, 60), (270, 270, 0))], [row])
+        row = two.monitor or b""
+    assert two.harmful
+
+
+def test_at_all_traffic_the_comparison_stands_still_and_guards_watch() -> None:
+    s = state().model_copy(update={"weight_asked": 100})
+    (one,) = judge([s], [(GOOD[0], errors(30, 600, 0, 0))], [b""])
+    assert one.monitor is None
+    assert one.guards[0].breach is True
+
+
+def test_guards_cannot_be_judged_on_too_few_requests_or_none() -> None:
+    guards = [{"name": "g", "metric": "errors", "above": 0.01, "windows": 1, "min_requests": 20}]
+    s = state(guards=guards)
+    assert judge([s], [(GOOD[0], errors(5, 19, 0, 100))], [b""])[0].guards[0].breach is None
+    assert judge([s], [(GOOD[0], errors(5, 20, 0, 100))], [b""])[0].guards[0].breach is True
+    away = Reading("errors", Availability.AWAY, None, "away")
+    assert judge([s], [(GOOD[0], away)], [b""])[0].guards[0].breach is None
+
+
+def test_a_custom_value_is_judged_by_its_guard_absolutely_or_against_stable() -> None:
+    metrics = [*policy().model_dump(by_alias=True)["metrics"], {"name": "gpu", "kind": "value", "required": False}]
+    guards = [
+        {"name": "high", "metric": "gpu", "above": 90},
+        {"name": "low", "metric": "gpu", "below": 10},
+        {"name": "twice", "metric": "gpu", "times_stable_above": 2},
+    ]
+    s = state(metrics=metrics, guards=guards)
+    for canary, stable, breaches in (
+        (95.0, 80.0, [True, False, False]),
+        (5.0, 4.0, [False, True, False]),
+        (50.0, 20.0, [False, False, True]),
+        (50.0, None, [False, False, None]),
+    ):
+        value = Reading("gpu", Availability.ENOUGH, ArmValues(canary, stable))
+        (one,) = judge([s], [(*GOOD, value)], [b""])
+        assert [g.breach for g in one.guards] == breaches
+
+
+def test_a_row_survives_packing() -> None:
+    layout = Layout((0.1, 0.2), ("a", OTHER), True)
+    numbers = np.array([1.0, -2.5, 1e200])
+    back, row = unpack(pack(layout, numbers))
+    assert back == layout
+    assert row is not None
+    np.testing.assert_array_equal(row, numbers)
+    assert unpack(b"") == (EMPTY, None)

@@ -1,0 +1,144 @@
+"""The words: model sentences of the design brief, and something sensible for any state."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.model.observation import Availability
+from service.model.policy import MetricKind, MetricRule
+from service.model.stimulus import MetricEvidence
+from service.telling import words
+from service.telling.view import Finding, decision_document, rollout_view, row_view
+from tests.stories import START, Story, lean, policy
+
+BANNED = ("!", "p-value", "significant", "healthy", "score", "anomaly", "nan", "inf ")
+
+
+@pytest.mark.parametrize(
+    ("evidence", "text"),
+    [(14.9, "14"), (316.0, "310"), (104.0, "100"), (0.87, "0.87"), (3.99, "3.9"), (1e9, "over 1,000,000")],
+)
+def test_evidence_has_two_digits_and_is_rounded_down(evidence: float, text: str) -> None:
+    assert words.evidence_number(math.log(evidence)) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (45, "45 s"),
+        (60, "1 min"),
+        (2220, "37 min"),
+        (5400, "1 h 30 min"),
+        (86400, "24 h"),
+        (259200, "72 h"),
+        (604800, "7 d"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert words.duration(seconds) == text
+
+
+@pytest.mark.parametrize(("n", "text"), [(4051, "4,051"), (201_400, "201,400"), (1_900_000, "1.9 million")])
+def test_counts(n: int, text: str) -> None:
+    assert words.count(n) == text
+
+
+@pytest.mark.parametrize(
+    ("x", "n", "text"),
+    [(3, 4051, "3 of 4,051"), (70, 10_000, "7.0 in 1,000"), (500, 10_000, "5.0 %"), (0, 0, "no requests")],
+)
+def test_rates_are_counts_while_they_are_few(x: int, n: int, text: str) -> None:
+    assert words.share(x, n) == text
+
+
+def test_one_in_is_never_more_than_the_promise_allows() -> None:
+    assert words.one_in(math.log(31.9)) == 31
+    assert words.one_in(-5) == 1
+
+
+def test_effect_interval_limit_and_counts_stand_together() -> None:
+    evidence = MetricEvidence(
+        metric="errors", availability=Availability.ENOUGH, effect=1.9, effect_low=1.2, effect_high=2.8, limit=1.25,
+        n_canary=4051, n_stable=36520, events_canary=98, events_stable=464, log_e=3.0,
+    )  # fmt: skip
+    clause = words.metric_clause(evidence, MetricRule(name="errors", kind=MetricKind.ERRORS))
+    assert clause == "errors 1.9 times stable's (1.2 to 2.8), limit 1.25, 98 of 4,051 against 464 of 36,520"
+
+
+def test_a_tail_fault_is_not_told_as_a_shift_of_the_middle() -> None:
+    evidence = MetricEvidence(
+        metric="latency",
+        availability=Availability.ENOUGH,
+        effect=1.0,
+        effect_low=0.96,
+        effect_high=1.1,
+        limit=1.1,
+        log_e=9.0,
+    )
+    clause = words.metric_clause(evidence, MetricRule(name="latency", kind=MetricKind.LATENCY))
+    assert clause.startswith("the slowest requests are slower than stable's")
+
+
+def test_a_blind_metric_says_why() -> None:
+    evidence = MetricEvidence(metric="errors", availability=Availability.NO_SERIES, detail='x_total with version="v2"')
+    clause = words.metric_clause(evidence, MetricRule(name="errors", kind=MetricKind.ERRORS))
+    assert clause == 'errors cannot be judged: the metric store has no such series (x_total with version="v2")'
+
+
+def test_the_guards_sentence_names_limit_time_and_what_it_waits_for() -> None:
+    story = Story().progressing()
+    for _ in range(5):
+        story.window(breach=True, safe=False)
+    assert story.state.reason == (
+        "Pause at 10 %: errors over 1.0 % for 5 min, now 3.0 %; waits for a person to confirm the rollback."
+    )
+
+
+def test_a_pages_title_stands_alone_in_its_first_eighty_characters() -> None:
+    story = Story().progressing().window(**lean(14))
+    title = words.page_summary(story.state, story.state.reason)
+    assert title.startswith("tf-model-service: paused at 10 %, ")
+    assert "Pause at" not in title
+
+
+def test_outside_names_are_cut_in_the_middle() -> None:
+    assert words.quoted("a" * 30 + "b" * 30) == "a" * 19 + "..." + "b" * 18
+    assert len(words.quoted("x" * 1000)) == 40
+
+
+@given(
+    st.sampled_from(list(Availability)),
+    st.none() | st.floats(0, 1e9, allow_nan=False),
+    st.floats(-700, 700),
+    st.integers(0, 10**12),
+    st.sampled_from([14.0, 120.0, 0.2]),
+)
+def test_any_evidence_gives_sentences_without_banned_words(
+    availability: Availability, effect: float | None, log_e: float, n: int, evidence: float
+) -> None:
+    story = Story(policy=policy()).progressing()
+    metrics = tuple(
+        MetricEvidence(
+            metric=name, availability=availability, effect=effect, effect_low=effect, effect_high=effect, limit=1.1,
+            log_e=log_e, n_canary=n, n_stable=n, events_canary=n, events_stable=n,
+        )
+        for name in ("latency", "errors")
+    )  # fmt: skip
+    story.window(evidence=metrics, **lean(evidence))
+    state = story.state
+    sentences = [
+        words.continue_sentence(state), words.advance_sentence(state, 30), words.pause_sentence(state),
+        words.rollback_sentence(state), words.promote_sentence(state), words.blind_sentence(state),
+        words.undecided_sentence(state), words.if_nothing(state), words.harm_so_far(state),
+        *words.page_details(state, START).values(),
+    ]  # fmt: skip
+    for sentence in sentences:
+        assert not any(word in sentence for word in BANNED), sentence
+    view = rollout_view(state, (), (), START)
+    assert {m.finding for m in view.metrics} <= set(Finding)
+    assert row_view(state).id == state.id
+    assert decision_document(state, app="a", now=START).signals
