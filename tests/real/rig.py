@@ -120,6 +120,8 @@ class Rig:
         self.session: aiohttp.ClientSession | None = None
         self.producer = Producer(Connection(broker.bootstrap))
         self.starts_s: list[float] = []
+        self.kubeconfig = kube.kubeconfig
+        """What the service is given; an administrator's unless a test gives it less."""
 
     # --- the service ------------------------------------------------------------------------------------------------
 
@@ -164,7 +166,7 @@ class Rig:
             "rollbacks_per_hour": 1000,
             "kafka": {"bootstrap_servers": self.broker.bootstrap},
             "prometheus": {"url": self.prometheus.url, "scrape_interval": "1s", "timeout": "5s"},
-            "kubernetes": {"kubeconfig": self.kube.kubeconfig},
+            "kubernetes": {"kubeconfig": self.kubeconfig},
             "database": {"url": f"sqlite:///{self.folder / 'serinus.db'}"},
             "api": {"host": "127.0.0.1", "port": port, "tokens_file": str(self.folder / "tokens.yaml")},
             "pagerduty": {"routing_key_file": str(self.folder / "key"), "url": self.pagerduty.url},

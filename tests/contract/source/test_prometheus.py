@@ -18,7 +18,15 @@ from aiohttp import web
 
 from service.lab.prometheus_api import PrometheusApi
 from service.model.names import RolloutId
-from service.model.observation import Availability, CategoryCounts, FailureCounts, HistogramCounts, Reading, WindowQuery
+from service.model.observation import (
+    ArmValues,
+    Availability,
+    CategoryCounts,
+    FailureCounts,
+    HistogramCounts,
+    Reading,
+    WindowQuery,
+)
 from service.model.preset import MetricsPreset
 from service.sources.prometheus import PrometheusSource
 from tests.conformance import ROOT
@@ -277,3 +285,26 @@ async def test_warnings_of_the_store_degrade_the_reading() -> None:
         (errors,) = await read(lab, start, end, "errors")
     assert errors.availability is Availability.DEGRADED
     assert "partial answer" in errors.detail
+
+
+async def test_a_custom_expression_gives_one_number_an_arm(store: Store) -> None:
+    store.add("gpu_bytes", 70, version="v2")
+    store.add("gpu_bytes", 35, version="v1")
+    end = await store.scraped()
+    if isinstance(store, LabStore):
+        store.api.expressions = {
+            'max(gpu_bytes{job="tf-serving",version="v2"})': 70.0,
+            'max(gpu_bytes{job="tf-serving",version="v1"})': 35.0,
+        }
+    preset = MetricsPreset.model_validate(
+        {"name": "http", "metrics": {"gpu": {"kind": "value", "promql": "max(gpu_bytes{$matchers})"}}}
+    )
+    labels = {
+        "stable_labels": {"job": "tf-serving", "version": "v1"},
+        "canary_labels": {"job": "tf-serving", "version": "v2"},
+    }
+    query = WindowQuery(RolloutId("r"), "default", place(**labels), ("gpu",), end - 5, end)
+    async with aiohttp.ClientSession() as session:
+        source = PrometheusSource(session, store.url, {"http": preset}, scrape_interval_s=SCRAPE_S)
+        ((reading,),) = await source.collect([query])
+    assert reading == Reading("gpu", Availability.ENOUGH, ArmValues(70.0, 35.0))
