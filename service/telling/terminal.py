@@ -54,11 +54,14 @@ def rollout(view: RolloutView, now: datetime) -> RenderableType:
             view.mode.value,
         ),
         Text(view.sentence, overflow="fold"),
-        Text(f"Do nothing: {view.if_nothing}", style="dim", overflow="fold"),
-        Text(f"evidence  {view.evidence:>6}  {_meter(view)}   at most 1 harmless release in {view.harmless_one_in}"),
-        Text(_stages(view)),
-        _metrics(view.metrics),
     ]
+    if not view.phase.terminal:
+        lines.append(Text(f"Do nothing: {view.if_nothing}", style="dim", overflow="fold"))
+    lines.append(Text(f"evidence  {_meter(view)}  {view.evidence}"))
+    if view.harmless_one_in > 1:
+        one_in = words.count(view.harmless_one_in)
+        lines.append(Text(f"          at most 1 harmless release in {one_in} ever gets this high", style="dim"))
+    lines += [Text(_stages(view), overflow="fold"), _metrics(view.metrics)]
     for guard in view.guards:
         lines.append(
             Text(f"guard {guard.name}: {guard.windows_in_row} of {guard.windows_needed} windows in a row", style="dim")

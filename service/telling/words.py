@@ -36,6 +36,8 @@ def significant(x: float, digits: int = 2, *, down: bool = False) -> str:
     """``x`` with so many significant digits and no exponent; ``down`` never rounds up."""
     if abs(x) < SMALLEST or not math.isfinite(x):
         return "0" if abs(x) < SMALLEST else "very large" if x > 0 else "very small"
+    if not down:
+        x = float(f"{x:.{digits - 1}e}")  # rounded first, so that 0.9999 is 1.0 and not 1.00
     places = digits - 1 - math.floor(math.log10(abs(x)))
     scale = 10.0**places
     # A hair is added so that 0.29 * 100 does not become 28.
