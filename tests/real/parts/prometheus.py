@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import time
@@ -11,14 +12,26 @@ from pathlib import Path
 
 import yaml
 
+READY_WITHIN_S = 60.0
+
 
 class PrometheusServer:
     """Start, stop and start again on the same port and data."""
 
-    def __init__(self, binary: Path, folder: Path, targets: dict[str, str], *, scrape_interval: str = "1s") -> None:
+    def __init__(
+        self,
+        binary: Path,
+        folder: Path,
+        targets: dict[str, str],
+        *,
+        scrape_interval: str = "1s",
+        arguments: tuple[str, ...] = (),
+    ) -> None:
+        """``targets`` are addresses by job; ``arguments`` go to the program as they are."""
         self._binary = binary
         self._folder = folder
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
@@ -26,11 +39,23 @@ class PrometheusServer:
         config = {
             "global": {"scrape_interval": scrape_interval},
             "scrape_configs": [
-                {"job_name": job, "honor_labels": True, "static_configs": [{"targets": [address]}]}
-                for job, address in targets.items()
+                {"job_name": job, "honor_labels": True, "file_sd_configs": [{"files": [str(self._targets_file(job))]}]}
+                for job in targets
             ],
         }
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        for job, address in targets.items():
+            self.aim(job, address)
+
+    def aim(self, job: str, *addresses: str) -> None:
+        """Scrape these addresses for a job from now on; a running Prometheus notices within seconds."""
+        file = self._targets_file(job)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps([{"targets": list(addresses)}]))
+        part.rename(file)
+
+    def _targets_file(self, job: str) -> Path:
+        return self._folder / f"targets-{job}.json"
 
     @property
     def url(self) -> str:
@@ -38,7 +63,7 @@ class PrometheusServer:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> PrometheusServer:
-        """Start and wait until it is ready."""
+        """Start and wait until it is ready; raises RuntimeError with its last log lines when it is not."""
         with (self._folder / "prometheus.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
@@ -46,22 +71,24 @@ class PrometheusServer:
                     f"--config.file={self._folder / 'prometheus.yml'}",
                     f"--storage.tsdb.path={self._folder / 'data'}",
                     f"--web.listen-address=127.0.0.1:{self.port}",
+                    *self._arguments,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + READY_WITHIN_S
         while time.monotonic() < deadline:
             try:
                 with urllib.request.urlopen(f"{self.url}/-/ready", timeout=2) as answer:
                     if answer.status == 200:
                         return self
             except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
+                time.sleep(0.05)
             if self._process.poll() is not None:
                 break
-        raise RuntimeError(f"prometheus not ready:\n{(self._folder / 'prometheus.log').read_text()[-2000:]}")
+        self.stop()
+        raise RuntimeError(f"{self._binary} is not ready:\n{(self._folder / 'prometheus.log').read_text()[-2000:]}")
 
     def stop(self) -> None:
         """End it; the data is kept."""
@@ -73,3 +100,8 @@ class PrometheusServer:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+    def restart(self) -> PrometheusServer:
+        """Stop and start on the same port and data."""
+        self.stop()
+        return self.start()
