@@ -1,43 +1,118 @@
 """Prometheus' side of what Serinus asks: instant queries of range selectors over counters that the lab keeps.
 
-It scrapes by calling a function, and parses exactly the selectors that ``sources.promql`` writes. Held to the same
-contract test as a real Prometheus (tests/contract/source).
+It scrapes by calling a function, at the clock's time or at a test's. It parses exactly the selectors that
+``sources.promql`` writes, and so strictly that a name that escaped its string is an error and not another question;
+other expressions are answered by their exact text. Held to the same contract test as a real Prometheus
+(tests/contract/source).
 """
 
 from __future__ import annotations
 
-import functools
-import json
+import asyncio
 import re
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
-from operator import eq as operator_eq
+from dataclasses import dataclass
 
 from aiohttp import web
 
 from service.lab.server import Served
 
 Labels = Mapping[str, str]
+Key = tuple[tuple[str, str], ...]
 Scrape = Callable[[], Iterable[tuple[str, Labels, float]]]
 """Gives (name, labels, value) of every series now."""
 
-_SELECTOR = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)\{(.*)\}\[(\d+)s\]$", re.DOTALL)
-_MATCHER = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)(=~|=)"((?:[^"\\]|\\.)*)"(?:,|$)', re.DOTALL)
 KEPT_SAMPLES = 4000
+
+_SELECTOR = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)?\{(.*)\}\[(\d+)s\]", re.DOTALL)
+_MATCHER = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)(=~|=)"((?:[^"\\\n]|\\.)*)"', re.DOTALL)
+_BUNDLED = re.compile(
+    r"label_replace\(last_over_time\(\((.*?)\)\[1ms:1ms\] @ (\d+\.\d{3})\), "
+    r'"([a-z_]+)", "(\d+)", "", ""\)',
+    re.DOTALL,
+)
+_ESCAPES = {"n": "\n", '"': '"', "\\": "\\"}
+
+
+class BadQuery(ValueError):
+    """The query is none that the lab knows; answered as Prometheus answers a parse error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """A range selector as it was meant."""
+
+    matchers: tuple[tuple[str, str, str], ...]
+    """(label, ``=`` or ``=~``, value without its escapes); the metric's name is a matcher of ``__name__``."""
+    seconds: int
+
+    def takes(self, labels: Labels) -> bool:
+        """Whether a series with these labels is selected; an absent label is an empty one."""
+        return all(_takes(one, labels.get(one[0], "")) for one in self.matchers)
+
+    def takes_name(self, name: str) -> bool:
+        """Whether series of this name may be selected."""
+        return all(_takes(one, name) for one in self.matchers if one[0] == "__name__")
+
+
+def _takes(matcher: tuple[str, str, str], given: str) -> bool:
+    _, sign, value = matcher
+    return given == value if sign == "=" else re.fullmatch(value, given) is not None
+
+
+def read_selector(text: str) -> Selector:
+    """The selector that ``text`` is, wholly; raises BadQuery for anything else."""
+    found = _SELECTOR.fullmatch(text)
+    if found is None:
+        raise BadQuery(f"the lab does not know {text[:80]!r}")
+    matchers: list[tuple[str, str, str]] = [("__name__", "=", found[1])] if found[1] else []
+    at, inside = 0, found[2]
+    while at < len(inside):
+        one = _MATCHER.match(inside, at)
+        if one is None:
+            raise BadQuery(f"not a matcher at {inside[at : at + 40]!r}")
+        matchers.append((one[1], one[2], _unescaped(one[3])))
+        at = one.end()
+        if at < len(inside):
+            if inside[at] != ",":
+                raise BadQuery(f"matchers must be joined by commas, not by {inside[at : at + 20]!r}")
+            at += 1
+    return Selector(tuple(matchers), int(found[3]))
+
+
+def _unescaped(text: str) -> str:
+    def one(found: re.Match[str]) -> str:
+        if found[1] not in _ESCAPES:
+            raise BadQuery(f"unknown escape {found[0]!r}")
+        return _ESCAPES[found[1]]
+
+    return re.sub(r"\\(.)", one, text, flags=re.DOTALL)
 
 
 class PrometheusApi(Served):
-    """Keeps samples of what ``scrape`` gives. ``away`` and ``warnings`` play a store in trouble."""
+    """Keeps samples of what ``scrape`` gives. The switches play a store in trouble."""
 
     def __init__(self, scrape: Scrape) -> None:
         super().__init__()
         self._scrape = scrape
-        self._samples: dict[str, dict[tuple[tuple[str, str], ...], deque[tuple[float, float]]]] = defaultdict(dict)
+        self._samples: dict[str, dict[Key, deque[tuple[float, float]]]] = defaultdict(dict)
         self.expressions: dict[str, float | None] = {}
         """Answers to other expressions, by their exact text; None: no series."""
+        self.asked: list[str] = []
+        """The text of every query."""
         self.away = False
+        """Every request is answered with 503."""
+        self.slow: asyncio.Event | None = None
+        """When set, queries are only answered once this event is."""
         self.warnings: list[str] = []
+        self.huge_above_n: int | None = None
+        """Answers with more series than this are refused with 422, as Prometheus does beyond its limit on samples."""
+        self.body: bytes | None = None
+        """When set, these bytes are every answer."""
+        self.token: str | None = None
+        """When set, requests without ``Authorization: <this>`` are answered with 401."""
 
     def scrape(self, at_s: float | None = None) -> None:
         """Take a sample of every series, now or at a moment of the test's choice."""
@@ -48,60 +123,73 @@ class PrometheusApi(Served):
             series.append((now, value))
 
     def routes(self) -> list[web.RouteDef]:
-        """The two questions."""
-        return [web.post("/api/v1/query", self._query), web.get("/api/v1/status/buildinfo", self._build)]
+        """The two questions, the first by POST or GET."""
+        return [
+            web.post("/api/v1/query", self._query),
+            web.get("/api/v1/query", self._query),
+            web.get("/api/v1/status/buildinfo", self._build),
+        ]
 
-    async def _build(self, _: web.Request) -> web.Response:
-        return web.json_response({"status": "success", "data": {"version": "lab"}})
+    async def _build(self, request: web.Request) -> web.Response:
+        return self._trouble(request) or web.json_response({"status": "success", "data": {"version": "lab"}})
 
-    async def _query(self, request: web.Request) -> web.Response:
+    def _trouble(self, request: web.Request) -> web.Response | None:
         if self.away:
             return web.Response(status=503, text="away")
-        form = await request.post()
-        text, at_s = str(form["query"]), float(str(form.get("time", time.time())))
-        if text == "vector(1)":
-            return self._answer("vector", [{"metric": {}, "value": [at_s, "1"]}])
-        if text in self.expressions:
-            value = self.expressions[text]
-            return self._answer("vector", [] if value is None else [{"metric": {}, "value": [at_s, str(value)]}])
-        parsed = _SELECTOR.match(text)
-        if parsed is None:
-            body = {"status": "error", "errorType": "bad_data", "error": f"the lab does not know {text[:80]!r}"}
-            return web.json_response(body, status=400)
-        name, matchers, seconds = parsed[1], _matchers(parsed[2]), int(parsed[3])
-        result: list[dict[str, object]] = []
-        for key, samples in self._samples.get(name, {}).items():
-            labels: dict[str, str] = dict(key)
-            if all(check(labels.get(label, "")) for label, check in matchers):
-                values = [[at, repr(value)] for at, value in samples if at_s - seconds < at <= at_s]
-                if values:
-                    result.append({"metric": {"__name__": name, **labels}, "values": values})
-        return self._answer("matrix", result)
+        if self.token is not None and request.headers.get("Authorization") != self.token:
+            return web.Response(status=401, text="Unauthorized")
+        return None
 
-    def _answer(self, kind: str, result: list[dict[str, object]]) -> web.Response:
+    async def _query(self, request: web.Request) -> web.Response:
+        form = await request.post() if request.method == "POST" else request.query
+        self.asked.append(str(form.get("query", "")))
+        if self.slow is not None:
+            await self.slow.wait()
+        trouble = self._trouble(request)
+        if trouble is not None:
+            return trouble
+        if self.body is not None:
+            return web.Response(body=self.body, content_type="application/json")
+        try:
+            text, at_s = str(form["query"]), float(str(form.get("time", time.time())))
+            kind, result = self._answer_to(text, at_s)
+        except (ValueError, KeyError) as error:
+            return self._error(400, "bad_data", f"invalid parameter: {error}")
+        if self.huge_above_n is not None and len(result) > self.huge_above_n:
+            return self._error(422, "execution", "query processing would load too many samples into memory")
         body: dict[str, object] = {"status": "success", "data": {"resultType": kind, "result": result}}
         if self.warnings:
             body["warnings"] = self.warnings
         return web.json_response(body)
 
+    def _answer_to(self, text: str, at_s: float) -> tuple[str, list[dict[str, object]]]:
+        """(result type, result); raises BadQuery."""
+        if text == "vector(1)" or text in self.expressions:
+            return "vector", self._number(text, at_s, {})
+        bundled = _BUNDLED.findall(text)
+        if bundled:
+            parts = [
+                f'label_replace(last_over_time(({e})[1ms:1ms] @ {t}), "{k}", "{n}", "", "")' for e, t, k, n in bundled
+            ]
+            if " or ".join(parts) != text:
+                raise BadQuery(f"the lab does not know {text[:80]!r}")
+            return "vector", [one for e, _, k, n in bundled for one in self._number(e, at_s, {k: n})]
+        selector = read_selector(text)
+        result: list[dict[str, object]] = []
+        for name, listed in self._samples.items():
+            for key, samples in listed.items() if selector.takes_name(name) else ():
+                labels = {"__name__": name, **dict(key)}
+                if selector.takes(labels):
+                    values = [[at, f"{value:.17g}"] for at, value in samples if at_s - selector.seconds < at <= at_s]
+                    if values:
+                        result.append({"metric": labels, "values": values})
+        return "matrix", result
 
-def _matchers(text: str) -> list[tuple[str, Callable[[str], bool]]]:
-    """Checks by label; raises ValueError for anything that is not exactly a list of matchers."""
-    out: list[tuple[str, Callable[[str], bool]]] = []
-    at = 0
-    while at < len(text):
-        found = _MATCHER.match(text, at)
-        if found is None:
-            raise ValueError(f"not a matcher at {text[at : at + 40]!r}")
-        label, operator = found[1], found[2]
-        value = json.loads(f'"{found[3]}"') if "\\" in found[3] else found[3]
-        if operator == "=":
-            out.append((label, functools.partial(operator_eq, value)))
-        else:
-            out.append((label, functools.partial(_matches, re.compile(value))))
-        at = found.end()
-    return out
+    def _number(self, text: str, at_s: float, labels: Labels) -> list[dict[str, object]]:
+        value = 1.0 if text == "vector(1)" else self.expressions.get(text, ...)
+        if value is ...:
+            raise BadQuery(f"the lab does not know {text[:80]!r}")
+        return [] if value is None else [{"metric": dict(labels), "value": [at_s, str(value)]}]
 
-
-def _matches(pattern: re.Pattern[str], given: str) -> bool:
-    return pattern.fullmatch(given) is not None
+    def _error(self, status: int, kind: str, text: str) -> web.Response:
+        return web.json_response({"status": "error", "errorType": kind, "error": text}, status=status)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from itertools import pairwise
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
@@ -14,15 +15,37 @@ SeriesName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]
 LabelName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$", max_length=100)]
 
 
-def _compiles(pattern: str) -> str:
+MOST_REPEATS = 2
+PLACEHOLDER = "$matchers"
+
+_TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?:|.", re.DOTALL)
+_STRING = re.compile(r"""\"(?:[^"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'|`[^`]*`""", re.DOTALL)
+
+
+def _bounded(pattern: str) -> str:
+    """A pattern that means the same in RE2, and that Python matches in bounded time.
+
+    Prometheus' engine cannot run away; Python's can, through repeated groups and references back. Status codes need
+    neither, so both are refused, as is more than a pair of repeats.
+    """
     try:
         re.compile(pattern)
     except re.error as error:
         raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    marks: list[str] = _TOKEN.findall(pattern)
+    for before, mark in pairwise(marks):
+        if before == "(" and mark == "?":
+            raise ValueError(f"{pattern!r} holds a (?...) construct; only plain groups and (?:...) are known here")
+        if before == ")" and mark in ("*", "+", "{"):
+            raise ValueError(f"{pattern!r} repeats a group; write the alternatives out")
+    if any(mark[0] == "\\" and mark[1:].isdigit() for mark in marks):
+        raise ValueError(f"{pattern!r} refers back to a group, which RE2 does not know")
+    if sum(mark in ("*", "+", "{") for mark in marks) > MOST_REPEATS:
+        raise ValueError(f"{pattern!r} holds more than {MOST_REPEATS} of *, + and {{n}}")
     return pattern
 
 
-Regex = Annotated[str, StringConstraints(max_length=200), AfterValidator(_compiles)]
+Regex = Annotated[str, StringConstraints(max_length=200), AfterValidator(_bounded)]
 """Matched against a whole label value, as PromQL does. Only operators write it."""
 
 
@@ -35,9 +58,14 @@ class LatencySeries(Value):
     """Unit of the ``le`` label."""
 
     @property
-    def unit_s(self) -> float:
-        """Seconds in one unit of ``le``."""
-        return {"seconds": 1.0, "milliseconds": 1e-3, "microseconds": 1e-6}[self.unit]
+    def per_second(self) -> float:
+        """Units of ``le`` in a second: to divide by, because 35 / 1000 is 0.035 and 35 * 0.001 is not."""
+        return {"seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6}[self.unit]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The series to read."""
+        return (self.buckets,)
 
 
 class ErrorSeries(Value):
@@ -48,6 +76,17 @@ class ErrorSeries(Value):
     failed: tuple[dict[LabelName, Regex], ...] = Field(min_length=1)
     """A series counts as failed when it matches all labels of any of these."""
 
+    @model_validator(mode="after")
+    def _some_label(self) -> Self:
+        if not all(self.failed):
+            raise ValueError("failed holds an alternative without labels, by which every request would have failed")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The series to read."""
+        return (self.requests,)
+
 
 class PredictionSeries(Value):
     """A counter of predictions by class or score bucket."""
@@ -55,6 +94,11 @@ class PredictionSeries(Value):
     kind: Literal["predictions"] = "predictions"
     counter: SeriesName
     class_label: LabelName = "class"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The series to read."""
+        return (self.counter,)
 
 
 class ValueExpression(Value):
@@ -65,10 +109,21 @@ class ValueExpression(Value):
 
     @model_validator(mode="after")
     def _by_arm(self) -> Self:
-        if "$matchers" not in self.promql:
+        bare = _STRING.sub("''", self.promql)
+        if PLACEHOLDER not in bare:
             raise ValueError("promql must hold $matchers, where the labels of each arm go: rate(x{$matchers}[1m])")
+        # Anywhere but as a selector's matchers they would be grammar, or would end the string that they stand in.
+        selectors = "".join(re.findall(r"\{[^{}]*\}", bare))
+        placed = len(re.findall(r"(?<=[{,])\s*\$matchers\s*(?=[,}])", selectors))
+        if placed != self.promql.count(PLACEHOLDER):
+            raise ValueError("promql holds $matchers outside a selector's braces; it may only stand as in x{$matchers}")
+        if "#" in bare:
+            raise ValueError("promql holds a comment (#), which would swallow what is written behind it")
         return self
 
+
+CounterSeries: TypeAlias = LatencySeries | ErrorSeries | PredictionSeries
+"""Metrics that are counted from raw samples."""
 
 Series = Annotated[LatencySeries | ErrorSeries | PredictionSeries | ValueExpression, Field(discriminator="kind")]
 

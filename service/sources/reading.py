@@ -1,16 +1,23 @@
-"""From grown series to readings: failures of a total, buckets, classes, or what is missing. Pure."""
+"""From raw series to readings: failures of a total, buckets, classes, or what is missing. Pure."""
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.model.names import Arm
 from service.model.observation import Availability, CategoryCounts, Counts, FailureCounts, HistogramCounts, Reading
-from service.model.preset import ErrorSeries, LatencySeries, PredictionSeries
-from service.sources.counter import Grown, Growth, Series, growth
+from service.model.preset import CounterSeries, ErrorSeries, LatencySeries, PredictionSeries
+from service.sources.counter import Growth, Labels, Series, growth
+
+LONGEST_MATCHED = 256
+"""A label value longer than this is no status, so no pattern is tried on it: it bounds the time of any pattern."""
+
+DETAIL_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,111 +32,142 @@ class ArmSeries:
 
 def read(
     metric: str,
-    what: LatencySeries | ErrorSeries | PredictionSeries,
+    what: CounterSeries,
     arms: tuple[ArmSeries, ArmSeries],
     *,
     start_s: float,
     end_s: float,
     stale_after_s: float,
     warning: str = "",
+    native_n: int = 0,
 ) -> Reading:
-    """The reading of one metric in one window; ``arms`` are (canary, stable)."""
-    grown: dict[Arm, Grown] = {}
-    for arm in arms:
-        grown[arm.arm] = growth(arm.series, start_s, end_s)
-        last_s = grown[arm.arm].last_sample_s
-        name = _series_name(what)
-        if last_s is None:
-            return Reading(metric, Availability.NO_SERIES, None, f"{name} has no series with {arm.matchers}")
-        if last_s < end_s - stale_after_s:
-            detail = f"the newest sample of {name} with {arm.matchers} is {end_s - last_s:.0f} s older than the window"
-            return Reading(metric, Availability.STALE, None, detail)
+    """The reading of one metric in ``(start_s, end_s]``; ``arms`` are (canary, stable).
+
+    A warning comes before all else: in a partial answer, what is missing means nothing.
+    native_n : series that the store holds as native histograms only, for the sentence when classic ones are missing
+    """
     if warning:
-        return Reading(metric, Availability.DEGRADED, None, f"the metric store warns: {warning[:200]}")
-    counts = _counts(what, grown[Arm.CANARY].series, grown[Arm.STABLE].series)
-    if isinstance(counts, str):
-        return Reading(metric, Availability.NO_SERIES, None, counts)
+        return _none(metric, Availability.DEGRADED, f"the metric store warns: {warning}")
+    name = " and ".join(what.names)
+    shared = {id(one) for one in arms[0].series} & {id(one) for one in arms[1].series}
+    if shared:
+        why = f"{len(shared)} series of {name} belong to both arms; the labels must tell them apart: "
+        return _none(metric, Availability.NO_SERIES, why + f"{{{arms[0].matchers}}} and {{{arms[1].matchers}}}")
+    grown: dict[Arm, Sequence[Growth]] = {}
+    for arm, other in (arms, arms[::-1]):
+        together = "le" if isinstance(what, LatencySeries) else None
+        found = growth(arm.series, start_s, end_s, beside=other.series, together=together)
+        if found.last_sample_s is None:
+            native = "; there are native histograms, which are not read" if native_n else ""
+            why = f"{name} has no series of the {arm.arm} with {{{arm.matchers}}}{native}"
+            return _none(metric, Availability.NO_SERIES, why)
+        if found.last_sample_s < end_s - stale_after_s:
+            age = f"{end_s - found.last_sample_s:.0f} s older than the window's end"
+            why = f"the newest sample of {name} of the {arm.arm} with {{{arm.matchers}}} is {age}"
+            return _none(metric, Availability.STALE, why)
+        grown[arm.arm] = found.series
+    counts, detail = _counts(what, grown[Arm.CANARY], grown[Arm.STABLE])
+    if counts is None:
+        return _none(metric, Availability.NO_SERIES, detail)
     empty = [arm for arm, n in zip((Arm.CANARY, Arm.STABLE), _totals(counts), strict=True) if n == 0]
     if empty:
-        return Reading(metric, Availability.FEW, counts, f"no requests of {' and '.join(empty)} in this window")
-    return Reading(metric, Availability.ENOUGH, counts)
+        said = f"no requests of {' and '.join(empty)} in this window"
+        return Reading(metric, Availability.FEW, counts, f"{said}; {detail}" if detail else said)
+    return Reading(metric, Availability.ENOUGH, counts, detail)
 
 
-def _series_name(what: LatencySeries | ErrorSeries | PredictionSeries) -> str:
-    match what:
-        case LatencySeries():
-            return what.buckets
-        case ErrorSeries():
-            return what.requests
-        case PredictionSeries():
-            return what.counter
+def _none(metric: str, availability: Availability, detail: str) -> Reading:
+    return Reading(metric, availability, None, detail[:DETAIL_CHARS])
 
 
-def _counts(
-    what: LatencySeries | ErrorSeries | PredictionSeries, canary: Sequence[Growth], stable: Sequence[Growth]
-) -> Counts | str:
+def _counts(what: CounterSeries, canary: Sequence[Growth], stable: Sequence[Growth]) -> tuple[Counts | None, str]:
+    """The counts, and what had to be said of them; no counts where the series cannot be compared."""
     match what:
         case ErrorSeries():
             (xc, nc), (xs, ns) = _failures(what, canary), _failures(what, stable)
-            return FailureCounts(xc, nc, xs, ns)
+            # A scrape between two counters' updates can show more failures than requests; the total is what holds.
+            over = "more failures than requests in one scrape, cut to the requests" if xc > nc or xs > ns else ""
+            return FailureCounts(min(xc, nc), nc, min(xs, ns), ns), over
         case PredictionSeries():
             of_canary, of_stable = (_by_label(arm, what.class_label) for arm in (canary, stable))
             names = tuple(sorted(set(of_canary) | set(of_stable)))
-            return CategoryCounts(
-                names, tuple(of_canary.get(n, 0) for n in names), tuple(of_stable.get(n, 0) for n in names)
-            )
+            by_arm = [tuple(arm.get(n, 0) for n in names) for arm in (of_canary, of_stable)]
+            return CategoryCounts(names, by_arm[0], by_arm[1]), ""
         case LatencySeries():
             return _histogram(what, canary, stable)
 
 
 def _failures(what: ErrorSeries, arm: Sequence[Growth]) -> tuple[int, int]:
-    failed = sum(
-        one.count
-        for one in arm
-        if any(
-            all(re.fullmatch(pattern, one.labels.get(label, "")) for label, pattern in alternative.items())
-            for alternative in what.failed
-        )
+    """(failed, all)."""
+    return sum(one.count for one in arm if _failed(what, one.labels)), sum(one.count for one in arm)
+
+
+def _failed(what: ErrorSeries, labels: Mapping[str, str]) -> bool:
+    return any(
+        all(_matches(pattern, labels.get(label, "")) for label, pattern in alternative.items())
+        for alternative in what.failed
     )
-    return failed, sum(one.count for one in arm)
 
 
-def _by_label(arm: Sequence[Growth], label: str) -> dict[str, int]:
+@functools.lru_cache(maxsize=4096)
+def _matches(pattern: str, value: str) -> bool:
+    # The same few codes come again with every series, so most are answered without the expression.
+    return len(value) <= LONGEST_MATCHED and re.fullmatch(pattern, value) is not None
+
+
+def _by_label(arm: Iterable[Growth], label: str) -> dict[str, int]:
     out: dict[str, int] = defaultdict(int)
     for one in arm:
         out[one.labels.get(label, "")] += one.count
     return dict(out)
 
 
-def _histogram(what: LatencySeries, canary: Sequence[Growth], stable: Sequence[Growth]) -> HistogramCounts | str:
-    """Cumulative ``le`` counts to counts by bucket, on the bounds that both arms have."""
-    cumulative = [_by_bound(arm) for arm in (canary, stable)]
-    common = sorted(set(cumulative[0]) & set(cumulative[1]))
-    if not common or common[-1] != float("inf"):
-        return f"{what.buckets} has no +Inf bucket in both arms"
+def _histogram(
+    what: LatencySeries, canary: Sequence[Growth], stable: Sequence[Growth]
+) -> tuple[HistogramCounts | None, str]:
+    """Cumulative ``le`` counts to counts by bucket, on the bounds that every histogram of both arms has.
+
+    Pods may have different bounds while a release is under way; a bound that one of them lacks says nothing of it, so
+    only common ones are kept. Histograms that did not grow do not narrow them.
+    """
+    arms = [_histograms(canary), _histograms(stable)]
+    grown = [[h for h in arm if any(h.values())] or arm for arm in arms]
+    bounds = set.intersection(*({*h} for arm in grown for h in arm)) if all(grown) else set()
+    common = sorted(bounds)
+    if not common or common[-1] != math.inf:
+        return None, f"{what.buckets} has no +Inf bucket in every histogram of both arms"
     if len(common) < 2:
-        return f"{what.buckets} has no bucket bound that both arms share"
-    per_bucket = []
-    for counts in cumulative:
-        row: list[int] = []
-        below = 0
-        for bound in common:
-            # A scrape between two bucket updates can make a lower bound's growth the larger; no count is invented.
-            here = max(counts[bound], below)
-            row.append(here - below)
-            below = here
-        per_bucket.append(tuple(row))
-    return HistogramCounts(tuple(bound * what.unit_s for bound in common[:-1]), per_bucket[0], per_bucket[1])
+        return None, f"{what.buckets} has no bucket bound that both arms share"
+    clipped_n = 0
+    rows: list[tuple[int, ...]] = []
+    for arm in grown:
+        cumulative = [0] * len(common)
+        for histogram in arm:
+            above = histogram[math.inf]
+            for i in range(len(common) - 1, -1, -1):
+                # A scrape between two buckets' updates can show a lower bound ahead of a higher one. What is too much
+                # is cut, never added: the histogram's total stays what its +Inf bucket counted.
+                here = histogram[common[i]]
+                clipped_n += max(0, here - above)
+                above = min(here, above)
+                cumulative[i] += above
+        rows.append(tuple(now - below for now, below in zip(cumulative, [0, *cumulative], strict=False)))
+    edges = tuple(bound / what.per_second for bound in common[:-1])
+    detail = f"{clipped_n} counts of buckets that overtook higher ones were cut" if clipped_n else ""
+    return HistogramCounts(edges, rows[0], rows[1]), detail
 
 
-def _by_bound(arm: Sequence[Growth]) -> Mapping[float, int]:
-    out: dict[float, int] = defaultdict(int)
+def _histograms(arm: Iterable[Growth]) -> list[dict[float, int]]:
+    """Growth by bound of each histogram; ``1`` and ``1.0`` are one bound."""
+    out: dict[Labels, dict[float, int]] = defaultdict(lambda: defaultdict(int))
     for one in arm:
         try:
-            out[float(one.labels.get("le", ""))] += one.count
+            bound = float(one.labels.get("le", ""))
         except ValueError:
             continue  # a series without a bound is none of the histogram's buckets
-    return out
+        if not math.isnan(bound):
+            out[frozenset(item for item in one.labels.items() if item[0] != "le")][bound] += one.count
+    return list(out.values())
 
 
 def _totals(counts: Counts) -> tuple[int, int]:
@@ -139,4 +177,4 @@ def _totals(counts: Counts) -> tuple[int, int]:
         case HistogramCounts() | CategoryCounts():
             return sum(counts.canary), sum(counts.stable)
         case _:
-            return 1, 1
+            raise TypeError(f"{type(counts).__name__} has no totals")

@@ -1,0 +1,102 @@
+"""Any bytes are an answer or a failure; nothing that was only partly read counts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.sources.answer import parse
+
+
+def body(result: Any, kind: str = "matrix", **more: Any) -> bytes:
+    return json.dumps({"status": "success", "data": {"resultType": kind, "result": result}, **more}).encode()
+
+
+GOOD = {"metric": {"a": "b"}, "values": [[1, "2"], [3.5, "4e3"]]}
+
+
+def test_a_matrix_gives_series_with_their_samples() -> None:
+    answer = parse(body([GOOD]), 200, max_series=1)
+    assert [(s.labels, list(s.samples)) for s in answer.series] == [({"a": "b"}, [(1.0, 2.0), (3.5, 4000.0)])]
+    assert not answer.failure
+
+
+def test_vectors_and_scalars_give_numbers() -> None:
+    assert parse(body([{"metric": {}, "value": [1, "2"]}], "vector"), 200, max_series=1).numbers == (({}, 2.0),)
+    assert parse(body([1, "2.5"], "scalar"), 200, max_series=1).numbers == (({}, 2.5),)
+
+
+def test_native_histograms_are_counted_and_not_taken_for_samples() -> None:
+    native = {"metric": {"a": "c"}, "histograms": [[1, {}]]}
+    answer = parse(body([GOOD, native]), 200, max_series=5)
+    assert (len(answer.series), answer.native_n) == (1, 1)
+
+
+def test_warnings_are_kept_and_bounded() -> None:
+    assert parse(body([], warnings=["a", "b"]), 200, max_series=1).warning == "a; b"
+    assert len(parse(body([], warnings=["x" * 9999]), 200, max_series=1).warning) == 500
+
+
+def test_too_many_series_may_be_asked_for_in_parts() -> None:
+    answer = parse(body([GOOD, GOOD]), 200, max_series=1)
+    assert "2 series, more than the 1 allowed" in answer.failure
+    assert answer.divisible
+
+
+@pytest.mark.parametrize(("status", "divisible"), [(400, False), (422, True), (413, True), (503, False)])
+def test_an_error_says_what_the_store_said(status: int, divisible: bool) -> None:
+    said = json.dumps({"status": "error", "errorType": "execution", "error": "too many samples"}).encode()
+    answer = parse(said, status, max_series=1)
+    assert answer.failure == f"the metric store says {status}, execution: too many samples"
+    assert answer.divisible is divisible
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        b"",
+        b"<html>bad gateway</html>",
+        b"[]",
+        b"null",
+        b'{"status": "success"}',
+        b'{"status": "success", "data": {"resultType": "matrix", "result": {}}}',
+        b"[" * 100_000,
+        b'{"status": "success", "data": {"resultType": "matrix", "result": [' + b"1" * 5000 + b"]}}",
+        body([1]),
+        body([GOOD, {"metric": [], "values": []}]),
+        body([GOOD, {"metric": {"a": ["b"]}, "values": []}]),
+        body([GOOD, {"metric": {}, "values": [[1, "two"]]}]),
+        body([GOOD, {"metric": {}, "values": [[1]]}]),
+        body([GOOD, {"metric": {}, "values": 3}]),
+        body([GOOD, {"metric": {}, "values": [[float("nan"), "1"]]}]),
+    ],
+)
+def test_what_is_not_wholly_an_answer_is_a_failure(given: bytes) -> None:
+    answer = parse(given, 200, max_series=10)
+    assert answer.failure
+    assert answer.series == ()
+
+
+def test_a_good_body_under_a_bad_status_is_not_believed() -> None:
+    assert parse(body([GOOD]), 502, max_series=1).failure
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(JSON, st.sampled_from(["matrix", "vector", "scalar", "string"]))
+def test_any_result_is_read_or_refused_without_an_exception(result: Any, kind: str) -> None:
+    parse(body(result, kind), 200, max_series=10)
+
+
+@given(st.binary(max_size=200), st.integers(100, 599))
+def test_any_bytes_are_read_or_refused_without_an_exception(given: bytes, status: int) -> None:
+    assert parse(given, status, max_series=10).failure

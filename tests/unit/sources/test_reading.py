@@ -1,0 +1,124 @@
+"""Series to readings: what is missing is said, and no count is ever invented."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.model.names import Arm
+from service.model.observation import Availability, FailureCounts, HistogramCounts, Reading
+from service.model.preset import CounterSeries, ErrorSeries, LatencySeries
+from service.sources.counter import Series
+from service.sources.reading import ArmSeries, read
+
+LATENCY = LatencySeries(buckets="b")
+ERRORS = ErrorSeries.model_validate({"requests": "r", "failed": [{"code": "5.."}, {"grpc": "[2-9]|1[0-6]"}]})
+
+
+def histogram(pod: str, **grown: float) -> list[Series]:
+    """Buckets by ``le`` (written le_0_1 for 0.1) that grew so much in the window."""
+    bounds = {name.removeprefix("le_").replace("_", "."): n for name, n in grown.items()}
+    return [
+        Series({"instance": pod, "le": "+Inf" if bound == "inf" else bound}, [(55, 10), (110, 10 + n)])
+        for bound, n in bounds.items()
+    ]
+
+
+def reading(
+    what: CounterSeries, canary: list[Series], stable: list[Series], *, warning: str = "", native_n: int = 0
+) -> Reading:
+    arms = (ArmSeries(Arm.CANARY, 'v="2"', canary), ArmSeries(Arm.STABLE, 'v="1"', stable))
+    return read("m", what, arms, start_s=60, end_s=120, stale_after_s=45, warning=warning, native_n=native_n)
+
+
+def counter(grown: float, **labels: str) -> Series:
+    return Series({"instance": "p", **labels}, [(55, 10), (110, 10 + grown)])
+
+
+def test_failures_are_told_by_any_of_the_alternatives() -> None:
+    canary = [counter(90, code="200"), counter(4, code="503"), counter(3, code="200", grpc="14")]
+    found = reading(ERRORS, canary, [counter(50, code="200", grpc="1")])
+    assert found.counts == FailureCounts(7, 97, 0, 50)
+
+
+def test_a_value_too_long_to_be_a_status_matches_no_pattern() -> None:
+    found = reading(ERRORS, [counter(1, code="5" * 300)], [counter(1, code="200")])
+    assert found.counts == FailureCounts(0, 1, 0, 1)
+
+
+def test_bounds_written_in_two_ways_are_one_bound() -> None:
+    canary = [*histogram("a", le_1=4, inf=5), *histogram("b", le_1_0=1, inf=2)]
+    found = reading(LATENCY, canary, histogram("c", le_1=1, inf=1))
+    assert found.counts == HistogramCounts((1.0,), (5, 2), (1, 0))
+
+
+def test_pods_with_different_bounds_are_merged_to_the_common_ones() -> None:
+    canary = [*histogram("old", le_0_1=2, le_0_5=3, inf=4), *histogram("new", le_0_2=1, le_0_5=5, inf=6)]
+    found = reading(LATENCY, canary, histogram("s", le_0_1=1, le_0_5=1, inf=1))
+    assert found.counts == HistogramCounts((0.5,), (8, 2), (1, 0))
+
+
+def test_a_histogram_that_did_not_grow_does_not_narrow_the_bounds() -> None:
+    canary = [*histogram("old", le_9=0, inf=0), *histogram("new", le_0_5=5, inf=6)]
+    found = reading(LATENCY, canary, histogram("s", le_0_5=1, inf=1))
+    assert found.counts == HistogramCounts((0.5,), (5, 1), (1, 0))
+
+
+def test_buckets_that_overtook_higher_ones_are_cut_and_it_is_said() -> None:
+    found = reading(LATENCY, histogram("a", le_0_1=7, le_0_5=5, inf=6), histogram("b", le_0_1=1, le_0_5=1, inf=1))
+    assert found.counts == HistogramCounts((0.1, 0.5), (5, 0, 1), (1, 0, 0))
+    assert found.detail == "2 counts of buckets that overtook higher ones were cut"
+
+
+@given(st.lists(st.lists(st.integers(0, 30), min_size=4, max_size=4), min_size=1, max_size=4))
+def test_a_histograms_total_is_always_what_its_inf_bucket_counted(pods: list[list[int]]) -> None:
+    canary = [one for i, (a, b, c, d) in enumerate(pods) for one in histogram(str(i), le_1=a, le_2=b, le_3=c, inf=d)]
+    found = reading(LATENCY, canary, histogram("s", le_1=1, le_2=1, le_3=1, inf=1))
+    assert isinstance(found.counts, HistogramCounts)
+    assert sum(found.counts.canary) == sum(pod[3] for pod in pods)
+    assert min(found.counts.canary) >= 0
+
+
+def test_milliseconds_become_the_seconds_that_people_write() -> None:
+    what = LatencySeries(buckets="b", unit="milliseconds")
+    found = reading(what, histogram("a", le_35=1, inf=1), histogram("b", le_35=1, inf=1))
+    assert isinstance(found.counts, HistogramCounts)
+    assert found.counts.edges_s == (0.035,)
+
+
+def test_a_histogram_without_its_inf_bucket_is_not_read() -> None:
+    found = reading(LATENCY, histogram("a", le_1=1), histogram("b", le_1=1, inf=1))
+    assert (found.availability, found.counts) == (Availability.NO_SERIES, None)
+    assert "+Inf" in found.detail
+
+
+def test_arms_without_a_common_bound_are_not_compared() -> None:
+    found = reading(LATENCY, histogram("a", le_1=1, inf=1), histogram("b", le_2=1, inf=1))
+    assert (found.availability, found.counts) == (Availability.NO_SERIES, None)
+
+
+def test_native_histograms_are_named_as_the_reason_when_classic_ones_are_missing() -> None:
+    found = reading(LATENCY, [], histogram("b", le_2=1, inf=1), native_n=3)
+    assert found.availability is Availability.NO_SERIES
+    assert "native histograms" in found.detail
+
+
+def test_a_warning_comes_before_what_seems_to_be_missing() -> None:
+    found = reading(ERRORS, [], [counter(5, code="200")], warning="shard 2 is down")
+    assert (found.availability, found.counts) == (Availability.DEGRADED, None)
+    assert "shard 2 is down" in found.detail
+
+
+def test_a_stale_arm_is_named_with_its_age() -> None:
+    old: Mapping[str, str] = {"instance": "p", "code": "200"}
+    found = reading(ERRORS, [counter(5, code="200")], [Series(old, [(30, 1), (70, 2)])])
+    assert found.availability is Availability.STALE
+    assert "of the stable" in found.detail
+    assert "50 s older" in found.detail
+
+
+def test_a_detail_is_bounded_however_long_the_labels_are() -> None:
+    arms = (ArmSeries(Arm.CANARY, "v" * 9000, []), ArmSeries(Arm.STABLE, "", []))
+    assert len(read("m", ERRORS, arms, start_s=0, end_s=1, stale_after_s=1).detail) <= 300
