@@ -229,10 +229,13 @@ def load_catalog(settings: Settings) -> tuple[Catalog, dict[str, MetricsPreset]]
                 f"known presets in {folder / 'metrics'}: {', '.join(sorted(presets)) or 'none'}"
             )
         for name in (target.policy, *target.allowed_policies):
-            for metric in policies[name].metrics:
-                if metric.name not in preset.metrics:
+            policy = policies[name]
+            watched = {guard.metric for guard in policy.guards}
+            for metric in policy.metrics:
+                # An optional metric may be missing: policies are shared by servers that do not all have it.
+                if metric.name not in preset.metrics and (metric.required or metric.name in watched):
                     raise SettingsError(
-                        f"policy {name!r} looks at metric {metric.name!r}, which preset {preset.name!r} of target "
+                        f"policy {name!r} needs metric {metric.name!r}, which preset {preset.name!r} of target "
                         f"{target.namespace}/{target.service} lacks; it has: {', '.join(sorted(preset.metrics))}"
                     )
     return catalog, presets

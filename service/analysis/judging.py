@@ -99,7 +99,12 @@ def judge_windows(cases: Sequence[tuple[RolloutState, bytes, Sequence[Reading]]]
             key = (monitor_config(state.policy, layout), layout, row is None)
             batches.setdefault(key, []).append(_Case(place, state, readings, layout, row))
     for (config, layout, fresh), batch in batches.items():
-        for case, verdict in zip(batch, _judge_batch(config, layout, fresh, batch), strict=True):
+        try:
+            verdicts = _judge_batch(config, layout, fresh, batch)
+        except ValueError as error:
+            # One batch that the library refuses (a row of another version, odd counts) must not stop the others.
+            verdicts = [_uncomparable(case, str(error)) for case in batch]
+        for case, verdict in zip(batch, verdicts, strict=True):
             judged[case.place] = verdict
     return [one for one in judged if one is not None]
 
@@ -122,6 +127,14 @@ def _uncompared(state: RolloutState, readings: Mapping[str, Reading]) -> Judged:
         warmup=state.window < state.policy.warmup_windows,
         log_evidence=state.log_evidence,
     )
+
+
+def _uncomparable(case: _Case, why: str) -> Judged:
+    """A window that cannot be compared: every metric is blind, and says why."""
+    blind = {
+        name: Reading(name, Availability.NO_SERIES, None, f"cannot be compared: {why}"[:500]) for name in case.readings
+    }
+    return _uncompared(case.state, blind)
 
 
 def _judge_batch(config: MonitorConfig, layout: Layout, fresh: bool, batch: Sequence[_Case]) -> list[Judged]:

@@ -20,7 +20,7 @@ from service.model.preset import MetricsPreset
 from service.ring.ports import PortError, Refused, Unavailable
 from service.settings import ClusterSettings, Settings, SettingsError, load, load_catalog, read_secret
 from service.sources.prometheus import PrometheusSource
-from service.storage.opening import open_store
+from service.storage.opening import InUse, open_store
 
 ROUTING_KEY = re.compile(r"[A-Za-z0-9]{32}")
 
@@ -72,7 +72,10 @@ async def _run(settings: Settings) -> list[Finding]:
 
 
 async def _database(settings: Settings) -> str:
-    store = await open_store(settings.database.url, password=read_secret(settings.database.password_file))
+    try:
+        store = await open_store(settings.database.url, password=read_secret(settings.database.password_file))
+    except InUse as busy:
+        return f"not opened, {busy}"
     try:
         await store.check()
     finally:

@@ -24,6 +24,10 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_S = 10
 
 
+class InUse(Refused):
+    """Another process, most likely a running Serinus, has the SQLite file."""
+
+
 async def open_store(url: str, *, password: SecretStr | None = None) -> SqlStore:
     """The store behind ``url`` (``sqlite:///file.db``, ``sqlite://`` in memory, ``postgresql://...``), migrated.
 
@@ -78,7 +82,7 @@ def _lock(url: URL) -> IO[str] | None:
         lock.seek(0)
         other = lock.read(32).strip() or "unknown"
         lock.close()
-        raise Refused(
+        raise InUse(
             f"the database {url.database} is in use by process {other}; SQLite serves one replica. "
             "Stop that process, or use PostgreSQL for more than one."
         ) from None

@@ -215,6 +215,19 @@ class Rig:
         except aiohttp.ClientError:
             return False
 
+    async def command(self, *arguments: str) -> tuple[Any, int]:
+        """`serinus` with this rig's settings; (its JSON or text, its exit status)."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("SERINUS_")}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "service.cli.main", *arguments, "--config", str(self.config),
+            stdout=subprocess.PIPE, env=environment, cwd=building.ROOT,
+        )  # fmt: skip
+        out, _ = await process.communicate()
+        try:
+            return json.loads(out), process.returncode or 0
+        except ValueError:
+            return out.decode(), process.returncode or 0
+
     # --- releases ---------------------------------------------------------------------------------------------------
 
     async def release(
@@ -222,7 +235,7 @@ class Rig:
     ) -> Release:
         """A service with its route and traffic, and the event that starts its release."""
         if name not in self.releases:
-            await self._put_service(name)
+            await self.put_service(name)
             self.releases[name] = Release(name, World(requests_per_s=REQUESTS_PER_S, seed=len(self.releases), job=name))
             # Both versions have been scraped before there is any canary traffic, as ready pods are.
             await asyncio.sleep(2.5)
@@ -238,7 +251,8 @@ class Rig:
         )
         await self.producer.send("cd.events", key=sent.key, value=sent.value, headers=list(sent.headers))
 
-    async def _put_service(self, name: str) -> None:
+    async def put_service(self, name: str) -> None:
+        """A route with all traffic on v1, and a ready candidate."""
         custom = client.CustomObjectsApi(self.api)
         destinations = [
             {"destination": {"host": name, "subset": "v1"}, "weight": 100},

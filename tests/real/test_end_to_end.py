@@ -98,6 +98,18 @@ async def test_a_service_that_is_killed_again_and_again_loses_nothing(real: Rig)
     assert release.fences == sorted(release.fences)
 
 
+async def test_the_doctor_finds_nothing_wrong_and_an_event_sent_by_hand_starts_a_rollout(real: Rig) -> None:
+    findings, status = await real.command("doctor", "-o", "json")
+    assert status == 0, findings
+    assert {"event bus", "metric store of default", "rights in default/ml-serving"} <= {f["name"] for f in findings}
+    await real.put_service("by-hand")
+    _, status = await real.command(
+        "send-event", "--service", "ml-serving/by-hand", "--version", "9", "--stable-version", "8"
+    )
+    assert status == 0
+    assert (await real.until("by-hand", "progressing"))["version"] == "9"
+
+
 async def test_a_graceful_stop_ends_within_its_time_with_status_zero(real: Rig) -> None:
     assert real.stop_service() == 0
     await real.start_service()

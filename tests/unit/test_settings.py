@@ -102,7 +102,16 @@ def test_unknown_names_in_the_catalogue_are_said_with_the_known_ones(tmp_path: P
         load_catalog(load(file))
 
 
-def test_a_policy_that_looks_at_a_metric_the_preset_lacks_stops_the_start(tmp_path: Path) -> None:
+def test_an_optional_metric_may_be_missing_in_a_preset(tmp_path: Path) -> None:
+    optional = "[{name: latency, kind: latency}, {name: predictions, kind: predictions, required: false}]"
+    policy = f"name: p\nstages: [{{weight_percent: 10}}]\nmetrics: {optional}\n"
+    (tmp_path / "config").mkdir()
+    folder = catalogue(tmp_path / "config", policy=policy, target=TARGET % ("p", "http"))
+    catalog, _ = load_catalog(load(write(tmp_path, f"config_dir: {folder}\napi: {{auth: 'off'}}")))
+    assert len(catalog.targets) == 1
+
+
+def test_a_policy_that_needs_a_metric_the_preset_lacks_stops_the_start(tmp_path: Path) -> None:
     policy = "name: p\nstages: [{weight_percent: 10}]\nmetrics: [{name: errors, kind: errors}]\n"
     (tmp_path / "config").mkdir()
     folder = catalogue(tmp_path / "config", policy=policy, target=TARGET % ("p", "http"))

@@ -138,6 +138,19 @@ def test_a_custom_value_is_judged_by_its_guard_absolutely_or_against_stable() ->
         assert [g.breach for g in one.guards] == breaches
 
 
+def test_a_row_that_cannot_be_continued_blinds_its_rollout_and_no_other() -> None:
+    s = state()
+    (one,) = judge([s], [GOOD], [b""])
+    layout, row = unpack(one.monitor or b"")
+    assert row is not None
+    broken = pack(layout, row[:-3])
+    good, bad = judge([s, s], [GOOD, GOOD], [b"", broken])
+    assert {e.availability for e in good.evidence} == {Availability.ENOUGH}
+    assert {e.availability for e in bad.evidence} == {Availability.NO_SERIES}
+    assert "cannot be compared" in bad.evidence[0].detail
+    assert bad.monitor is None
+
+
 def test_a_row_survives_packing() -> None:
     layout = Layout((0.1, 0.2), ("a", OTHER), True)
     numbers = np.array([1.0, -2.5, 1e200])
