@@ -89,8 +89,15 @@ def _labels(one: Mapping[str, Any]) -> dict[str, str]:
     return labels
 
 
-def _samples(pairs: Any) -> list[tuple[float, float]]:
-    samples = [(float(at), float(value)) for at, value in pairs]
-    if not all(math.isfinite(at) for at, _ in samples):
-        raise ValueError("a sample without a moment")
-    return samples
+def _samples(pairs: Any) -> list[list[float]]:
+    """The pairs with both parts made floats, in place: new containers are what parsing a large answer costs most."""
+    if not isinstance(pairs, list):
+        raise TypeError("samples that are no list")
+    for pair in pairs:
+        if not isinstance(pair, list):
+            raise TypeError("a sample that is no pair")
+        at, value = pair
+        pair[0], pair[1] = float(at), float(value)
+        if not -math.inf < pair[0] < math.inf:
+            raise ValueError("a sample without a moment")
+    return pairs

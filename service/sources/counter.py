@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 Labels = frozenset[tuple[str, str]]
-Samples = Sequence[tuple[float, float]]
+Samples = Sequence[Sequence[float]]
 
 INSTANCE_LABELS = ("job", "namespace", "instance", "pod", "kubernetes_pod_name")
 """Labels that tell one scraped process from another."""
@@ -69,78 +69,104 @@ def growth(
     together : a label whose values live and restart together, such as a histogram's ``le``. A fall of one bucket is
         then a restart of all, also of those that have already overtaken their old value.
     """
-    clean = [(one.labels, _clean(one.samples, end_s)) for one in listed]
-    clean = [(labels, samples) for labels, samples in clean if samples]
-    if not clean:
+    walks = [(one, _walk(one.samples, start_s, end_s)) for one in listed]
+    seen = [(one, walk) for one, walk in walks if walk is not None]
+    if not seen:
         return Grown((), None)
     first_seen_s: dict[Labels, float] | None = None
-    falls = _falls(clean, together) if together else {}
+    falls: dict[Labels, set[float]] = defaultdict(set)
+    if together is not None:
+        for one, walk in seen:
+            if walk.falls_s:
+                falls[_without(one.labels, together)].update(walk.falls_s)
     out: list[Growth] = []
-    for labels, samples in clean:
-        count = _steps(samples, start_s, falls.get(_without(labels, together), ()) if falls else ())
-        if samples[0][0] > start_s:
+    for one, walk in seen:
+        count = walk.steps
+        family = falls.get(_without(one.labels, together)) if falls else None
+        if family and not family <= set(walk.falls_s):
+            count = _steps_with_falls(_clean(one.samples, end_s), start_s, family)
+        if walk.first_s > start_s:
             # Most series are older than the window, so who was seen when is only worked out for one that is not.
             if first_seen_s is None:
-                first_seen_s = _first_seen_s(clean, beside, end_s)
-            if first_seen_s[_instance(labels)] < samples[0][0]:
-                count += samples[0][1]
-        out.append(Growth(labels, count))
-    return Grown(tuple(out), max(samples[-1][0] for _, samples in clean))
+                first_seen_s = _first_seen_s(seen, beside, start_s, end_s)
+            if first_seen_s[_instance(one.labels)] < walk.first_s:
+                count += walk.first
+        out.append(Growth(one.labels, count))
+    return Grown(tuple(out), max(walk.last_s for _, walk in seen))
+
+
+@dataclass(slots=True)
+class _Walk:
+    """One pass over a series' samples up to the window's end."""
+
+    first_s: float
+    first: int
+    last_s: float
+    steps: int = 0
+    """The positive steps whose later sample lies in the window."""
+    falls_s: Sequence[float] = ()
+    """When the series fell, also before the window."""
+
+
+def _walk(samples: Samples, start_s: float, end_s: float) -> _Walk | None:
+    """None without a good sample. Whole, finite samples in order, as a store gives them, take one pass."""
+    walk: _Walk | None = None
+    reached_s, before, total = -math.inf, 0, 0
+    last_s = -math.inf
+    falls_s: list[float] = []
+    for at, value in samples:
+        # Written so that NaN fails both comparisons.
+        if not (at > reached_s and 0 <= value < math.inf):
+            good = _clean(samples, end_s)
+            return _walk(good, start_s, end_s) if good else None
+        reached_s = at
+        if at > end_s:
+            continue
+        count = int(value)
+        if walk is None:
+            walk = _Walk(at, count, at)
+        else:
+            grown = count - before
+            if grown < 0:
+                falls_s.append(at)
+                grown = count
+            if at > start_s:
+                total += grown
+        before, last_s = count, at
+    if walk is not None:
+        walk.last_s, walk.steps, walk.falls_s = last_s, total, falls_s
+    return walk
 
 
 def _clean(samples: Samples, end_s: float) -> list[tuple[float, int]]:
     """Whole numbers in order of time, one a moment, none after the window's end."""
-    good: list[tuple[float, int]] = []
-    ordered = True
-    before = -math.inf
-    for at, value in samples:
-        # Written so that NaN fails both comparisons.
-        if 0 <= value < math.inf and -math.inf < at <= end_s:
-            ordered = ordered and at > before
-            before = at
-            good.append((at, int(value)))
-    if ordered:
-        return good
     merged: dict[float, int] = {}
-    for at, count in good:
-        merged[at] = max(count, merged.get(at, 0))
+    for at, value in samples:
+        if 0 <= value < math.inf and -math.inf < at <= end_s:
+            merged[at] = max(int(value), merged.get(at, 0))
     return sorted(merged.items())
 
 
-def _steps(samples: Sequence[tuple[float, int]], start_s: float, falls: Sequence[float]) -> int:
-    """The positive steps whose later sample lies after ``start_s``."""
+def _steps_with_falls(samples: Sequence[tuple[float, int]], start_s: float, falls_s: Collection[float]) -> int:
+    """The positive steps after ``start_s``, where a fall of the family between two samples is a restart of this one."""
     total = 0
-    before_s, before = samples[0]
-    for at, value in samples[1:]:
+    for (before_s, before), (at, value) in pairwise(samples):
         if at > start_s:
-            restarted = value < before or any(before_s < fell <= at for fell in falls)
+            restarted = value < before or any(before_s < fell_s <= at for fell_s in falls_s)
             total += value if restarted else value - before
-        before_s, before = at, value
     return total
 
 
-def _falls(clean: Iterable[tuple[Mapping[str, str], list[tuple[float, int]]]], label: str) -> dict[Labels, list[float]]:
-    """When any series of a family fell, by the family."""
-    out: dict[Labels, list[float]] = defaultdict(list)
-    for labels, samples in clean:
-        for (_, before), (at, value) in pairwise(samples):
-            if value < before:
-                out[_without(labels, label)].append(at)
-    return out
-
-
 def _first_seen_s(
-    clean: Iterable[tuple[Mapping[str, str], list[tuple[float, int]]]], beside: Iterable[Series], end_s: float
+    seen: Iterable[tuple[Series, _Walk]], beside: Iterable[Series], start_s: float, end_s: float
 ) -> dict[Labels, float]:
+    """When each instance was first scraped, as far back as the samples go."""
     out: dict[Labels, float] = {}
-    for labels, samples in clean:
-        key = _instance(labels)
-        out[key] = min(samples[0][0], out.get(key, math.inf))
-    for one in beside:
-        samples = _clean(one.samples, end_s)
-        if samples:
+    others = ((one, _walk(one.samples, start_s, end_s)) for one in beside)
+    for one, walk in (*seen, *others):
+        if walk is not None:
             key = _instance(one.labels)
-            out[key] = min(samples[0][0], out.get(key, math.inf))
+            out[key] = min(walk.first_s, out.get(key, math.inf))
     return out
 
 

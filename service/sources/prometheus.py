@@ -30,7 +30,8 @@ from service.sources.plan import EXPRESSIONS_PER_QUERY, Ask, Batch, Slot, Wanted
 from service.sources.reading import ArmSeries, read
 
 LARGE_ANSWER_BYTES = 256 * 1024
-"""Answers above this are parsed in a thread, so that the loop stays free."""
+LARGE_ANSWER_SAMPLES = 10_000
+"""Answers above these are worked on in a thread, so that the loop stays free."""
 
 LOOKBACK_SCRAPES = 5
 """The step into a window's first sample needs the sample before it; a target may miss this many scrapes in between."""
@@ -66,6 +67,8 @@ class PrometheusSource:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._timeout_s = timeout_s
         self._gate = asyncio.Semaphore(max_concurrent)
+        # Large answers are worked on one at a time: more threads would only make the loop wait longer for its turn.
+        self._desk = asyncio.Lock()
         self._max_answer_bytes = max_answer_bytes
         self._max_series = max_series
         self._headers: dict[str, str] = {}
@@ -121,8 +124,9 @@ class PrometheusSource:
         elif answer.failure:
             for ask in batch.asks:
                 out[ask.slot] = Reading(ask.metric, Availability.AWAY, None, answer.failure)
-        elif sum(len(one.samples) for one in answer.series) * 30 > LARGE_ANSWER_BYTES:
-            out |= await asyncio.to_thread(self._split, batch, answer)
+        elif sum(len(one.samples) for one in answer.series) > LARGE_ANSWER_SAMPLES:
+            async with self._desk:
+                out |= await asyncio.to_thread(self._split, batch, answer)
         else:
             out |= self._split(batch, answer)
 
@@ -191,7 +195,8 @@ class PrometheusSource:
         except (aiohttp.ClientError, OSError) as error:
             return Answer(failure=f"the metric store does not answer: {str(error)[:200] or type(error).__name__}"), 0
         if len(body) > LARGE_ANSWER_BYTES:
-            return await asyncio.to_thread(parse, body, status, max_series=self._max_series), status
+            async with self._desk:
+                return await asyncio.to_thread(parse, body, status, max_series=self._max_series), status
         return parse(body, status, max_series=self._max_series), status
 
     async def _bounded(self, response: aiohttp.ClientResponse) -> bytes:

@@ -21,7 +21,7 @@ GOOD = {"metric": {"a": "b"}, "values": [[1, "2"], [3.5, "4e3"]]}
 
 def test_a_matrix_gives_series_with_their_samples() -> None:
     answer = parse(body([GOOD]), 200, max_series=1)
-    assert [(s.labels, list(s.samples)) for s in answer.series] == [({"a": "b"}, [(1.0, 2.0), (3.5, 4000.0)])]
+    assert [(s.labels, list(s.samples)) for s in answer.series] == [({"a": "b"}, [[1.0, 2.0], [3.5, 4000.0]])]
     assert not answer.failure
 
 
@@ -72,6 +72,7 @@ def test_an_error_says_what_the_store_said(status: int, divisible: bool) -> None
         body([GOOD, {"metric": {}, "values": [[1, "two"]]}]),
         body([GOOD, {"metric": {}, "values": [[1]]}]),
         body([GOOD, {"metric": {}, "values": 3}]),
+        body([GOOD, {"metric": {}, "values": [{"1": 1, "2": 2}]}]),
         body([GOOD, {"metric": {}, "values": [[float("nan"), "1"]]}]),
     ],
 )
