@@ -16,9 +16,10 @@ from service.actuators.cluster import connect, rights
 from service.api.auth import read_tokens
 from service.app.run import connection_of
 from service.model.catalog import Catalog
-from service.model.preset import MetricsPreset
+from service.model.preset import MetricsPreset, ValueExpression
 from service.ring.ports import PortError, Refused, Unavailable
 from service.settings import ClusterSettings, Settings, SettingsError, load, load_catalog, read_secret
+from service.sources.inventory import absent_series
 from service.sources.prometheus import PrometheusSource
 from service.storage.opening import InUse, open_store
 
@@ -62,7 +63,7 @@ async def _run(settings: Settings) -> list[Finding]:
     await look("database", lambda: _database(settings))
     await look("event bus", lambda: _event_bus(settings))
     for name, cluster in settings.all_clusters().items():
-        await look(f"metric store of {name}", lambda c=cluster: _metric_store(c))  # type: ignore[misc]
+        await look(f"metric store of {name}", lambda c=cluster: _metric_store(c, loaded))  # type: ignore[misc]
         namespaces = sorted({t.namespace for t in loaded[0][0].targets if "*" not in t.namespace}) if loaded else []
         for namespace in namespaces:
             await look(f"rights in {name}/{namespace}", lambda c=cluster, n=namespace: _rights(c, n))  # type: ignore[misc]
@@ -99,7 +100,9 @@ async def _event_bus(settings: Settings) -> str:
     return f"{kafka.bootstrap_servers} has all three topics"
 
 
-async def _metric_store(cluster: ClusterSettings) -> str:
+async def _metric_store(cluster: ClusterSettings, loaded: list[tuple[Catalog, dict[str, MetricsPreset]]]) -> str:
+    """Its version, and which series of the presets in use it has none of yet (a new service may be to come)."""
+    token = read_secret(cluster.prometheus.token_file)
     async with aiohttp.ClientSession() as session:
         source = PrometheusSource(
             session,
@@ -107,9 +110,20 @@ async def _metric_store(cluster: ClusterSettings) -> str:
             {},
             scrape_interval_s=cluster.prometheus.scrape_interval_s,
             timeout_s=cluster.prometheus.timeout_s,
-            token=read_secret(cluster.prometheus.token_file),
+            token=token,
         )
-        return f"{cluster.prometheus.url} {await source.check()}"
+        said = f"{cluster.prometheus.url} {await source.check()}"
+    used = {target.metrics for catalog, _ in loaded for target in catalog.targets}
+    names = {
+        name
+        for _, presets in loaded
+        for preset in used
+        for series in presets[preset].metrics.values()
+        if not isinstance(series, ValueExpression)
+        for name in series.names
+    }
+    absent = await absent_series(cluster.prometheus.url, names, token=token, timeout_s=cluster.prometheus.timeout_s)
+    return f"{said}; no series yet of {', '.join(absent)}" if absent else f"{said}; has all {len(names)} series"
 
 
 async def _rights(cluster: ClusterSettings, namespace: str) -> str:

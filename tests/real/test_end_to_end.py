@@ -102,6 +102,8 @@ async def test_the_doctor_finds_nothing_wrong_and_an_event_sent_by_hand_starts_a
     findings, status = await real.command("doctor", "-o", "json")
     assert status == 0, findings
     assert {"event bus", "metric store of default", "rights in default/ml-serving"} <= {f["name"] for f in findings}
+    (store,) = (f for f in findings if f["name"] == "metric store of default")
+    assert store["detail"].endswith("has all 3 series")
     await real.put_service("by-hand")
     _, status = await real.command(
         "send-event", "--service", "ml-serving/by-hand", "--version", "9", "--stable-version", "8"
