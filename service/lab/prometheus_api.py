@@ -25,6 +25,7 @@ Scrape = Callable[[], Iterable[tuple[str, Labels, float]]]
 """Gives (name, labels, value) of every series now."""
 
 KEPT_SAMPLES = 4000
+KEPT_QUERIES = 1000
 
 _SELECTOR = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)?\{(.*)\}\[(\d+)s\]", re.DOTALL)
 _MATCHER = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)(=~|=)"((?:[^"\\\n]|\\.)*)"', re.DOTALL)
@@ -100,8 +101,8 @@ class PrometheusApi(Served):
         self._samples: dict[str, dict[Key, deque[tuple[float, float]]]] = defaultdict(dict)
         self.expressions: dict[str, float | None] = {}
         """Answers to other expressions, by their exact text; None: no series."""
-        self.asked: list[str] = []
-        """The text of every query."""
+        self.asked: deque[str] = deque(maxlen=KEPT_QUERIES)
+        """The texts of the latest queries."""
         self.away = False
         """Every request is answered with 503."""
         self.slow: asyncio.Event | None = None

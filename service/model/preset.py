@@ -15,6 +15,9 @@ SeriesName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]
 LabelName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$", max_length=100)]
 
 
+NAME = "__name__"
+"""The label in which Prometheus keeps a series' name."""
+
 MOST_REPEATS = 2
 PLACEHOLDER = "$matchers"
 
@@ -74,18 +77,26 @@ class ErrorSeries(Value):
     kind: Literal["errors"] = "errors"
     requests: SeriesName
     failed: tuple[dict[LabelName, Regex], ...] = Field(min_length=1)
-    """A series counts as failed when it matches all labels of any of these."""
+    """A series counts as failed when it matches all labels of any of these.
+
+    An alternative with ``__name__`` speaks of another counter, for servers that count failures by themselves; its
+    value is that counter's name. The failures are taken to be among ``requests`` and are not added to the total.
+    """
 
     @model_validator(mode="after")
     def _some_label(self) -> Self:
-        if not all(self.failed):
-            raise ValueError("failed holds an alternative without labels, by which every request would have failed")
+        for alternative in self.failed:
+            if not alternative or alternative == {NAME: self.requests}:
+                raise ValueError("failed holds an alternative without labels, by which every request would have failed")
+            if NAME in alternative and not re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", alternative[NAME]):
+                raise ValueError(f"{NAME} in failed must be one counter's name, not a pattern: {alternative[NAME]!r}")
         return self
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The series to read."""
-        return (self.requests,)
+        """The series to read, the requests first."""
+        others = {alternative.get(NAME, self.requests) for alternative in self.failed} - {self.requests}
+        return (self.requests, *sorted(others))
 
 
 class PredictionSeries(Value):
@@ -139,6 +150,8 @@ class MetricsPreset(Value):
 
     @model_validator(mode="after")
     def _named_by_kind(self) -> Self:
+        if NAME in self.labels:
+            raise ValueError(f"labels holds {NAME}; the series' names stand in the metrics")
         for name, series in self.metrics.items():
             if series.kind != "value" and name != series.kind:
                 raise ValueError(f"metric {name!r} is of kind {series.kind!r}, so it must be named {series.kind!r}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from service.model.names import Arm
 from service.model.observation import Availability, Reading, WindowQuery
-from service.model.preset import PLACEHOLDER, CounterSeries, MetricsPreset, ValueExpression
+from service.model.preset import NAME, PLACEHOLDER, CounterSeries, MetricsPreset, ValueExpression
 from service.sources import promql
 
 ROLLOUTS_PER_QUERY = 50
@@ -137,6 +137,8 @@ def _fault(labels: Mapping[Arm, Mapping[str, str]]) -> str:
     for arm in Arm:
         if not labels[arm]:
             return f"the target gives the {arm} no labels, so all series there are would be its own"
+        if NAME in labels[arm]:
+            return f"the labels of the {arm} hold {NAME}; the series' names stand in the preset"
         try:
             promql.selector(labels[arm])
         except ValueError as error:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from service.model.names import Arm
 from service.model.observation import Availability, CategoryCounts, Counts, FailureCounts, HistogramCounts, Reading
-from service.model.preset import CounterSeries, ErrorSeries, LatencySeries, PredictionSeries
+from service.model.preset import NAME, CounterSeries, ErrorSeries, LatencySeries, PredictionSeries
 from service.sources.counter import Growth, Labels, Series, growth
 
 LONGEST_MATCHED = 256
@@ -56,16 +56,22 @@ def read(
     grown: dict[Arm, Sequence[Growth]] = {}
     for arm, other in (arms, arms[::-1]):
         together = "le" if isinstance(what, LatencySeries) else None
-        found = growth(arm.series, start_s, end_s, beside=other.series, together=together)
+        main = [one for one in arm.series if _name(what, one.labels) == what.names[0]]
+        found = growth(main, start_s, end_s, beside=(*arm.series, *other.series), together=together)
         if found.last_sample_s is None:
             native = "; there are native histograms, which are not read" if native_n else ""
-            why = f"{name} has no series of the {arm.arm} with {{{arm.matchers}}}{native}"
+            why = f"{what.names[0]} has no series of the {arm.arm} with {{{arm.matchers}}}{native}"
             return _none(metric, Availability.NO_SERIES, why)
         if found.last_sample_s < end_s - stale_after_s:
             age = f"{end_s - found.last_sample_s:.0f} s older than the window's end"
-            why = f"the newest sample of {name} of the {arm.arm} with {{{arm.matchers}}} is {age}"
+            why = f"the newest sample of {what.names[0]} of the {arm.arm} with {{{arm.matchers}}} is {age}"
             return _none(metric, Availability.STALE, why)
         grown[arm.arm] = found.series
+        if len(main) < len(arm.series):
+            # A counter of failures alone may be absent, or end with its pod: whether the arm lives, requests tell.
+            others = [one for one in arm.series if _name(what, one.labels) != what.names[0]]
+            further = growth(others, start_s, end_s, beside=(*main, *other.series))
+            grown[arm.arm] = (*found.series, *further.series)
     counts, detail = _counts(what, grown[Arm.CANARY], grown[Arm.STABLE])
     if counts is None:
         return _none(metric, Availability.NO_SERIES, detail)
@@ -99,14 +105,21 @@ def _counts(what: CounterSeries, canary: Sequence[Growth], stable: Sequence[Grow
 
 def _failures(what: ErrorSeries, arm: Sequence[Growth]) -> tuple[int, int]:
     """(failed, all)."""
-    return sum(one.count for one in arm if _failed(what, one.labels)), sum(one.count for one in arm)
+    failed = sum(one.count for one in arm if _failed(what, one.labels))
+    return failed, sum(one.count for one in arm if _name(what, one.labels) == what.requests)
 
 
 def _failed(what: ErrorSeries, labels: Mapping[str, str]) -> bool:
+    name = _name(what, labels)
     return any(
-        all(_matches(pattern, labels.get(label, "")) for label, pattern in alternative.items())
+        name == alternative.get(NAME, what.requests)
+        and all(_matches(pattern, labels.get(label, "")) for label, pattern in alternative.items() if label != NAME)
         for alternative in what.failed
     )
+
+
+def _name(what: CounterSeries, labels: Mapping[str, str]) -> str:
+    return labels.get(NAME, what.names[0])
 
 
 @functools.lru_cache(maxsize=4096)

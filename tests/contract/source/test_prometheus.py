@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.model.observation import Availability, CategoryCounts, FailureCounts, HistogramCounts, Reading
+from service.model.preset import MetricsPreset
 from tests.contract.source.stores import Store, begun, lab_store, read, real_store, serve, window
 
 NASTY = (
@@ -88,6 +89,20 @@ async def test_the_candidates_first_requests_through_a_known_sidecar_all_count(s
     end = await store.scraped()
     ((errors,),) = await read(store, window(start, end, "errors"))
     assert errors.counts == FailureCounts(0, 4, 0, 9)
+
+
+async def test_failures_with_a_counter_of_their_own_count_from_the_first(store: Store) -> None:
+    failed = [{"__name__": "model_failures_total"}, {"code": "5.."}]
+    preset = MetricsPreset.model_validate(
+        {"name": "http", "metrics": {"errors": {"kind": "errors", "requests": "http_requests_total", "failed": failed}}}
+    )
+    start = await begun(store)
+    serve(store, "v1", 50, failed=1)
+    serve(store, "v2", 20)
+    store.add("model_failures_total", 3, version="v2", instance="v2-0")
+    end = await store.scraped()
+    ((errors,),) = await read(store, window(start, end, "errors"), preset=preset)
+    assert errors.counts == FailureCounts(3, 20, 1, 50)
 
 
 async def test_an_arm_without_requests_is_few_and_not_missing(store: Store) -> None:

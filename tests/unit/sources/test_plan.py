@@ -85,13 +85,15 @@ def test_labels_that_cannot_tell_the_arms_apart_are_never_asked() -> None:
     same = query(1, stable_labels={"app": "s"}, canary_labels={"app": "s"})
     bad_name = query(2, canary_labels={"a b": "s"})
     no_text = query(3, canary_labels={"app": "\ud800"})
-    result = planned(same, bad_name, no_text, query(4))
+    series_name = query(4, canary_labels={"__name__": "other_total"})
+    result = planned(same, bad_name, no_text, series_name, query(5))
     assert len(result.batches) == 1
-    assert [ask.slot for ask in result.batches[0].asks] == [(3, 0)]
-    details = [result.known[(n, 0)].detail for n in range(3)]
+    assert [ask.slot for ask in result.batches[0].asks] == [(4, 0)]
+    details = [result.known[(n, 0)].detail for n in range(4)]
     assert "compared with itself" in details[0]
     assert "'a b' is no label name" in details[1]
     assert "is no text" in details[2]
+    assert "hold __name__" in details[3]
 
 
 def test_an_arm_without_any_label_is_never_asked() -> None:

@@ -66,9 +66,18 @@ def test_patterns_that_could_run_away_or_mean_something_else_are_refused(pattern
         errors(pattern)
 
 
-def test_an_alternative_without_labels_is_refused() -> None:
+@pytest.mark.parametrize("alternative", [{}, {"__name__": "r"}])
+def test_an_alternative_without_labels_is_refused(alternative: dict[str, str]) -> None:
     with pytest.raises(ValidationError, match="every request would have failed"):
-        preset(errors={"kind": "errors", "requests": "r", "failed": [{}]})
+        preset(errors={"kind": "errors", "requests": "r", "failed": [alternative]})
+
+
+def test_failures_may_have_a_counter_of_their_own() -> None:
+    series = preset(errors={"kind": "errors", "requests": "r", "failed": [{"__name__": "f"}, {"code": "5.."}]})
+    assert isinstance(series.metrics["errors"], ErrorSeries)
+    assert series.metrics["errors"].names == ("r", "f")
+    with pytest.raises(ValidationError, match="one counter's name"):
+        preset(errors={"kind": "errors", "requests": "r", "failed": [{"__name__": "f|g"}]})
 
 
 @pytest.mark.parametrize(
@@ -109,6 +118,7 @@ def test_matchers_may_only_stand_where_matchers_stand(promql: str, said: str) ->
         {"name": "p", "metrics": {"latency": {"kind": "latency", "buckets": "b", "unit": "hours"}}},
         {"name": "p", "metrics": {"slow": {"kind": "latency", "buckets": "b"}}},
         {"name": "p", "labels": {"a-b": "c"}, "metrics": {"latency": {"kind": "latency", "buckets": "b"}}},
+        {"name": "p", "labels": {"__name__": "c"}, "metrics": {"latency": {"kind": "latency", "buckets": "b"}}},
         {"name": "p", "metric": {}, "metrics": {"latency": {"kind": "latency", "buckets": "b"}}},
     ],
 )

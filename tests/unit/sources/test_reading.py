@@ -43,6 +43,34 @@ def test_failures_are_told_by_any_of_the_alternatives() -> None:
     assert found.counts == FailureCounts(7, 97, 0, 50)
 
 
+OWN_COUNTER = ErrorSeries.model_validate({"requests": "r", "failed": [{"__name__": "f"}, {"code": "5.."}]})
+
+
+def test_failures_with_a_counter_of_their_own_are_no_further_requests() -> None:
+    canary = [counter(90, __name__="r", code="200"), counter(2, __name__="r", code="503"), counter(5, __name__="f")]
+    found = reading(OWN_COUNTER, canary, [counter(50, __name__="r", code="200")])
+    assert found.counts == FailureCounts(7, 92, 0, 50)
+
+
+def test_the_first_failure_of_a_known_instance_counts_and_later_silence_is_not_stale() -> None:
+    first = Series({"instance": "p", "__name__": "f"}, [(65, 3)])
+    found = reading(OWN_COUNTER, [counter(9, __name__="r", code="200"), first], [counter(5, __name__="r", code="200")])
+    assert (found.availability, found.counts) == (Availability.ENOUGH, FailureCounts(3, 9, 0, 5))
+
+
+def test_a_counter_of_failures_alone_does_not_stand_for_the_requests() -> None:
+    found = reading(OWN_COUNTER, [counter(9, __name__="f")], [counter(5, __name__="r", code="200")])
+    assert found.availability is Availability.NO_SERIES
+    assert found.detail == 'r has no series of the canary with {v="2"}'
+
+
+def test_more_failures_than_requests_are_cut_and_it_is_said() -> None:
+    canary = [counter(2, __name__="r", code="200"), counter(5, __name__="f")]
+    found = reading(OWN_COUNTER, canary, [counter(5, __name__="r", code="200")])
+    assert found.counts == FailureCounts(2, 2, 0, 5)
+    assert "cut to the requests" in found.detail
+
+
 def test_a_value_too_long_to_be_a_status_matches_no_pattern() -> None:
     found = reading(ERRORS, [counter(1, code="5" * 300)], [counter(1, code="200")])
     assert found.counts == FailureCounts(0, 1, 0, 1)
