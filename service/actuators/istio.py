@@ -29,9 +29,11 @@ class IstioMesh:
         self._timeout_s = timeout_s
         self._version = VERSIONS[0]
 
-    async def set_weights(self, place: Place, *, canary_percent: int, fence: int, rollout: str) -> WeightsSeen:
+    async def set_weights(
+        self, place: Place, *, canary_percent: int, fence: int, rollout: str, first: bool = False
+    ) -> WeightsSeen:
         """See ``Mesh.set_weights``."""
-        wanted = _wanted(place, canary_percent=canary_percent, fence=fence, rollout=rollout)
+        wanted = _wanted(place, canary_percent=canary_percent, fence=fence, rollout=rollout, first=first)
         for _ in range(MAX_CONFLICTS):
             found = await self._get(place)
             if found is None:
@@ -149,8 +151,10 @@ class IstioMesh:
             )
 
 
-def _wanted(place: Place, *, canary_percent: int, fence: int, rollout: str) -> Wanted:
-    return Wanted(place.namespace, place.http_route, place.stable, place.canary, canary_percent, fence, rollout)
+def _wanted(place: Place, *, canary_percent: int, fence: int, rollout: str, first: bool = False) -> Wanted:
+    return Wanted(
+        place.namespace, place.http_route, place.stable, place.canary, canary_percent, fence, rollout, first=first
+    )
 
 
 def _planned(found: dict[str, Any], wanted: Wanted, place: Place) -> Edit:

@@ -38,6 +38,8 @@ class Wanted:
     canary_percent: int
     fence: int
     rollout: str
+    first: bool = False
+    """Nothing of this rollout stands yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,12 @@ def edit(virtual_service: Mapping[str, Any], wanted: Wanted) -> Edit:
     before = look(virtual_service, wanted)
     if before.fence is not None and before.fence > wanted.fence:
         raise CannotEdit(f"a newer decision (fence {before.fence}) stands on the route; ours is {wanted.fence}")
+    if wanted.first and before.canary_percent > 0 and _annotations(virtual_service).get(ROLLOUT) != wanted.rollout:
+        # After a promotion the «canary» destination carries production; a share or a retreat would send it to old pods.
+        raise CannotEdit(
+            f"the canary destination already serves {before.canary_percent} % that this rollout did not give it; "
+            "a release starts from 0, so name the destinations anew or set it to 0 first"
+        )
     for i, weight in enumerate(found.weights):
         if i not in (found.stable, found.canary) and weight > 0:
             where = _destination(virtual_service, found.route, i)
@@ -203,10 +211,13 @@ def _destination(virtual_service: Mapping[str, Any], route: int, i: int) -> str:
     return _shown(virtual_service["spec"]["http"][route]["route"][i])
 
 
+def _annotations(virtual_service: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (virtual_service.get("metadata") or {}).get("annotations") or {}
+
+
 def _fences(virtual_service: Mapping[str, Any]) -> dict[str, int]:
-    text = (virtual_service.get("metadata") or {}).get("annotations") or {}
     try:
-        fences = json.loads(text.get(FENCE, "{}"))
+        fences = json.loads(_annotations(virtual_service).get(FENCE, "{}"))
         return {str(name): int(fence) for name, fence in fences.items()}
     except (ValueError, TypeError, AttributeError):
         # Somebody's hand broke it. Ours is written anew; weights are still guarded by the tests in the patch.

@@ -131,7 +131,11 @@ class Dispatcher:
         match order:
             case SetWeights():
                 seen = await self._mesh(order.service.cluster).set_weights(
-                    order.place, canary_percent=order.canary_percent, fence=order.fence, rollout=order.rollout
+                    order.place,
+                    canary_percent=order.canary_percent,
+                    fence=order.fence,
+                    rollout=order.rollout,
+                    first=order.first,
                 )
                 return (
                     WeightsWritten(

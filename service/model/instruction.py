@@ -37,6 +37,8 @@ class SetWeights(_Order):
     place: Place
     canary_percent: Percent
     fence: int
+    first: bool = False
+    """Nothing of this rollout was confirmed yet: a canary that has traffic from elsewhere must not be touched."""
 
     @property
     def lane(self) -> Lane:

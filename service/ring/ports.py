@@ -48,9 +48,12 @@ class WeightsSeen:
 class Mesh(Protocol):
     """One cluster's traffic weights. Only actuators implement it."""
 
-    async def set_weights(self, place: Place, *, canary_percent: int, fence: int, rollout: str) -> WeightsSeen:
+    async def set_weights(
+        self, place: Place, *, canary_percent: int, fence: int, rollout: str, first: bool = False
+    ) -> WeightsSeen:
         """Make the canary's share ``canary_percent``, write ``fence`` beside it, read back and say what was read.
 
+        first : nothing of this rollout stands yet, so a canary that serves traffic which another hand gave is Refused
         Already as asked: nothing is written. A newer fence on the object, a missing route or destination, someone
         else's destination with weight, no right: Refused. Conflict past N tries, time-out, 5xx: Unavailable.
         """

@@ -78,6 +78,7 @@ class Turn:
                 place=self.state.place,
                 canary_percent=percent,
                 fence=fence,
+                first=self.state.windows_from is None,
             )
         )
 

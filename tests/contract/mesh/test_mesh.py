@@ -140,6 +140,14 @@ async def test_somebody_elses_destination_is_never_taken(world: World) -> None:
         await IstioMesh(world.api).set_weights(where, canary_percent=10, fence=1, rollout="r-1")
 
 
+async def test_a_release_never_starts_on_a_canary_that_carries_production(world: World) -> None:
+    where = await world.route(stable=0, canary=100)
+    for percent in (10, 0):
+        with pytest.raises(Refused, match="did not give it"):
+            await IstioMesh(world.api).set_weights(where, canary_percent=percent, fence=1, rollout="r-1", first=True)
+    assert (await IstioMesh(world.api).get_weights(where)).canary_percent == 100
+
+
 async def test_a_missing_object_is_refused_when_written_and_told_when_read(world: World) -> None:
     where = world.place("nowhere")
     mesh = IstioMesh(world.api)

@@ -265,3 +265,16 @@ def test_two_destinations_of_one_arm_are_refused() -> None:
     before = vs(50, 0, extra=[{"destination": {"host": "stable"}, "weight": 50}])
     with pytest.raises(CannotEdit, match="more than one destination is the stable"):
         edit(before, wanted())
+
+
+def test_a_first_weight_never_takes_traffic_that_another_hand_gave_the_canary() -> None:
+    for percent in (10, 0):
+        with pytest.raises(CannotEdit, match="already serves 100 % that this rollout did not give"):
+            edit(vs(0, 100), wanted(first=True, canary_percent=percent))
+
+
+def test_a_first_weight_that_landed_although_its_answer_was_lost_is_known_as_ours() -> None:
+    _, after = done(vs(100, 0), first=True)
+    assert edit(after, wanted(first=True)).patch == ()
+    _, back = done(after, first=True, canary_percent=0, fence=6)
+    assert weights(back) == [[100, 0]]

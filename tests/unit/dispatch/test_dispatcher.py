@@ -49,7 +49,9 @@ class Outside:
         self.moment += timedelta(seconds=seconds)
         await asyncio.sleep(0)
 
-    async def set_weights(self, place: Place, *, canary_percent: int, fence: int, rollout: str) -> WeightsSeen:
+    async def set_weights(
+        self, place: Place, *, canary_percent: int, fence: int, rollout: str, first: bool = False
+    ) -> WeightsSeen:
         await self.mesh_hangs.wait()
         if self.mesh_error:
             raise self.mesh_error

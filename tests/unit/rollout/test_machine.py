@@ -319,6 +319,18 @@ def test_a_refused_rollback_without_any_traffic_given_simply_ends() -> None:
     assert story.state.phase is Phase.ENDED
 
 
+def test_every_write_before_the_first_confirmation_is_marked_as_the_first() -> None:
+    def firsts(step: Step) -> list[bool]:
+        return [o.first for o in step.orders if isinstance(o, SetWeights)]
+
+    story = Story().ready()
+    assert firsts(story.last) == [True]
+    story.tell(WeightsRefused(id="r", at=story.at, fence=story.state.fence, reason="already serves 100 %"))
+    story.person(Verb.ROLLBACK)
+    assert firsts(story.last) == [True]
+    assert firsts(Story().progressing().person(Verb.ROLLBACK).last) == [False]
+
+
 def test_an_answer_for_an_older_fence_changes_nothing() -> None:
     story = Story().progressing()
     before = story.state
