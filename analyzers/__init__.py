@@ -14,6 +14,7 @@ from analyzers.config import Margins, MonitorConfig
 from analyzers.margins import Learned, learn_margins
 from analyzers.monitor import MetricVerdict, Monitor, Verdict
 from analyzers.planning import Effect, Plan, plan, recommend
+from analyzers.pods import PodPrior
 from analyzers.windows import Categories, Counts, Histogram, Window
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Monitor",
     "MonitorConfig",
     "Plan",
+    "PodPrior",
     "Verdict",
     "Window",
     "learn_margins",

@@ -58,6 +58,20 @@ def log_boundary(rate: float, planned: int | None, error_share: float) -> float:
     return min(c + extra, ville)
 
 
+_PLANNED_PODS = np.log([60.0, 240.0, 1440.0])
+_LOG_BOUNDARY_PODS = {0.01: np.log([30.0, 40.0, 60.0]), 0.10: np.log([4.0, 5.0, 6.0])}
+"""The same with pods as units, for the weights of ``analyzers.pods``. The provable boundary holds for an average."""
+
+
+def log_boundary_pods(rate: float, planned: int | None) -> float:
+    """log of the evidence at which the promised ``rate`` is used up where pods are the units; see ``log_boundary``."""
+    if planned is None:
+        return -math.log(rate)
+    low, high = (float(np.interp(math.log(planned), _PLANNED_PODS, _LOG_BOUNDARY_PODS[a])) for a in (0.01, 0.10))
+    from_low = math.log(rate) - math.log(0.01)
+    return low - from_low if from_low < 0 else low + (high - low) * from_low / math.log(10.0)
+
+
 def start_share(
     needed: Array, t: Array, judged: Array, planned: int | None, first: tuple[float, float, float]
 ) -> Array:

@@ -36,17 +36,36 @@ def share_at(rho: Array, odds: Array | float) -> Array:
     return odds * rho / (odds * rho + 1.0 - rho)
 
 
-def update(
-    st: dict[str, Array], xc: Array, nc: Array, xs: Array, ns: Array, t: Array, planned: int | None, margin: float
-) -> Flags:
-    """Take one window into the evidence; (R,) whether the row could be compared. All counts (R,)."""
+def fields(*, bets: bool) -> dict[str, tuple[int, ...]]:
+    """State of one rollout: field -> shape. bets : with the evidence of the arms; without, only what is shown."""
+    out: dict[str, tuple[int, ...]] = dict.fromkeys(("judged", "x_a", "n_a", "x_b", "n_b", "cusum"), ())
+    if bets:
+        out |= {"safe": (), "spent": (), "bets": (len(PSI),), "log_lik": (len(GRID),)}
+    return out
+
+
+def add(st: dict[str, Array], xc: Array, nc: Array, xs: Array, ns: Array, margin: float) -> Flags:
+    """Add one window to the sums that are shown and to the CUSUM; (R,) whether the row could be compared."""
     ok: Flags = (nc > 0) & (ns > 0)
-    raw = np.where(ok, nc / np.maximum(nc + ns, 1.0), 0.5)
     xc, xs = xc * ok, xs * ok
     st["x_a"] += xc
     st["n_a"] += nc * ok
     st["x_b"] += xs
     st["n_b"] += ns * ok
+    rho = share_at(np.where(ok, nc / np.maximum(nc + ns, 1.0), 0.5), margin)
+    step = xc * np.log(CUSUM_PSI) - (xc + xs) * np.log1p(rho * (CUSUM_PSI - 1.0))
+    st["cusum"] += np.minimum(step, LOG_CAP_WINDOW)
+    np.maximum(st["cusum"], 0.0, out=st["cusum"])
+    return ok
+
+
+def update(
+    st: dict[str, Array], xc: Array, nc: Array, xs: Array, ns: Array, t: Array, planned: int | None, margin: float
+) -> Flags:
+    """Take one window into the evidence; (R,) whether the row could be compared. All counts (R,)."""
+    ok = add(st, xc, nc, xs, ns, margin)
+    raw = np.where(ok, nc / np.maximum(nc + ns, 1.0), 0.5)
+    xc, xs = xc * ok, xs * ok
     judged = st["judged"].copy()
     st["judged"] += ok
     mean = (st["x_a"] + st["x_b"] + 1.0) / (st["judged"] + 2.0)
@@ -62,9 +81,6 @@ def update(
     r += spent
     r *= np.exp(log_e * ok)
     np.minimum(r, LARGEST, out=r)
-    step = xc * np.log(CUSUM_PSI) - (xc + xs) * np.log1p(rho * (CUSUM_PSI - 1.0))
-    st["cusum"] += np.minimum(step, LOG_CAP_WINDOW)
-    np.maximum(st["cusum"], 0.0, out=st["cusum"])
     shares = np.clip(share_at(raw, GRID), 1e-12, 1 - 1e-12)
     st["log_lik"] += xc * np.log(shares) + xs * np.log1p(-shares)
     st["log_lik"] -= st["log_lik"].max(0)
@@ -87,8 +103,13 @@ def interval(st: dict[str, Array], log_level: float) -> tuple[Array, Array, Arra
     last = np.minimum(len(GRID) - 1 - inside[::-1].argmax(0) + 1, len(GRID) - 1)
     seen = st["n_a"] > 0
     low, high = (np.where(seen, GRID[i, 0], np.nan) for i in (first, last))
-    with np.errstate(divide="ignore", invalid="ignore"):  # rows without requests or failures become NaN below
+    effect = odds_ratio(st)
+    return effect, np.minimum(low, effect, where=~np.isnan(effect), out=low), np.fmax(high, effect)
+
+
+def odds_ratio(st: dict[str, Array]) -> Array:
+    """(R,) odds of failing of the canary to stable's, half a failure added; NaN without requests or failures."""
+    with np.errstate(divide="ignore", invalid="ignore"):  # such rows become NaN
         odds_a = (st["x_a"] + 0.5) / (st["n_a"] - st["x_a"] + 0.5)
         odds_b = (st["x_b"] + 0.5) / (st["n_b"] - st["x_b"] + 0.5)
-        effect = np.where(seen & (st["x_a"] + st["x_b"] > 0), odds_a / odds_b, np.nan)
-    return effect, np.minimum(low, effect, where=~np.isnan(effect), out=low), np.fmax(high, effect)
+        return np.where((st["n_a"] > 0) & (st["x_a"] + st["x_b"] > 0), odds_a / odds_b, np.nan)

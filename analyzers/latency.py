@@ -95,6 +95,34 @@ def bucket_shift(edges: Array, ratio: float) -> Array:
     return shift
 
 
+def fields(buckets: int, planned: int | None, *, bets: bool) -> dict[str, tuple[int, ...]]:
+    """State of one rollout: field -> shape. bets : with the evidence of the arms; without, only what is shown."""
+    out: dict[str, tuple[int, ...]] = dict.fromkeys(("judged", "v", "w_raw", "pairs", "n_a", "n_b", "exposure"), ())
+    out |= {"hist": (buckets,), "own": (buckets,), "matched": (buckets,)}
+    if bets:
+        grid = len(rank_grid(planned)[0])
+        out |= {"safe": (), "rank": (grid,), "rank_spent": (grid,), "tail": (len(TAILS),), "tail_spent": ()}
+    return out
+
+
+def add(st: dict[str, Array], canary: Array, stable: Array) -> Flags:
+    """Add one window to the sums that are shown; (R,) whether the row could be compared. canary, stable : (K, R).
+
+    ``matched`` is stable's histogram with each window scaled to the canary's requests of that window, so that the two
+    can be compared over windows of different weight and load; ``exposure`` is the variance that this costs.
+    """
+    n_a, n_b = canary.sum(0), stable.sum(0)
+    ok: Flags = (n_a > 0) & (n_b > 0)
+    each = np.where(ok, n_a / np.maximum(n_b, 1.0), 0.0)
+    st["hist"] += (canary + stable) * ok
+    st["own"] += canary * ok
+    st["matched"] += stable * each
+    st["exposure"] += n_a * (1.0 + each) * ok
+    st["n_a"] += n_a * ok
+    st["n_b"] += n_b * ok
+    return ok
+
+
 def update(
     st: dict[str, Array], canary: Array, stable: Array, t: Array, planned: int | None, ratio: float, edges: Array
 ) -> Flags:
@@ -102,8 +130,8 @@ def update(
 
     st : the latency part of the state, feature first. canary, stable : (K, R). ratio : the tolerated slow-down.
     """
+    ok = add(st, canary, stable)
     n_a, n_b = canary.sum(0), stable.sum(0)
-    ok: Flags = (n_a > 0) & (n_b > 0)
     a = canary * ok
     w, v, scores = rank_statistic(a, stable * ok)
     d = (canary + stable) * ok
@@ -111,13 +139,10 @@ def update(
     rho = n_a * ok / n1
     pairs = n_a * n_b / n1 * ok
     hist = st["hist"]
-    hist += d
     total = np.maximum(hist.sum(0), 1.0)
     survival = np.maximum((np.cumsum(hist[::-1], 0)[::-1] - 0.5 * hist) / total, 1e-6)
     st["w_raw"] += w
     st["pairs"] += pairs
-    st["n_a"] += n_a * ok
-    st["n_b"] += n_b * ok
     tolerated = None
     drift = np.zeros_like(w)
     if ratio > 1.0:
@@ -186,23 +211,87 @@ def _tail(
     np.minimum(r, LARGEST, out=r)
 
 
-def interval(st: dict[str, Array], edges: Array, log_level: float) -> tuple[Array, Array, Array, Array]:
-    """(effect, low, high) as slow-down ratios and A, the probability that a canary request is the slower one.
+def evidence(st: dict[str, Array], rank: float, tail: float) -> Array:
+    """(R,) the metric's e-value: average of both parts by their shares."""
+    out: Array = (rank * st["rank"].sum(0) + tail * st["tail"].sum(0)) / (rank + tail)
+    return out
 
-    The sequence for A is the two-sided normal-mixture bound on the van Elteren sum (Howard et al. 2021; reference
-    statistics.md 2.3); a difference in A becomes a ratio by the pooled histogram's first-order response to a
-    slow-down. Rows without data are NaN.
-    """
-    pairs = np.where(st["pairs"] > 0, st["pairs"], np.nan)
-    tuning = 25.0  # tightest near this much variance, about 300 canary requests
-    half = np.sqrt((st["v"] + tuning) * (np.log1p(st["v"] / tuning) - 2.0 * log_level)) / pairs
-    delta = st["w_raw"] / pairs
-    total = np.maximum(st["hist"].sum(0), 1.0)
-    share = st["hist"] / total
+
+def ratio_slope(hist: Array, edges: Array) -> Array:
+    """(R,) by how much A, the probability of being slower, grows a unit of log slow-down, at the pooled histogram."""
+    share = hist / np.maximum(hist.sum(0), 1.0)
     survival = np.cumsum(share[::-1], 0)[::-1] - 0.5 * share
     small = 1.01
     moved = bucket_shift(edges, small)[:, None] * share
-    slope = np.maximum((moved[:-1] * (survival[:-1] - survival[1:])).sum(0) / np.log(small), 1e-3)
-    effect, low, high = (np.exp(np.clip(x, -0.5, 0.5) / slope) for x in (delta, delta - half, delta + half))
-    cap = 1000.0
-    return np.minimum(effect, cap), np.maximum(low, 1 / cap), np.minimum(high, cap), 0.5 + np.clip(delta, -0.5, 0.5)
+    slope: Array = np.maximum((moved[:-1] * (survival[:-1] - survival[1:])).sum(0) / np.log(small), 1e-3)
+    return slope
+
+
+def interval(st: dict[str, Array], log_level: float) -> tuple[Array, Array, Array]:
+    """(delta, low, high): A - 1/2, how much likelier a canary request is the slower one; NaN without data.
+
+    Two-sided normal-mixture bound on the van Elteren sum (Howard et al. 2021; reference statistics.md 2.3).
+    """
+    pairs = np.where(st["pairs"] > 0, st["pairs"], np.nan)
+    half = mixture_radius(st["v"], log_level) / pairs
+    delta = st["w_raw"] / pairs
+    return delta, delta - half, delta + half
+
+
+def mixture_radius(v: Array, log_level: float) -> Array:
+    """(R,) half width, at every window at once, of a sum with variance ``v``; tightest near a variance of 25."""
+    tuning = 25.0  # about 300 canary requests
+    out: Array = np.sqrt((v + tuning) * (np.log1p(v / tuning) - 2.0 * log_level))
+    return out
+
+
+def as_ratio(delta: Array, slope: Array) -> Array:
+    """A difference in the probability of being slower as a slow-down ratio, to first order; within 1/1000 to 1000."""
+    with np.errstate(over="ignore"):  # clipped right after
+        out: Array = np.clip(np.exp(np.clip(delta, -0.5, 0.5) / slope), 1e-3, 1e3)
+    return out
+
+
+def quantile_ratio(st: dict[str, Array], edges: Array, q: float, log_level: float) -> tuple[Array, Array, Array]:
+    """(ratio, low, high) of the canary's ``q`` quantile to stable's, at every window at once; NaN without data.
+
+    The canary's distribution function differs from the matched stable one by no more than a normal-mixture radius for
+    binomial counts, so the canary's quantiles at q minus and plus that radius bound the ratio; both ends are moved
+    to the bounds of their buckets, because nothing finer is known.
+    """
+    n = np.where(st["n_a"] > 0, st["n_a"], np.nan)
+    radius = mixture_radius(st["exposure"] * q * (1.0 - q), log_level) / n
+    own, matched = (_cumulative(st[name]) for name in ("own", "matched"))
+    level = np.full_like(n, q)
+    middle, _, _ = _quantile(own, edges, level)
+    base, base_low, base_high = _quantile(matched, edges, level)
+    _, low, _ = _quantile(own, edges, level - radius)
+    _, _, high = _quantile(own, edges, level + radius)
+    with np.errstate(invalid="ignore", divide="ignore"):  # NaN: nothing seen yet; infinite: the last bucket
+        low = np.where(level - radius <= 0, 0.0, low / base_high)
+        high = np.where(level + radius >= 1, np.inf, high / base_low)
+        return middle / base, low, high
+
+
+def _cumulative(counts: Array) -> Array:
+    total = counts.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):  # rows without requests are NaN
+        out: Array = np.cumsum(counts, 0) / np.where(total > 0, total, np.nan)
+    return out
+
+
+def _quantile(cumulative: Array, edges: Array, level: Array) -> tuple[Array, Array, Array]:
+    """(value, lower bound, upper bound) in seconds at ``level`` (R,); log-linear inside the bucket."""
+    level = np.clip(level, 1e-12, 1 - 1e-12)
+    j = np.minimum((cumulative < level).sum(0), len(cumulative) - 1)
+    lows = np.concatenate([[edges[0] / 2.0], edges])
+    highs = np.concatenate([edges, [np.inf]])
+    low, high = lows[j], highs[j]
+    before = np.where(j > 0, np.take_along_axis(cumulative, np.maximum(j - 1, 0)[None], 0)[0], 0.0)
+    here = np.take_along_axis(cumulative, j[None], 0)[0]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        inside = np.clip((level - before) / np.maximum(here - before, 1e-300), 0.0, 1.0)
+    top = np.where(np.isfinite(high), high, 2.0 * low)
+    seen = np.isfinite(here)
+    value = low * (top / low) ** inside
+    return np.where(seen, value, np.nan), np.where(seen, low, np.nan), np.where(seen, high, np.nan)

@@ -5,76 +5,74 @@ A row begins with its own layout (buckets, classes, edges), so that a saved row 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzers import errors, latency, predictions
+from analyzers import errors, latency, pods, predictions
 
 Array = NDArray[np.float64]
 
-FORMAT = 1.0
-HEADER = ("format", "buckets", "classes", "errors", "t", "hit")
-"""Common numbers of a row: its format, K, C, whether errors are compared, windows so far, rolled back (sticky)."""
+FORMAT = 2.0
+HEADER = ("format", "buckets", "classes", "errors", "canary_pods", "stable_pods", "t", "hit")
+"""Common numbers of a row: its format, K, C, whether errors are compared, pod slots, windows so far, rolled back."""
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Buckets K (0: no latency), classes C (0: no predictions), errors or not, and the bucket edges."""
+    """Buckets K (0: no latency), classes C (0: no predictions), errors or not, bucket edges, and pod slots.
+
+    pods : (canary, stable) slots where pods are the units; (0, 0) where the arms are.
+    """
 
     buckets: int
     classes: int
     errors: bool
     edges: tuple[float, ...]
+    pods: tuple[int, int] = (0, 0)
 
-    def fields(self, planned: int | None) -> dict[str, dict[str, int]]:
-        """metric -> field -> how many numbers."""
-        out: dict[str, dict[str, int]] = {}
+    @property
+    def by_pod(self) -> bool:
+        """Whether pods are the units of the comparison."""
+        return self.pods[0] > 0
+
+    def fields(self, planned: int | None) -> dict[str, dict[str, Shape]]:
+        """part of the row -> field -> shape; () is one number. Parts are the metrics, and what the pods share."""
+        out: dict[str, dict[str, Shape]] = {}
+        if self.by_pod:
+            out["pods"] = pods.fields_of_members(self.pods)
         if self.buckets:
-            grid = len(latency.rank_grid(planned)[0])
-            out["latency"] = {
-                **dict.fromkeys(("judged", "v", "w_raw", "pairs", "n_a", "n_b", "safe", "tail_spent"), 1),
-                "hist": self.buckets,
-                "rank": grid,
-                "rank_spent": grid,
-                "tail": len(latency.TAILS),
-            }
+            out["latency"] = latency.fields(self.buckets, None if self.by_pod else planned, bets=not self.by_pod)
+            for name in pods.OF_LATENCY if self.by_pod else ():
+                out[name] = {"judged": (), **pods.fields(name, self.pods[1])}
         if self.errors:
-            out["errors"] = {
-                **dict.fromkeys(("judged", "x_a", "n_a", "x_b", "n_b", "safe", "spent", "cusum"), 1),
-                "bets": len(errors.PSI),
-                "log_lik": len(errors.GRID),
-            }
+            out["errors"] = errors.fields(bets=not self.by_pod)
+            if self.by_pod:
+                out["failures"] = {"judged": (), **pods.fields("errors", self.pods[1])}
         if self.classes:
-            g = predictions.groups(self.classes)
-            strengths = len(predictions.NEEDED)
-            out["predictions"] = {
-                **dict.fromkeys(("judged", "flow"), 1),
-                "pool": g,
-                "own": g,
-                "score": g,
-                "spent": strengths,
-                "pair": strengths * g * g,
-                "rest": strengths * 2 * g,
-                "group": self.classes if self.classes > predictions.MOST_CLASSES else 0,
-            }
+            out["predictions"] = predictions.fields(self.classes)
         return out
 
-    def places(self, planned: int | None) -> tuple[dict[str, dict[str, slice]], int]:
-        """metric -> field -> slice of the row, and the row's length D."""
+    def places(self, planned: int | None) -> tuple[dict[str, dict[str, tuple[slice, Shape]]], int]:
+        """part -> field -> (slice of the row, shape), and the row's length D."""
         at = len(HEADER) + len(self.edges)
-        out: dict[str, dict[str, slice]] = {}
-        for metric, fields in self.fields(planned).items():
-            out[metric] = {}
-            for name, size in fields.items():
-                out[metric][name] = slice(at, at + size)
+        out: dict[str, dict[str, tuple[slice, Shape]]] = {}
+        for part, fields in self.fields(planned).items():
+            out[part] = {}
+            for name, shape in fields.items():
+                size = math.prod(shape)
+                out[part][name] = (slice(at, at + size), shape)
                 at += size
         return out, at
 
     def header(self) -> Array:
         """The row's beginning, before the first window."""
-        return np.array([FORMAT, self.buckets, self.classes, float(self.errors), 0.0, 0.0, *self.edges])
+        known = (FORMAT, self.buckets, self.classes, float(self.errors), *map(float, self.pods))
+        return np.array([*known, 0.0, 0.0, *self.edges])
 
 
 def read_layout(row: Array) -> Layout:
@@ -83,4 +81,4 @@ def read_layout(row: Array) -> Layout:
         raise ValueError("state is not a row that this version of the monitor wrote")
     buckets, classes = int(row[1]), int(row[2])
     edges = tuple(float(x) for x in row[len(HEADER) : len(HEADER) + max(buckets - 1, 0)])
-    return Layout(buckets, classes, bool(row[3]), edges)
+    return Layout(buckets, classes, bool(row[3]), edges, (int(row[4]), int(row[5])))

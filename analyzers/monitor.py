@@ -7,31 +7,43 @@ their last axis, a chunk at a time so that a chunk stays in the processor's cach
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzers import errors, latency, predictions
-from analyzers.boundary import AFTER_PLAN_SHARE, log_boundary
+from analyzers import errors, latency, pods, predictions
+from analyzers.boundary import AFTER_PLAN_SHARE, log_boundary, log_boundary_pods
 from analyzers.config import METRICS, MonitorConfig
-from analyzers.layout import HEADER, Layout, read_layout
+from analyzers.layout import HEADER, Layout, Shape, read_layout
+from analyzers.pods import PodPrior
 from analyzers.windows import Checked, Window, checked
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+Said: TypeAlias = dict[str, Any]
+"""What one metric says of some rows: "e", its e-value, and the arrays of ``MetricVerdict`` by their names."""
 
 FAMILY = {"rank": 0.255, "tail": 0.41, "errors": 0.225, "predictions": 0.11}
 """Default shares of the evidence; rank and tail together are latency's."""
 
 CHUNK = 512
-"""Rollouts worked on at once."""
+CHUNK_PODS = 64
+"""Rollouts worked on at once; with pods a row is ten times as long."""
 
 LOG_SAFE = float(np.log(0.05))
 """Level of the sequences behind «safe»: a release at its margin is ever called safe with probability 5 % at most."""
 
 TINY = 1e-300
+ARM_SHARES = {
+    "latency": FAMILY["rank"] + FAMILY["tail"],
+    "errors": FAMILY["errors"],
+    "predictions": FAMILY["predictions"],
+}
+BLAME_RATE = 0.1
+"""Of the metrics that are named harmful, at most this part is named wrongly."""
 _T, _HIT = HEADER.index("t"), HEADER.index("hit")
 
 
@@ -41,6 +53,7 @@ class MetricVerdict:
 
     log_e : log of its own evidence of harm. effect, effect_low, effect_high : latency as a slow-down ratio, errors as
     an odds ratio, predictions as nats, with the ends of a sequence that holds at every window at once with 95 %.
+    blamed : named as harmful, with at most every tenth such naming wrong (e-BH over the metrics).
     slower_probability : latency only, the probability that a canary request is slower than a stable one.
     cusum : errors only. blind : this window could not be compared. safe : shown to be below its margin.
     """
@@ -53,6 +66,7 @@ class MetricVerdict:
     n_stable: Array
     blind: Flags
     safe: Flags
+    blamed: Flags
     events_canary: Array | None = None
     events_stable: Array | None = None
     slower_probability: Array | None = None
@@ -74,13 +88,22 @@ class Verdict:
 
 
 class Monitor:
-    """Compares canary with stable, window by window, for ``rollouts`` rollouts of one configuration."""
+    """Compares canary with stable, window by window, for ``rollouts`` rollouts of one configuration.
 
-    def __init__(self, config: MonitorConfig, rollouts: int = 1) -> None:
+    prior : what past rollouts say of the pods, one for all rollouts or one each; used where counts come by pod.
+    """
+
+    def __init__(
+        self, config: MonitorConfig, rollouts: int = 1, *, prior: PodPrior | Sequence[PodPrior] | None = None
+    ) -> None:
         if rollouts < 1:
             raise ValueError(f"rollouts must be at least 1, found {rollouts}")
+        priors = [prior or PodPrior.default()] if prior is None or isinstance(prior, PodPrior) else list(prior)
+        if len(priors) not in (1, rollouts):
+            raise ValueError(f"prior must be one for all rollouts or one for each of {rollouts}, found {len(priors)}")
         self.config = config
         self.rollouts = rollouts
+        self._priors = priors
         self._layout: Layout | None = None
         self._state: Array = np.zeros((len(HEADER), rollouts))
 
@@ -113,18 +136,39 @@ class Monitor:
         counts = checked(window, self.rollouts)
         layout = self._check_layout(counts)
         if self._layout is None:
-            self._layout = layout
-            places, size = layout.places(self.config.planned_windows)
-            self._state = np.zeros((size, self.rollouts))
-            self._state[: len(HEADER) + len(layout.edges)] = layout.header()[:, None]
-            if "errors" in places:
-                self._state[places["errors"]["log_lik"]] = 0.0
-        parts = {metric: np.zeros(self.rollouts) for metric in layout.fields(self.config.planned_windows)}
-        compared = {metric: np.zeros(self.rollouts, bool) for metric in parts}
-        for begin in range(0, self.rollouts, CHUNK):
-            self._observe_chunk(layout, counts, slice(begin, min(begin + CHUNK, self.rollouts)), parts, compared)
+            self._begin(layout)
+        chunk = CHUNK_PODS if layout.by_pod else CHUNK
+        said: list[dict[str, Said]] = []
+        for first in range(0, self.rollouts, chunk):
+            said.append(self._observe_chunk(layout, counts, slice(first, min(first + chunk, self.rollouts))))
         self._state[_T] += 1
-        return self._verdict(layout, parts, compared)
+        joined = {m: {name: np.concatenate([s[m][name] for s in said]) for name in said[0][m]} for m in said[0]}
+        return self._verdict(layout, joined)
+
+    def quantiles(self, q: float) -> tuple[Array, Array, Array]:
+        """(ratio, low, high), each (R,): the canary's ``q`` quantile of latency to stable's, with the ends of a
+        sequence that holds at every window at once with 95 %.
+
+        Both ends lie on bounds of buckets. Windows are matched, so that a changing weight does not tilt it. Requests
+        are the units, also where the evidence takes pods. NaN where there is no latency.
+        """
+        if not 0 < q < 1:
+            raise ValueError(f"q must lie between 0 and 1, found {q!r}")
+        if self._layout is None or not self._layout.buckets:
+            nothing = np.full(self.rollouts, np.nan)
+            return nothing, nothing, nothing
+        st = self._views(self._state, "latency")
+        return latency.quantile_ratio(st, np.array(self._layout.edges), q, LOG_SAFE)
+
+    def placebo(self) -> Array:
+        """(R, 1 + U) log evidence of «slower since the first window» for the canary and for each stable pod playing it.
+
+        The same evidence with the same random effects, from the same windows. NaN for pods that were replaced. U is 0
+        where counts do not come by pod.
+        """
+        if self._layout is None or not self._layout.by_pod or not self._layout.buckets:
+            return np.full((self.rollouts, 1), np.nan)
+        return pods.placebo(self._views(self._state, "rank")).T
 
     def explain(self) -> str:
         """Which promise holds, and what it rests on."""
@@ -133,14 +177,50 @@ class Monitor:
             f"At most 1 in {round(1 / c.false_rollback)} releases that behave like stable is rolled back, "
             "over its whole rollout and all metrics"
         )
-        if c.planned_windows is None:
-            how = f"proven by Ville's inequality at evidence {1 / c.false_rollback:.0f}"
+        if self._layout is not None and self._layout.by_pod:
+            canary, stable = self._layout.pods
+            how = (
+                f"proven under the model at evidence {1 / c.false_rollback:.0f}"
+                if c.planned_windows is None
+                else f"the boundary is calibrated by simulation for {c.planned_windows} windows"
+            )
+            past = min(prior.rollouts for prior in self._priors)
+            history = f"{past} past rollouts" if past else "defaults, until past rollouts are given"
+            rests = (
+                f"the {canary} canary pods are drawn like the {stable} stable ones; how much pods differ, wander and "
+                f"warm up is learned from the stable pods and from {history}"
+            )
         else:
-            how = f"the boundary is calibrated by simulation for {c.planned_windows} windows"
-        rests = "requests are routed at random within each window and pods differ by no more than the margins"
+            how = (
+                f"proven by Ville's inequality at evidence {1 / c.false_rollback:.0f}"
+                if c.planned_windows is None
+                else f"the boundary is calibrated by simulation for {c.planned_windows} windows"
+            )
+            rests = "requests are routed at random within each window and pods differ by no more than the margins"
         return f"{promise}; {how}, provided that {rests}."
 
     # --- inside -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _places(self) -> dict[str, dict[str, tuple[slice, Shape]]]:
+        assert self._layout is not None
+        return self._layout.places(self.config.planned_windows)[0]
+
+    def _views(self, state: Array, part: str) -> dict[str, Array]:
+        """The fields of one part of the rows, as views (shape, R) into ``state`` (D, R)."""
+        rows = state.shape[1]
+        return {name: state[at].reshape(*shape, rows) for name, (at, shape) in self._places[part].items()}
+
+    def _begin(self, layout: Layout) -> None:
+        size = layout.places(self.config.planned_windows)[1]
+        self._layout = layout
+        self._state = np.zeros((size, self.rollouts))
+        self._state[: len(HEADER) + len(layout.edges)] = layout.header()[:, None]
+        if not layout.by_pod:
+            return
+        for part, field in (("rank", "rank"), ("p95", "p95"), ("p99", "p99"), ("failures", "errors")):
+            if part in self._places:
+                pods.lay_prior(field, self._views(self._state, part), [getattr(p, field) for p in self._priors])
 
     def _check_layout(self, counts: Checked) -> Layout:
         known = self._layout
@@ -150,7 +230,10 @@ class Monitor:
             edges = () if counts.edges is None else tuple(float(x) for x in counts.edges)
             if not k and not c and counts.errors is None:
                 raise ValueError("the first window must hold at least one metric")
-            return Layout(k, c, counts.errors is not None, edges)
+            collected = [m for m in ("latency", "errors") if getattr(counts, m) is not None]
+            if counts.pods and any(m not in counts.by_pod for m in collected):
+                raise ValueError("latency and errors must both carry a pod axis, or neither")
+            return Layout(k, c, counts.errors is not None, edges, counts.pods or (0, 0))
         if counts.edges is not None and known.edges != tuple(float(x) for x in counts.edges):
             raise ValueError("latency.edges changed since the first window; counts of other buckets cannot be added")
         if counts.predictions is not None and known.classes != counts.predictions[0].shape[0]:
@@ -159,132 +242,179 @@ class Monitor:
             )
         if counts.errors is not None and not known.errors:
             raise ValueError("errors was not collected in the first window, so it cannot join the comparison")
+        if (counts.latency is not None or counts.errors is not None) and (counts.pods or (0, 0)) != known.pods:
+            raise ValueError(f"the window holds {counts.pods or 'no'} pod slots, the first window had {known.pods}")
         return known
 
-    def _observe_chunk(
-        self, layout: Layout, counts: Checked, rows: slice, parts: dict[str, Array], compared: dict[str, Flags]
-    ) -> None:
-        planned, margins = self.config.planned_windows, self.config.margins
-        places, _ = layout.places(planned)
+    def _observe_chunk(self, layout: Layout, counts: Checked, rows: slice) -> dict[str, Said]:
+        """Take in some rows; metric -> name -> array of what is said of it."""
         chunk = np.ascontiguousarray(self._state[:, rows])
         t = chunk[_T]
         warm = t >= self.config.warmup_windows
 
-        def views(metric: str) -> dict[str, Array]:
-            wide = layout.fields(planned)[metric]
-            multi = (
-                "hist",
-                "rank",
-                "rank_spent",
-                "tail",
-                "bets",
-                "log_lik",
-                "pool",
-                "own",
-                "score",
-                "pair",
-                "rest",
-                "group",
-            )
-            return {
-                name: chunk[place] if name in multi or wide[name] != 1 else chunk[place.start]
-                for name, place in places[metric].items()
-            }
-
         def part(array: Array) -> Array:
-            warm_part: Array = np.ascontiguousarray(array[..., rows]) * warm
-            return warm_part
+            counted: Array = np.ascontiguousarray(array[..., rows]) * warm
+            return counted
 
-        if counts.latency is not None:
-            st = views("latency")
-            compared["latency"][rows] = latency.update(
-                st,
-                part(counts.latency[0]),
-                part(counts.latency[1]),
-                t,
-                planned,
-                margins.latency,
-                np.array(layout.edges),
-            )
-        if counts.errors is not None:
-            st = views("errors")
-            xc, nc, xs, ns = (part(x) for x in counts.errors)
-            compared["errors"][rows] = errors.update(st, xc, nc, xs, ns, t, planned, margins.errors)
-        if counts.predictions is not None:
-            st = views("predictions")
-            compared["predictions"][rows] = predictions.update(
-                st, part(counts.predictions[0]), part(counts.predictions[1]), t, planned, margins.predictions
-            )
+        say = self._by_pod if layout.by_pod else self._by_arm
+        said = say(layout, chunk, counts, part, rows)
+        if layout.classes:
+            st = self._views(chunk, "predictions")
+            margin = self.config.margins.predictions
+            compared = np.zeros(chunk.shape[1], bool)
+            if counts.predictions is not None:
+                a, b = (part(x) for x in counts.predictions)
+                compared = predictions.update(st, a, b, t, self.config.planned_windows, margin)
+            effect, low, high = predictions.interval(st, LOG_SAFE)
+            n_a = st["own"].sum(0)
+            with np.errstate(invalid="ignore"):  # NaN high (no data) is not safe
+                said["predictions"] = {
+                    "e": st["pair"].sum((0, 1, 2)) + st["rest"].sum((0, 1, 2)), "effect": effect, "effect_low": low,
+                    "effect_high": high, "n_canary": n_a, "n_stable": st["pool"].sum(0) - n_a, "blind": ~compared,
+                    "safe": high < margin,
+                }  # fmt: skip
         self._state[:, rows] = chunk
-        rank, tail = FAMILY["rank"], FAMILY["tail"]
-        for metric in parts:
-            st = views(metric)
-            if metric == "latency":
-                parts[metric][rows] = (rank * st["rank"].sum(0) + tail * st["tail"].sum(0)) / (rank + tail)
-            elif metric == "errors":
-                parts[metric][rows] = st["bets"].sum(0)
-            else:
-                parts[metric][rows] = st["pair"].sum(0) + st["rest"].sum(0)
+        return said
 
-    def _weights(self, metrics: list[str]) -> dict[str, float]:
-        usual = {
-            "latency": FAMILY["rank"] + FAMILY["tail"],
-            "errors": FAMILY["errors"],
-            "predictions": FAMILY["predictions"],
-        }
-        wished = {m: (self.config.weights or {}).get(m, usual[m]) for m in metrics}
+    def _by_arm(
+        self, layout: Layout, chunk: Array, counts: Checked, part: Callable[[Array], Array], rows: slice
+    ) -> dict[str, Said]:
+        planned, margins, t = self.config.planned_windows, self.config.margins, chunk[_T]
+        said: dict[str, Said] = {}
+        nothing = np.zeros(chunk.shape[1], bool)
+        if layout.buckets:
+            st, edges = self._views(chunk, "latency"), np.array(layout.edges)
+            compared = nothing
+            if counts.latency is not None:
+                a, b = (part(x) for x in counts.latency)
+                compared = latency.update(st, a, b, t, planned, margins.latency, edges)
+            delta, low, high = latency.interval(st, LOG_SAFE)
+            e = latency.evidence(st, FAMILY["rank"], FAMILY["tail"])
+            said["latency"] = _latency(st, edges, (delta, low, high), e, compared, st["safe"] >= -LOG_SAFE)
+        if layout.errors:
+            st, compared = self._views(chunk, "errors"), nothing
+            if counts.errors is not None:
+                xc, nc, xs, ns = (part(x) for x in counts.errors)
+                compared = errors.update(st, xc, nc, xs, ns, t, planned, margins.errors)
+            said["errors"] = _errors(
+                st, errors.interval(st, LOG_SAFE), st["bets"].sum(0), compared, st["safe"] >= -LOG_SAFE
+            )
+        return said
+
+    def _by_pod(
+        self, layout: Layout, chunk: Array, counts: Checked, part: Callable[[Array], Array], rows: slice
+    ) -> dict[str, Said]:
+        margins, t = self.config.margins, chunk[_T]
+        pace = pods.Pace(t, self.config.planned_windows)
+        said: dict[str, Said] = {}
+        nothing = np.zeros(chunk.shape[1], bool)
+        who = None
+        if "requests" in counts.by_pod:
+            n = counts.by_pod["requests"]
+            ages = None if counts.ages is None else (counts.ages[0][:, rows], counts.ages[1][:, rows])
+            started = t > self.config.warmup_windows
+            who = pods.members(self._views(chunk, "pods"), part(n.canary), part(n.stable), ages, started)
+        if layout.buckets:
+            st, edges = self._views(chunk, "latency"), np.array(layout.edges)
+            rank, p95, p99 = (self._views(chunk, name) for name in pods.OF_LATENCY)
+            compared = nothing
+            if "latency" in counts.by_pod and who is not None:
+                one = counts.by_pod["latency"]
+                a, b = part(one.canary), part(one.stable)
+                compared = latency.add(st, a.sum(0), b.sum(0))
+                pods.update_latency(rank, p95, p99, a, b, st["hist"], who, pace)
+            e_rank, p = pods.score("rank", rank)
+            tails = [pods.score(name, view)[0] for name, view in (("p95", p95), ("p99", p99))]
+            interval = pods.interval("rank", rank, p, LOG_SAFE)
+            at = np.log(margins.latency) * latency.ratio_slope(st["hist"], edges)
+            safe = pods.below(rank, p, at, "rank", LOG_SAFE)
+            said["latency"] = _latency(st, edges, interval, pods.of_latency(e_rank, *tails), compared, safe)
+        if layout.errors:
+            st, odds, compared = self._views(chunk, "errors"), self._views(chunk, "failures"), nothing
+            if "errors" in counts.by_pod and who is not None:
+                x, n = counts.by_pod["errors"], counts.by_pod["totals"]
+                four = part(x.canary), part(n.canary), part(x.stable), part(n.stable)
+                xc, nc, xs, ns = (y.sum(0) for y in four)
+                compared = errors.add(st, xc, nc, xs, ns, margins.errors)
+                pods.update_count("errors", odds, *four, who, pace)
+            e, p = pods.score("errors", odds)
+            _, low, high = (np.exp(np.clip(x, -7, 7)) for x in pods.interval("errors", odds, p, LOG_SAFE))
+            safe = pods.below(odds, p, np.full(len(t), np.log(margins.errors)), "errors", LOG_SAFE)
+            said["errors"] = _errors(st, (errors.odds_ratio(st), low, high), e, compared, safe)
+        return said
+
+    def _weights(self, layout: Layout, metrics: list[str]) -> dict[str, float]:
+        """Each metric's part of the evidence. With pods the parts of metrics that are not there are not given away."""
+        usual = pods.METRIC_SHARES if layout.by_pod else ARM_SHARES
+        if layout.by_pod and self.config.planned_windows is None:
+            usual = pods.METRIC_SHARES_PROVABLE
+        wished = {m: usual[m] * (self.config.weights or {}).get(m, ARM_SHARES[m]) / ARM_SHARES[m] for m in metrics}
+        whole = sum(usual[m] for m in metrics) if layout.by_pod else 1.0
         total = sum(wished.values())
-        return {m: w / total for m, w in wished.items()}
+        return {m: w / total * whole for m, w in wished.items()}
 
-    def _verdict(self, layout: Layout, parts: dict[str, Array], compared: dict[str, Flags]) -> Verdict:
+    def _verdict(self, layout: Layout, said: dict[str, Said]) -> Verdict:
         config = self.config
-        metrics = [m for m in METRICS if m in parts]
-        weights = self._weights(metrics)
-        log_m = np.log(np.maximum(sum(weights[m] * parts[m] for m in metrics), TINY))
+        metrics = [m for m in METRICS if m in said]
+        weights = self._weights(layout, metrics)
+        log_m = np.log(np.maximum(sum(weights[m] * said[m]["e"] for m in metrics), TINY))
         after_plan = self._state[_T] > (config.planned_windows or np.inf)
 
         def line(rate: float) -> Array:
-            usual = log_boundary(rate, config.planned_windows, weights.get("errors", 0.0))
+            usual = (
+                log_boundary_pods(rate, config.planned_windows)
+                if layout.by_pod
+                else log_boundary(rate, config.planned_windows, weights.get("errors", 0.0))
+            )
             return np.where(after_plan, -np.log(rate * AFTER_PLAN_SHARE), usual)
 
         log_rollback, log_pause = line(config.false_rollback), line(config.false_pause)
         self._state[_HIT] = np.maximum(self._state[_HIT], log_m >= log_rollback)
         rollback = self._state[_HIT] > 0
-        evidence = {m: self._metric_verdict(layout, m, parts[m], compared[m]) for m in metrics}
+        blamed = to_blame(np.log(np.maximum(np.stack([said[m]["e"] for m in metrics]), TINY)))
+        evidence: dict[str, MetricVerdict] = {}
+        for place, m in enumerate(metrics):
+            rest = {name: array for name, array in said[m].items() if name != "e"}
+            log_e = np.log(np.maximum(said[m]["e"], TINY))
+            evidence[m] = MetricVerdict(log_e=log_e, blamed=blamed[place], **rest)
         required = [m for m in metrics if config.required is None or m in config.required]
-        asked = set(config.required or ())
         safe = np.logical_and.reduce([evidence[m].safe for m in required] or [np.zeros(self.rollouts, bool)])
-        blind = np.logical_or.reduce([~compared[m] for m in required] or [np.ones(self.rollouts, bool)])
-        if not asked <= set(metrics):
+        blind = np.logical_or.reduce([evidence[m].blind for m in required] or [np.ones(self.rollouts, bool)])
+        if not set(config.required or ()) <= set(metrics):
             safe, blind = np.zeros(self.rollouts, bool), np.ones(self.rollouts, bool)
         return Verdict(rollback, log_m >= log_pause, safe & ~rollback, blind, log_m, log_rollback, log_pause, evidence)
 
-    def _metric_verdict(self, layout: Layout, metric: str, part: Array, compared: Flags) -> MetricVerdict:
-        planned, margins = self.config.planned_windows, self.config.margins
-        places, _ = layout.places(planned)
-        single = {
-            name
-            for name, size in layout.fields(planned)[metric].items()
-            if size == 1 and name not in ("hist", "rank", "rank_spent")
-        }
-        st = {n: self._state[p.start] if n in single else self._state[p] for n, p in places[metric].items()}
-        log_e = np.log(np.maximum(part, TINY))
-        blind = ~compared
-        if metric == "latency":
-            effect, low, high, slower = latency.interval(st, np.array(layout.edges), LOG_SAFE)
-            safe = st["safe"] >= -LOG_SAFE
-            return MetricVerdict(
-                log_e, effect, low, high, st["n_a"].copy(), st["n_b"].copy(), blind, safe, slower_probability=slower
-            )
-        if metric == "errors":
-            effect, low, high = errors.interval(st, LOG_SAFE)
-            safe = st["safe"] >= -LOG_SAFE
-            return MetricVerdict(
-                log_e, effect, low, high, st["n_a"].copy(), st["n_b"].copy(), blind, safe,
-                events_canary=st["x_a"].copy(), events_stable=st["x_b"].copy(), cusum=st["cusum"].copy(),
-            )  # fmt: skip
-        effect, low, high = predictions.interval(st, LOG_SAFE)
-        with np.errstate(invalid="ignore"):  # NaN high (no data) is not safe
-            safe = high < margins.predictions
-        n_a = st["own"].sum(0)
-        return MetricVerdict(log_e, effect, low, high, n_a, st["pool"].sum(0) - n_a, blind, safe)
+
+def to_blame(log_e: Array) -> Flags:
+    """(M, R) which of M metrics are named harmful, at a false discovery rate of 10 % whatever their dependence.
+
+    e-BH (Wang and Ramdas 2022): the k largest e-values are named for the largest k whose k-th is at least M / (0.1 k).
+    """
+    m = len(log_e)
+    place = np.argsort(np.argsort(-log_e, axis=0, kind="stable"), axis=0, kind="stable")
+    ordered = -np.sort(-log_e, axis=0)
+    k = np.arange(1, m + 1)[:, None]
+    named = np.where(ordered >= np.log(m / (BLAME_RATE * k)), k, 0).max(0)
+    out: Flags = place < named
+    return out
+
+
+def _latency(
+    st: dict[str, Array], edges: Array, delta: tuple[Array, Array, Array], e: Array, compared: Flags, safe: Flags
+) -> Said:
+    slope = latency.ratio_slope(st["hist"], edges)
+    effect, low, high = (latency.as_ratio(x, slope) for x in delta)
+    return {
+        "e": e, "effect": effect, "effect_low": low, "effect_high": high, "n_canary": st["n_a"].copy(),
+        "n_stable": st["n_b"].copy(), "blind": ~compared, "safe": safe,
+        "slower_probability": 0.5 + np.clip(delta[0], -0.5, 0.5),
+    }  # fmt: skip
+
+
+def _errors(st: dict[str, Array], interval: tuple[Array, Array, Array], e: Array, compared: Flags, safe: Flags) -> Said:
+    effect, low, high = interval
+    return {
+        "e": e, "effect": effect, "effect_low": low, "effect_high": high, "n_canary": st["n_a"].copy(),
+        "n_stable": st["n_b"].copy(), "blind": ~compared, "safe": safe, "events_canary": st["x_a"].copy(),
+        "events_stable": st["x_b"].copy(), "cusum": st["cusum"].copy(),
+    }  # fmt: skip

@@ -32,6 +32,22 @@ def groups(classes: int) -> int:
     return min(classes, MOST_CLASSES)
 
 
+def fields(classes: int) -> dict[str, tuple[int, ...]]:
+    """State of one rollout: field -> shape."""
+    g, strengths = groups(classes), len(NEEDED)
+    return {
+        "judged": (),
+        "flow": (),
+        "pool": (g,),
+        "own": (g,),
+        "score": (g,),
+        "spent": (strengths,),
+        "pair": (strengths, g, g),
+        "rest": (strengths, 2, g),
+        "group": (classes if classes > MOST_CLASSES else 0,),
+    }
+
+
 def lumped(st: dict[str, Array], canary: Array, stable: Array) -> tuple[Array, Array]:
     """The counts with rare classes as one; which ones is fixed at a row's first comparison. (C, R) -> (G, R)."""
     if canary.shape[0] <= MOST_CLASSES:
@@ -50,7 +66,7 @@ def lumped(st: dict[str, Array], canary: Array, stable: Array) -> tuple[Array, A
 def update(st: dict[str, Array], canary: Array, stable: Array, t: Array, planned: int | None, margin: float) -> Flags:
     """Take one window into the evidence; (R,) whether the row could be compared. canary, stable : (C, R)."""
     a, b = lumped(st, canary, stable)
-    c_n, rows = a.shape
+    c_n = a.shape[0]
     d = a + b
     n_a, n = a.sum(0), d.sum(0)
     ok: Flags = (n_a > 0) & (n > n_a)
@@ -66,8 +82,7 @@ def update(st: dict[str, Array], canary: Array, stable: Array, t: Array, planned
     flow = n_a * (1.0 - rho) * ok
     st["flow"] += flow
     mean_flow = np.maximum(st["flow"] / np.maximum(st["judged"], 1.0), 1e-9)
-    pair = st["pair"].reshape(len(NEEDED), c_n, c_n, rows)
-    rest = st["rest"].reshape(len(NEEDED), 2, c_n, rows)
+    pair, rest = st["pair"], st["rest"]
     # Mass leaves classes in proportion to their size; half goes anywhere, half to the large ones.
     pair_prior = (p / (1 - p))[:, None] * (0.5 / (c_n - 1) * (1 - p)[:, None] + 0.5 * p[None])
     pair_prior[np.arange(c_n), np.arange(c_n)] = 0.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +16,7 @@ class Histogram:
     """Requests by latency bucket.
 
     edges : (K-1,) ascending upper bounds in seconds; the last bucket reaches to infinity.
-    canary, stable : (R, K) counts, not cumulative; or (R, P, K) with a pod axis, which is summed over.
+    canary, stable : (R, K) counts, not cumulative; or (R, Pc, K) and (R, Ps, K) by pod, zeros where one is absent.
     """
 
     edges: ArrayLike
@@ -26,7 +26,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Failures and totals, each (R,), or (R, P) with a pod axis, which is summed over."""
+    """Failures and totals, each (R,); or (R, Pc) and (R, Ps) by pod."""
 
     canary: ArrayLike
     canary_total: ArrayLike
@@ -36,7 +36,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Categories:
-    """Requests by class: canary and stable (R, C), or (R, P, C) with a pod axis, which is summed over."""
+    """Requests by class: canary and stable (R, C); or (R, P, C) with a pod axis, which is summed over."""
 
     canary: ArrayLike
     stable: ArrayLike
@@ -44,57 +44,119 @@ class Categories:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What was counted in one window. None: not collected; an arm without requests: the same for its row."""
+    """What was counted in one window. None: not collected; an arm without requests: the same for its row.
+
+    pod_age : by pod, (canary (R, Pc), stable (R, Ps)), windows since each pod started; a falling age is a new pod in
+        the slot. None where it is not known.
+    """
 
     latency: Histogram | None = None
     errors: Counts | None = None
     predictions: Categories | None = None
-    pod_age: Any = None
-    """Kept for the method that takes pods as units; the comparison of arms does not use it."""
+    pod_age: tuple[ArrayLike, ArrayLike] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ByPod:
+    """One metric's counts by pod, pods first: latency (P, K, R), totals and failures (P, R)."""
+
+    canary: Array
+    stable: Array
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The same with counts as float64 arrays, buckets and classes first: (K, R), (R,), (C, R)."""
+    """The same with counts as float64 arrays, buckets and classes first: (K, R), (R,), (C, R).
+
+    pods : (canary, stable) slots, None without a pod axis. by_pod : "latency", "errors", "requests" where they carry
+        one; ages (Pc, R) and (Ps, R).
+    """
 
     edges: Array | None
     latency: tuple[Array, Array] | None
     errors: tuple[Array, Array, Array, Array] | None
     predictions: tuple[Array, Array] | None
+    pods: tuple[int, int] | None = None
+    by_pod: Mapping[str, ByPod] = field(default_factory=dict)
+    ages: tuple[Array, Array] | None = None
 
 
 def checked(window: Window, rollouts: int) -> Checked:
     """The window's counts as arrays; ValueError naming the argument and the first bad place."""
     edges = latency = errors = predictions = None
+    by_pod: dict[str, ByPod] = {}
     if window.latency is not None:
         edges = _edges(window.latency.edges)
         both = [_counts(f"latency.{arm}", getattr(window.latency, arm), rollouts, 2) for arm in ("canary", "stable")]
         for arm, counts in zip(("canary", "stable"), both, strict=True):
-            if counts.shape[1] != len(edges) + 1:
+            if counts.shape[-1] != len(edges) + 1:
                 raise ValueError(
-                    f"latency.{arm} has {counts.shape[1]} buckets, but latency.edges names {len(edges)} bounds "
+                    f"latency.{arm} has {counts.shape[-1]} buckets, but latency.edges names {len(edges)} bounds "
                     f"({len(edges) + 1} buckets with the last one to infinity)"
                 )
-        latency = (both[0].T, both[1].T)
+        if _by_pod("latency", both, 2):
+            canary, stable = (np.ascontiguousarray(np.moveaxis(x, 0, -1)) for x in both)
+            by_pod["latency"] = ByPod(canary, stable)
+            by_pod["requests"] = ByPod(canary.sum(1), stable.sum(1))
+            latency = (canary.sum(0), stable.sum(0))
+        else:
+            latency = (both[0].T, both[1].T)
     if window.errors is not None:
         names = ("canary", "canary_total", "stable", "stable_total")
-        xc, nc, xs, ns = (_counts(f"errors.{n}", getattr(window.errors, n), rollouts, 1) for n in names)
-        for arm, part, whole in (("canary", xc, nc), ("stable", xs, ns)):
-            if (bad := np.flatnonzero(part > whole)).size:
+        four = [_counts(f"errors.{n}", getattr(window.errors, n), rollouts, 1) for n in names]
+        for arm, part, whole in (("canary", four[0], four[1]), ("stable", four[2], four[3])):
+            if part.shape != whole.shape:
+                raise ValueError(f"errors.{arm} has shape {part.shape}, its total {whole.shape}")
+            if (part > whole).any():
+                place = tuple(int(i) for i in np.argwhere(part > whole)[0])
                 raise ValueError(
-                    f"errors.{arm} at row {bad[0]} is {part[bad[0]]:.0f}, more than its total {whole[bad[0]]:.0f}"
+                    f"errors.{arm} at row {place[0]} is {part[place]:.0f}, more than its total {whole[place]:.0f}"
                 )
-        errors = (xc, nc, xs, ns)
+        if _by_pod("errors", four[::2], 1):
+            xc, nc, xs, ns = (np.ascontiguousarray(x.T) for x in four)
+            by_pod["errors"] = ByPod(xc, xs)
+            by_pod["totals"] = ByPod(nc, ns)
+            by_pod.setdefault("requests", by_pod["totals"])
+            errors = (xc.sum(0), nc.sum(0), xs.sum(0), ns.sum(0))
+        else:
+            errors = (four[0], four[1], four[2], four[3])
     if window.predictions is not None:
         pc, ps = (
             _counts(f"predictions.{arm}", getattr(window.predictions, arm), rollouts, 2) for arm in ("canary", "stable")
         )
+        pc, ps = (x.sum(axis=1) if x.ndim == 3 else x for x in (pc, ps))
         if pc.shape != ps.shape:
             raise ValueError(f"predictions.canary has shape {pc.shape}, predictions.stable {ps.shape}")
         if pc.shape[1] < 2:
             raise ValueError("predictions needs at least two classes")
         predictions = (pc.T, ps.T)
-    return Checked(edges, latency, errors, predictions)
+    pods = ages = None
+    if by_pod:
+        shapes = {(len(one.canary), len(one.stable)) for one in by_pod.values()}
+        if len(shapes) > 1:
+            raise ValueError(f"latency and errors must hold the same pods, found {sorted(shapes)} (canary, stable)")
+        pods = shapes.pop()
+        ages = None if window.pod_age is None else _ages(window.pod_age, rollouts, pods)
+    return Checked(edges, latency, errors, predictions, pods, by_pod, ages)
+
+
+def _by_pod(name: str, both: list[Array], ndim: int) -> bool:
+    axes = {counts.ndim for counts in both}
+    if len(axes) > 1:
+        raise ValueError(f"{name}: either both arms carry a pod axis or none")
+    return axes == {ndim + 1}
+
+
+def _ages(given: tuple[ArrayLike, ArrayLike], rollouts: int, pods: tuple[int, int]) -> tuple[Array, Array]:
+    out = []
+    for arm, ages, slots in zip(("canary", "stable"), given, pods, strict=True):
+        array = np.asarray(ages, dtype=np.float64)
+        if array.shape != (rollouts, slots):
+            raise ValueError(f"pod_age of {arm} must have shape {(rollouts, slots)}, found {array.shape}")
+        if not (array >= 0).all():
+            raise ValueError(f"pod_age of {arm} must be numbers of at least 0; look at {np.argwhere(~(array >= 0))[0]}")
+        out.append(np.ascontiguousarray(array.T))
+    return out[0], out[1]
 
 
 def _edges(given: ArrayLike) -> Array:
@@ -123,5 +185,4 @@ def _counts(name: str, given: ArrayLike, rollouts: int, ndim: int) -> Array:
     if bad.any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(f"{name}{list(place)} is {float(out[place]):g}; counts are whole numbers of at least 0")
-    # Pods are summed: the comparison of arms takes requests, not pods, as its units.
-    return out.sum(axis=1) if out.ndim == ndim + 1 else out
+    return out

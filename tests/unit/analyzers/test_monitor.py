@@ -153,18 +153,6 @@ def test_a_metric_that_was_not_collected_stands_still() -> None:
     assert after.blind.all()
 
 
-def test_a_pod_axis_is_summed_over() -> None:
-    (window,) = windows(2, 1, seed=13)
-    assert window.errors
-    split = Window(
-        errors=Counts(*(np.stack([np.asarray(x), np.zeros(2, int)], axis=1) for x in (
-            window.errors.canary, window.errors.canary_total, window.errors.stable, window.errors.stable_total)))
-    )  # fmt: skip
-    one = Monitor(CONFIG, 2).observe(Window(errors=window.errors))
-    two = Monitor(CONFIG, 2).observe(split)
-    np.testing.assert_array_equal(one.log_evidence, two.log_evidence)
-
-
 def test_rollback_is_sticky() -> None:
     monitor = Monitor(CONFIG, 1)
     bad = Window(errors=Counts([30], [60], [5], [540]))
