@@ -110,8 +110,24 @@ def choose(grid: Grid, log_prior: Array) -> tuple[Array, Array, Array]:
     return slots.astype(float), noises.astype(float), np.log(np.maximum(prior / prior.sum(), 1e-300))
 
 
-Observe: TypeAlias = Callable[[Array], tuple[Array, Array, tuple[Array, Array] | None]]
-"""Expected effect (F, R) -> score and information there, and for counts (trials, share), whose cumulant is binomial."""
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One observation at an expected effect; arrays (F, R).
+
+    score, information : about the expected effect; the score's mean is 0 under the null.
+    fit : log likelihood at the expected effect, up to what all models share; None for a Gaussian observation.
+    trials, share : of a count, whose cumulant is binomial; None for a Gaussian observation.
+    """
+
+    score: Array
+    information: Array
+    fit: Array | None = None
+    trials: Array | None = None
+    share: Array | None = None
+
+
+Observe: TypeAlias = Callable[[Array, Array], Seen]
+"""Expected effect (F, R) and its variance -> what was seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,26 +198,30 @@ def step(
 
     column = [np.sum([cov[place[min(a, b), max(a, b)]] for b in range(n)], axis=0) for a in range(n)]
     variance = np.sum(column, axis=0)  # of the effect, before this observation
-    score, info, trial = observe(mean.sum(0))
-    score, info = score * ok, info * ok
+    seen = observe(mean.sum(0), variance)
+    score, info = seen.score * ok, seen.information * ok
     widened = 1.0 + variance * info  # information * predictive variance
     e, i = score / widened, info / widened  # innovation and 1, each over the predictive variance
     h = 1.0 - resp.sum(0)  # (F, S, R) what is left of a step after the filter took its part for an effect
     h *= (st["stake"] > 0)[None]
     h_level = 1.0 - lev.sum(0)
-    if trial is not None and "excess" in st:
-        trials, share = trial
+    if seen.trials is not None and seen.share is not None:
+        trials, share = seen.trials, seen.share
         reach = h / widened[:, None]
         for d, size in enumerate(grid.steps):
             z = size * reach
             gauss = (z + 0.5 * (1.0 - share[:, None]) * z * z) * share[:, None]
-            st["excess"][d] += trials[:, None] * (np.log1p(share[:, None] * np.expm1(z)) - gauss) * ok
+            # Never below the Gaussian cumulant: the level's part is taken from that one only.
+            st["excess"][d] += np.maximum(trials[:, None] * (np.log1p(share[:, None] * np.expm1(z)) - gauss), 0.0) * ok
     st["copy_data"] += h * e[:, None]
     st["copy_copy"] += h * h * i[:, None]
     st["copy_level"] += h * (h_level * i)[:, None]
     st["level_data"] += h_level * e
     st["level_level"] += h_level * h_level * i
-    st["likelihood"] += 0.5 * (-np.where(info > 0, score * e / np.maximum(info, 1e-300), 0.0) - np.log(widened))
+    fit = (
+        np.where(info > 0, -0.5 * score * score / np.maximum(info, 1e-300), 0.0) if seen.fit is None else seen.fit * ok
+    )
+    st["likelihood"] += fit + 0.5 * (score * e * variance - np.log(widened))
     for a in range(n):
         resp[a] += (column[a] * i)[:, None] * h
         lev[a] += column[a] * i * h_level

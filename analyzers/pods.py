@@ -328,8 +328,8 @@ def _rank(grid: Grid, st: dict[str, Array], canary: Array, stable: Array, who: M
     noise = np.where(ok, spread * (1.0 / one_c + 1.0 / one_s), 1.0)
     information = ok / noise
 
-    def observe(expected: Array) -> tuple[Array, Array, None]:
-        return (difference - expected) * information, np.broadcast_to(information, expected.shape), None
+    def observe(expected: Array, variance: Array) -> effects.Seen:
+        return effects.Seen((difference - expected) * information, np.broadcast_to(information, expected.shape))
 
     _follow(grid, st, who, pace, ok, observe)
     present = (n_s > 0) * ok
@@ -355,9 +355,12 @@ def update_count(
     events = (x_c + x_s) * ok
     odds = np.log(share) - np.log1p(-share)
 
-    def observe(expected: Array) -> tuple[Array, Array, tuple[Array, Array]]:
-        p = 1.0 / (1.0 + np.exp(-np.clip(odds + expected, -30.0, 30.0)))
-        return x_c - events * p, events * p * (1.0 - p), (np.broadcast_to(events, p.shape), p)
+    def observe(expected: Array, variance: Array) -> effects.Seen:
+        # The mean of rare events over an uncertain effect lies above the one at its mean: that of a log-normal.
+        middle = _logistic(odds + expected)
+        fit = x_c * np.log(middle) + x_s * np.log1p(-middle)
+        p = _logistic(odds + expected + 0.5 * variance * (1.0 - 2.0 * middle))
+        return effects.Seen(x_c - events * p, events * p * (1.0 - p), fit, np.broadcast_to(events, p.shape), p)
 
     _follow(grid, st, who, pace, ok, observe)
     if "unit_level" in st:
@@ -366,6 +369,11 @@ def update_count(
         own = x_s * of_pod * (1.0 - of_pod)
         deviation = np.where(own > 0, (x_stable - x_s * of_pod) / np.maximum(own, 1e-300), 0.0)
         _learn(grid, st, deviation * present, own.sum(0) / np.maximum(present.sum(0), 1.0), present, who)
+
+
+def _logistic(x: Array) -> Array:
+    out: Array = 1.0 / (1.0 + np.exp(-np.clip(x, -30.0, 30.0)))
+    return out
 
 
 def tail_bounds(pooled: Array) -> tuple[Array, Array]:

@@ -46,7 +46,7 @@ def run(grid: Grid, seen: np.ndarray, noise: np.ndarray, stakes: np.ndarray, mis
         )  # fmt: skip
         info = np.array([1.0 / v])
         effects.step(
-            grid, st, window, lambda x, d=d, info=info: ((d - x) * info, np.broadcast_to(info, x.shape), None),
+            grid, st, window, lambda x, _, d=d, info=info: effects.Seen((d - x) * info, np.broadcast_to(info, x.shape)),
             ok, np.array([t > 0]),
         )  # fmt: skip
     return st
@@ -132,9 +132,9 @@ def test_without_effects_the_evidence_of_counts_is_the_exact_binomial_one() -> N
         tilted = share * np.exp(0.7) / (1 - share + share * np.exp(0.7))
         log_ratio += binom.logpmf(x, m, tilted) - binom.logpmf(x, m, share)
 
-        def observe(expected: np.ndarray, m: int = m, x: int = x, share: float = share):
+        def observe(expected: np.ndarray, _: np.ndarray, m: int = m, x: int = x, share: float = share):
             p = 1 / (1 + np.exp(-(np.log(share / (1 - share)) + expected)))
-            return x - m * p, m * p * (1 - p), (np.full_like(p, m), p)
+            return effects.Seen(x - m * p, m * p * (1 - p), binom.logpmf(x, m, p), np.full_like(p, m), p)
 
         stake = np.array([1.0 if t == 0 else 0.0])
         window = effects.Window(np.array([CONTRAST]), np.zeros(1), np.zeros(1), np.zeros(1), np.array([t * 1.0]), stake)
@@ -174,7 +174,7 @@ def test_under_its_own_null_the_mean_evidence_is_one(spread: float) -> None:
         one = np.ones(rollouts)
         window = effects.Window(CONTRAST * one, 0 * one, 0 * one, t * one, t * one, (0.5 if t == 0 else 0.5 / 14) * one)
         effects.step(
-            grid, st, window, lambda x, d=d: ((d - x) * info, np.broadcast_to(info, x.shape), None),
+            grid, st, window, lambda x, _, d=d: effects.Seen((d - x) * info, np.broadcast_to(info, x.shape)),
             one > 0, np.full(rollouts, t > 0),
         )  # fmt: skip
         wander = 0.7 * wander + rng.normal(0, spread * np.sqrt(CONTRAST * (1 - 0.49)), rollouts)
