@@ -11,11 +11,14 @@ False
 """
 
 from analyzers.config import Margins, MonitorConfig
-from analyzers.margins import Learned, learn_margins
+from analyzers.history import Past, Prior, learn_prior, summarize_past
+from analyzers.margins import Learned, learn_margins, pseudo_canaries
 from analyzers.monitor import MetricVerdict, Monitor, Verdict
-from analyzers.planning import Effect, Plan, plan, recommend
-from analyzers.pods import PodPrior
+from analyzers.paired import PairedConfig, PairedMonitor, PairedVerdict
+from analyzers.planning import Effect, Plan, Stable, plan, recommend
+from analyzers.share import ShareVerdict
 from analyzers.windows import Categories, Counts, Histogram, Window
+from analyzers.words import placebo_sentence, sentence, warnings
 
 __all__ = [
     "Categories",
@@ -27,11 +30,23 @@ __all__ = [
     "MetricVerdict",
     "Monitor",
     "MonitorConfig",
+    "PairedConfig",
+    "PairedMonitor",
+    "PairedVerdict",
+    "Past",
     "Plan",
-    "PodPrior",
+    "Prior",
+    "ShareVerdict",
+    "Stable",
     "Verdict",
     "Window",
     "learn_margins",
+    "learn_prior",
+    "placebo_sentence",
     "plan",
+    "pseudo_canaries",
     "recommend",
+    "sentence",
+    "summarize_past",
+    "warnings",
 ]

@@ -44,6 +44,8 @@ class MonitorConfig:
 
     false_rollback : P(a release that behaves like stable is ever rolled back), over all windows and metrics.
     false_pause : P(such a release is ever paused).
+    false_safe : P(a release that is at its margin or worse, in any one metric, is ever called safe). Default: as seldom
+        as a good one is rolled back.
     planned_windows : how many windows the rollout is planned to last. Given, the boundary is the calibrated one, which
         uses the promised rate up; None, it is the provable 1 / rate of Ville's inequality, which is slower.
     margins : what is tolerated.
@@ -54,6 +56,7 @@ class MonitorConfig:
 
     false_rollback: float = 0.01
     false_pause: float = 0.10
+    false_safe: float = 0.01
     planned_windows: int | None = None
     margins: Margins = field(default_factory=Margins)
     weights: Mapping[str, float] | None = None
@@ -63,6 +66,8 @@ class MonitorConfig:
     def __post_init__(self) -> None:
         if not 0 < self.false_rollback < 0.5:
             raise ValueError(f"false_rollback must lie between 0 and 0.5, found {self.false_rollback!r}")
+        if not 0 < self.false_safe < 0.5:
+            raise ValueError(f"false_safe must lie between 0 and 0.5, found {self.false_safe!r}")
         if not 0 < self.false_pause < 1:
             raise ValueError(f"false_pause must lie between 0 and 1, found {self.false_pause!r}")
         if self.planned_windows is not None and self.planned_windows < 1:
@@ -82,5 +87,12 @@ class MonitorConfig:
 
     def __hash__(self) -> int:
         weights = tuple(sorted((self.weights or {}).items()))
-        rest = (self.false_rollback, self.false_pause, self.planned_windows, self.margins, self.warmup_windows)
+        rest = (
+            self.false_rollback,
+            self.false_pause,
+            self.false_safe,
+            self.planned_windows,
+            self.margins,
+            self.warmup_windows,
+        )
         return hash((*rest, weights, self.required))

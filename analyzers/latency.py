@@ -198,9 +198,11 @@ def _tail(
     for g, shape in enumerate(TAILS):
         lw = tail_log_weight(log_s, *shape)
         w = np.exp(lw)
+        cost = np.log1p(rho * (w - 1.0))
         if base_weight is not None:
-            w = w * base_weight
-        log_e[g] = (tail_a * lw).sum(0) - (tail_d * (np.log1p(rho * (w - 1.0)) - base)).sum(0)
+            # What is tolerated takes requests out of some buckets; a release that does not use it must not pay for it.
+            cost = np.maximum(cost, np.log1p(rho * (w * base_weight - 1.0)) - base)
+        log_e[g] = (tail_a * lw).sum(0) - (tail_d * cost).sum(0)
     prior = TAIL_PRIOR * detectable(needed, planned, 1e-6)
     prior /= prior.sum(0)
     spent = prior * start_share(needed, t, judged, planned, FIRST) * (1.0 - st["tail_spent"]) * ok

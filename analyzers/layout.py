@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzers import errors, latency, pods, predictions
+from analyzers import errors, latency, pods, predictions, share
 
 Array = NDArray[np.float64]
 
-FORMAT = 2.0
+FORMAT = 3.0
 HEADER = ("format", "buckets", "classes", "errors", "canary_pods", "stable_pods", "t", "hit")
 """Common numbers of a row: its format, K, C, whether errors are compared, pod slots, windows so far, rolled back."""
 
@@ -55,24 +56,30 @@ class Layout:
                 out["failures"] = {"judged": (), **pods.fields("errors", self.pods[1])}
         if self.classes:
             out["predictions"] = predictions.fields(self.classes)
+        out["share"] = share.fields()
         return out
 
     def places(self, planned: int | None) -> tuple[dict[str, dict[str, tuple[slice, Shape]]], int]:
         """part -> field -> (slice of the row, shape), and the row's length D."""
-        at = len(HEADER) + len(self.edges)
-        out: dict[str, dict[str, tuple[slice, Shape]]] = {}
-        for part, fields in self.fields(planned).items():
-            out[part] = {}
-            for name, shape in fields.items():
-                size = math.prod(shape)
-                out[part][name] = (slice(at, at + size), shape)
-                at += size
-        return out, at
+        return _places(self, planned)
 
     def header(self) -> Array:
         """The row's beginning, before the first window."""
         known = (FORMAT, self.buckets, self.classes, float(self.errors), *map(float, self.pods))
         return np.array([*known, 0.0, 0.0, *self.edges])
+
+
+@lru_cache(maxsize=256)
+def _places(layout: Layout, planned: int | None) -> tuple[dict[str, dict[str, tuple[slice, Shape]]], int]:
+    at = len(HEADER) + len(layout.edges)
+    out: dict[str, dict[str, tuple[slice, Shape]]] = {}
+    for part, fields in layout.fields(planned).items():
+        out[part] = {}
+        for name, shape in fields.items():
+            size = math.prod(shape)
+            out[part][name] = (slice(at, at + size), shape)
+            at += size
+    return out, at
 
 
 def read_layout(row: Array) -> Layout:

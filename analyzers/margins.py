@@ -11,11 +11,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from analyzers.config import Margins, MonitorConfig
 from analyzers.monitor import Monitor
-from analyzers.windows import Window
+from analyzers.windows import Categories, Counts, Histogram, Window
 
-SCALES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0)
 """Multiples of the default margins that are tried; 1 is the default itself."""
 
 
@@ -48,8 +51,9 @@ def needed(false_rollback: float) -> int:
 def learn_margins(past: Sequence[Sequence[Window]], config: MonitorConfig) -> Learned:
     """The smallest margins at which at most the promised share of past good rollouts would have been rolled back.
 
-    past : rollouts, each a sequence of windows with R = 1. Fewer than ``needed`` keep the configured margins.
-    Cost: one pass over ``past`` for each scale.
+    past : rollouts, each a sequence of windows with R = 1, by arm; from ``pseudo_canaries`` where there are no past
+    rollouts. Fewer than ``needed`` keep the configured margins, and so do margins that cannot be learned.
+    Cost: one pass over ``past`` for each scale, rollouts of one length and layout side by side.
     """
     wanted = needed(config.false_rollback)
     if len(past) < wanted:
@@ -60,8 +64,8 @@ def learn_margins(past: Sequence[Sequence[Window]], config: MonitorConfig) -> Le
             "the configured margins are kept",
         )
     rank = math.ceil((len(past) + 1) * (1 - config.false_rollback))
-    quiet_at = sorted(_smallest_quiet_scale(rollout, config) for rollout in past)
-    scale = quiet_at[min(rank, len(past)) - 1]
+    quiet_at = np.sort(np.concatenate([_smallest_quiet_scale(batch, config) for batch in _batches(past)]))
+    scale = float(quiet_at[min(rank, len(past)) - 1])
     if math.isinf(scale):
         return _learned(
             scaled(config.margins, SCALES[-1]),
@@ -74,9 +78,79 @@ def learn_margins(past: Sequence[Sequence[Window]], config: MonitorConfig) -> Le
     )
 
 
-def _smallest_quiet_scale(rollout: Sequence[Window], config: MonitorConfig) -> float:
-    for scale in SCALES:
-        monitor = Monitor(replace(config, margins=scaled(config.margins, scale)), 1)
-        if not any(bool(monitor.observe(window).rollback[0]) for window in rollout):
-            return scale
-    return math.inf
+def pseudo_canaries(windows: Sequence[Window], canary_pods: int, rollouts: int, *, seed: int = 0) -> list[list[Window]]:
+    """Rollouts in which random stable pods play the canary against the others, for ``learn_margins``.
+
+    windows : of one rollout (R = 1) with counts by pod; only the stable pods are used. canary_pods : how many play the
+    canary. Rollouts of one stretch of time share its pods and hours, so that many of them say less than as many past
+    rollouts; take windows from several days.
+    """
+    rng = np.random.default_rng(seed)
+    picks: list[NDArray[np.bool_]] = []
+    for _ in range(rollouts):
+        first = windows[0].latency or windows[0].errors
+        counted = np.asarray(first.stable) if first is not None else np.zeros((1, 0))
+        if counted.ndim < 2 or counted.shape[1] <= canary_pods or counted.shape[0] != 1:
+            raise ValueError(f"pseudo-canaries need one rollout with more than {canary_pods} stable pods in its counts")
+        who = np.zeros(counted.shape[1], bool)
+        who[rng.choice(len(who), canary_pods, replace=False)] = True
+        picks.append(who)
+    return [[_recast(window, who) for window in windows] for who in picks]
+
+
+def _recast(window: Window, who: NDArray[np.bool_]) -> Window:
+    """The window with the stable pods ``who`` as its canary, by arm."""
+    latency, errors = window.latency, window.errors
+    if latency is not None:
+        pods = np.asarray(latency.stable)[0]
+        latency = Histogram(latency.edges, pods[who].sum(0)[None], pods[~who].sum(0)[None])
+    if errors is not None:
+        x, n = np.asarray(errors.stable)[0], np.asarray(errors.stable_total)[0]
+        errors = Counts([x[who].sum()], [n[who].sum()], [x[~who].sum()], [n[~who].sum()])
+    return Window(latency=latency, errors=errors)
+
+
+def _batches(past: Sequence[Sequence[Window]]) -> list[list[Window]]:
+    """Rollouts of one length whose windows hold the same metrics in the same shapes, as one stream each."""
+    alike: dict[tuple[object, ...], list[Sequence[Window]]] = {}
+    for rollout in past:
+        alike.setdefault(tuple(_kind(window) for window in rollout), []).append(rollout)
+    return [[_stacked(windows) for windows in zip(*rollouts, strict=True)] for rollouts in alike.values()]
+
+
+def _kind(window: Window) -> tuple[object, ...]:
+    edges = None if window.latency is None else tuple(float(x) for x in np.asarray(window.latency.edges))
+    shapes = [np.shape(x.canary) + np.shape(x.stable) for x in (window.latency, window.errors, window.predictions) if x]
+    return (edges, window.errors is None, window.predictions is None, *shapes)
+
+
+def _stacked(windows: Sequence[Window]) -> Window:
+    def stack(metric: str, *fields: str) -> list[NDArray[np.float64]]:
+        return [np.concatenate([np.asarray(getattr(getattr(w, metric), f)) for w in windows]) for f in fields]
+
+    one = windows[0]
+    return Window(
+        latency=one.latency and Histogram(one.latency.edges, *stack("latency", "canary", "stable")),
+        errors=one.errors and Counts(*stack("errors", "canary", "canary_total", "stable", "stable_total")),
+        predictions=one.predictions and Categories(*stack("predictions", "canary", "stable")),
+    )
+
+
+def _smallest_quiet_scale(stream: Sequence[Window], config: MonitorConfig) -> NDArray[np.float64]:
+    """(R,) the smallest scale at which each rollout of the stream is never rolled back, infinite where none is."""
+    first = next(x for x in (stream[0].latency, stream[0].errors, stream[0].predictions) if x is not None)
+    rollouts = len(np.asarray(first.canary))
+    quiet = np.full(rollouts, np.inf)
+    for scale in reversed(SCALES):
+        monitor = Monitor(replace(config, margins=scaled(config.margins, scale)), rollouts)
+        for window in stream:
+            verdict = monitor.observe(window)
+        # Smaller margins roll back more: a rollout that is quiet here was quiet at every larger scale.
+        quiet[~verdict.rollback & (quiet == _next_scale(scale))] = scale
+    return quiet
+
+
+def _next_scale(scale: float) -> float:
+    """The next larger scale that is tried; infinite above the largest."""
+    place = SCALES.index(scale) + 1
+    return SCALES[place] if place < len(SCALES) else math.inf

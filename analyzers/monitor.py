@@ -15,15 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzers import errors, latency, pods, predictions
+from analyzers import share as shares
 from analyzers.boundary import AFTER_PLAN_SHARE, log_boundary, log_boundary_pods
 from analyzers.config import METRICS, MonitorConfig
+from analyzers.history import Prior
+from analyzers.inputs import COARSE
 from analyzers.layout import HEADER, Layout, Shape, read_layout
-from analyzers.pods import PodPrior
+from analyzers.share import ShareVerdict
 from analyzers.windows import Checked, Window, checked
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-Index = NDArray[np.int64]
+Index = slice | NDArray[np.int64]
 Said: TypeAlias = dict[str, Any]
 """What one metric says of some rows: "e", its e-value, and the arrays of ``MetricVerdict`` by their names."""
 
@@ -36,8 +39,8 @@ CHUNK_PODS = 64
 LANES = 8
 """Chunks are padded to a multiple of it, the widest vector register in float64."""
 
-LOG_SAFE = float(np.log(0.05))
-"""Level of the sequences behind «safe»: a release at its margin is ever called safe with probability 5 % at most."""
+LOG_INTERVAL = float(np.log(0.05))
+"""Level of the intervals that are shown: each holds at every window at once with 95 %."""
 
 TINY = 1e-300
 ARM_SHARES = {
@@ -58,6 +61,7 @@ class MetricVerdict:
     an odds ratio, predictions as nats, with the ends of a sequence that holds at every window at once with 95 %.
     blamed : named as harmful, with at most every tenth such naming wrong (e-BH over the metrics).
     slower_probability : latency only, the probability that a canary request is slower than a stable one.
+    coarse : latency only, most requests lie in one bucket, so that shifts stay hidden.
     cusum : errors only. blind : this window could not be compared. safe : shown to be below its margin.
     """
 
@@ -73,6 +77,7 @@ class MetricVerdict:
     events_canary: Array | None = None
     events_stable: Array | None = None
     slower_probability: Array | None = None
+    coarse: Flags | None = None
     cusum: Array | None = None
 
 
@@ -88,24 +93,26 @@ class Verdict:
     log_threshold_rollback: Array
     log_threshold_pause: Array
     evidence: dict[str, MetricVerdict]
+    share: ShareVerdict
 
 
 class Monitor:
     """Compares canary with stable, window by window, for ``rollouts`` rollouts of one configuration.
 
-    prior : what past rollouts say of the pods, one for all rollouts or one each; used where counts come by pod.
+    prior : what past rollouts of the service teach (``learn_prior``), one for all rollouts or one each.
     """
 
     def __init__(
-        self, config: MonitorConfig, rollouts: int = 1, *, prior: PodPrior | Sequence[PodPrior] | None = None
+        self, config: MonitorConfig, rollouts: int = 1, *, prior: Prior | Sequence[Prior] | None = None
     ) -> None:
         if rollouts < 1:
             raise ValueError(f"rollouts must be at least 1, found {rollouts}")
-        priors = [prior or PodPrior.default()] if prior is None or isinstance(prior, PodPrior) else list(prior)
+        priors = [prior or Prior()] if prior is None or isinstance(prior, Prior) else list(prior)
         if len(priors) not in (1, rollouts):
             raise ValueError(f"prior must be one for all rollouts or one for each of {rollouts}, found {len(priors)}")
         self.config = config
         self.rollouts = rollouts
+        self._log_safe = float(np.log(config.false_safe))
         self._priors = priors
         self._layout: Layout | None = None
         self._state: Array = np.zeros((len(HEADER), rollouts))
@@ -144,6 +151,10 @@ class Monitor:
         said: list[dict[str, Said]] = []
         for first in range(0, self.rollouts, chunk):
             said.append(self._observe_chunk(layout, counts, first, min(first + chunk, self.rollouts)))
+        if counts.weight is not None:
+            known = counts.weight * np.where(self._state[_T] >= self.config.warmup_windows, 1.0, np.nan)
+            st = self._views(self._state, "share")
+            shares.update(st, *counts.requests(), known, self._state[_T], self.config.planned_windows)
         self._state[_T] += 1
         joined = {m: {name: np.concatenate([s[m][name] for s in said]) for name in said[0][m]} for m in said[0]}
         return self._verdict(layout, joined)
@@ -161,7 +172,7 @@ class Monitor:
             nothing = np.full(self.rollouts, np.nan)
             return nothing, nothing, nothing
         st = self._views(self._state, "latency")
-        return latency.quantile_ratio(st, np.array(self._layout.edges), q, LOG_SAFE)
+        return latency.quantile_ratio(st, np.array(self._layout.edges), q, LOG_INTERVAL)
 
     def placebo(self) -> Array:
         """(R, 1 + U) log evidence of «slower since the first window» for the canary and for each stable pod playing it.
@@ -199,7 +210,12 @@ class Monitor:
                 if c.planned_windows is None
                 else f"the boundary is calibrated by simulation for {c.planned_windows} windows"
             )
-            rests = "requests are routed at random within each window and pods differ by no more than the margins"
+            past = min(prior.rollouts for prior in self._priors)
+            bursts = f"as in {past} past rollouts" if past else "rare, as long as no past rollouts are given"
+            rests = (
+                "requests are routed at random within each window, pods differ by no more than the margins, and bursts "
+                f"of failures of one arm are {bursts}"
+            )
         return f"{promise}; {how}, provided that {rests}."
 
     # --- inside -----------------------------------------------------------------------------------------------------
@@ -220,6 +236,9 @@ class Monitor:
         self._state = np.zeros((size, self.rollouts))
         self._state[: len(HEADER) + len(layout.edges)] = layout.header()[:, None]
         if not layout.by_pod:
+            if layout.errors:
+                bursts = np.stack([p.bursts for p in self._priors], axis=-1)
+                errors.begin(self._views(self._state, "errors"), bursts)
             return
         for part, field in (("rank", "rank"), ("p95", "p95"), ("p99", "p99"), ("failures", "errors")):
             if part in self._places:
@@ -252,7 +271,8 @@ class Monitor:
     def _observe_chunk(self, layout: Layout, counts: Checked, first: int, end: int) -> dict[str, Said]:
         """Take in some rows; metric -> what is said of it."""
         # Sums round differently in arrays of other widths; padded to whole lanes, a row never depends on its batch.
-        rows = np.minimum(np.arange(first, first + -(-(end - first) // LANES) * LANES), end - 1)
+        missing = -(end - first) % LANES
+        rows = np.minimum(np.arange(first, end + missing), end - 1) if missing else slice(first, end)
         chunk = np.ascontiguousarray(self._state[:, rows])
         t = chunk[_T]
         warm = t >= self.config.warmup_windows
@@ -270,13 +290,14 @@ class Monitor:
             if counts.predictions is not None:
                 a, b = (part(x) for x in counts.predictions)
                 compared = predictions.update(st, a, b, t, self.config.planned_windows, margin)
-            effect, low, high = predictions.interval(st, LOG_SAFE)
+            effect, low, high = predictions.interval(st, LOG_INTERVAL)
+            _, _, surely = predictions.interval(st, self._log_safe)
             n_a = st["own"].sum(0)
             with np.errstate(invalid="ignore"):  # NaN high (no data) is not safe
                 said["predictions"] = {
                     "e": st["pair"].sum((0, 1, 2)) + st["rest"].sum((0, 1, 2)), "effect": effect, "effect_low": low,
                     "effect_high": high, "n_canary": n_a, "n_stable": st["pool"].sum(0) - n_a, "blind": ~compared,
-                    "safe": high < margin,
+                    "safe": surely < margin,
                 }  # fmt: skip
         self._state[:, first:end] = chunk[:, : end - first]
         return {m: {name: array[: end - first] for name, array in of.items()} for m, of in said.items()}
@@ -293,16 +314,16 @@ class Monitor:
             if counts.latency is not None:
                 a, b = (part(x) for x in counts.latency)
                 compared = latency.update(st, a, b, t, planned, margins.latency, edges)
-            delta, low, high = latency.interval(st, LOG_SAFE)
+            delta, low, high = latency.interval(st, LOG_INTERVAL)
             e = latency.evidence(st, FAMILY["rank"], FAMILY["tail"])
-            said["latency"] = _latency(st, edges, (delta, low, high), e, compared, st["safe"] >= -LOG_SAFE)
+            said["latency"] = _latency(st, edges, (delta, low, high), e, compared, st["safe"] >= -self._log_safe)
         if layout.errors:
             st, compared = self._views(chunk, "errors"), nothing
             if counts.errors is not None:
                 xc, nc, xs, ns = (part(x) for x in counts.errors)
                 compared = errors.update(st, xc, nc, xs, ns, t, planned, margins.errors)
             said["errors"] = _errors(
-                st, errors.interval(st, LOG_SAFE), st["bets"].sum(0), compared, st["safe"] >= -LOG_SAFE
+                st, errors.interval(st, LOG_INTERVAL), errors.evidence(st), compared, st["safe"] >= -self._log_safe
             )
         return said
 
@@ -330,9 +351,9 @@ class Monitor:
                 pods.update_latency(rank, p95, p99, a, b, st["hist"], who, pace)
             e_rank, p = pods.score("rank", rank)
             tails = [pods.score(name, view)[0] for name, view in (("p95", p95), ("p99", p99))]
-            interval = pods.interval("rank", rank, p, LOG_SAFE)
+            interval = pods.interval("rank", rank, p, LOG_INTERVAL)
             at = np.log(margins.latency) * latency.ratio_slope(st["hist"], edges)
-            safe = pods.below(rank, p, at, "rank", LOG_SAFE)
+            safe = pods.below(rank, p, at, "rank", self._log_safe)
             said["latency"] = _latency(st, edges, interval, pods.of_latency(e_rank, *tails), compared, safe)
         if layout.errors:
             st, odds, compared = self._views(chunk, "errors"), self._views(chunk, "failures"), nothing
@@ -343,8 +364,8 @@ class Monitor:
                 compared = errors.add(st, xc, nc, xs, ns, margins.errors)
                 pods.update_count("errors", odds, *four, who, pace)
             e, p = pods.score("errors", odds)
-            _, low, high = (np.exp(np.clip(x, -7, 7)) for x in pods.interval("errors", odds, p, LOG_SAFE))
-            safe = pods.below(odds, p, np.full(len(t), np.log(margins.errors)), "errors", LOG_SAFE)
+            _, low, high = (np.exp(np.clip(x, -7, 7)) for x in pods.interval("errors", odds, p, LOG_INTERVAL))
+            safe = pods.below(odds, p, np.full(len(t), np.log(margins.errors)), "errors", self._log_safe)
             said["errors"] = _errors(st, (errors.odds_ratio(st), low, high), e, compared, safe)
         return said
 
@@ -387,7 +408,10 @@ class Monitor:
         blind = np.logical_or.reduce([evidence[m].blind for m in required] or [np.ones(self.rollouts, bool)])
         if not set(config.required or ()) <= set(metrics):
             safe, blind = np.zeros(self.rollouts, bool), np.ones(self.rollouts, bool)
-        return Verdict(rollback, log_m >= log_pause, safe & ~rollback, blind, log_m, log_rollback, log_pause, evidence)
+        told = shares.verdict(self._views(self._state, "share"), LOG_INTERVAL)
+        return Verdict(
+            rollback, log_m >= log_pause, safe & ~rollback, blind, log_m, log_rollback, log_pause, evidence, told
+        )
 
 
 def to_blame(log_e: Array) -> Flags:
@@ -413,6 +437,7 @@ def _latency(
         "e": e, "effect": effect, "effect_low": low, "effect_high": high, "n_canary": st["n_a"].copy(),
         "n_stable": st["n_b"].copy(), "blind": ~compared, "safe": safe,
         "slower_probability": 0.5 + np.clip(delta[0], -0.5, 0.5),
+        "coarse": st["hist"].max(0) > COARSE * np.maximum(st["hist"].sum(0), 1.0),
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Pods as units: what the filters of random effects see of a window, their grids, and what past rollouts taught.
+"""Pods as units: what the filters of random effects see of a window, and their grids.
 
 Used where counts carry a pod axis. Three contrasts of canary and stable pods are followed: the mean ridit (Mann-Whitney
 per pod), how many requests are slower than the frozen bounds near the 95th and 99th percentile, and failures. Each is
@@ -8,8 +8,8 @@ cost no false alarm. Source: reference statistics-pods.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from analyzers import effects
 from analyzers.boundary import start_share
 from analyzers.effects import Grid
-from analyzers.windows import Window, checked
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -26,14 +25,20 @@ _CORRELATIONS = (0.4, 0.65, 0.8, 0.92)
 
 RANK = Grid(
     levels=(0.002, 0.005, 0.009, 0.014, 0.02, 0.03, 0.05),
-    noises=((0.0, 0.0), *((sd, rho) for sd in (0.007, 0.013, 0.02, 0.03, 0.05, 0.08) for rho in _CORRELATIONS)),
+    noises=(
+        (0.0, 0.0),
+        *((sd, rho) for sd in (0.007, 0.01, 0.014, 0.02, 0.028, 0.04, 0.056, 0.08) for rho in _CORRELATIONS),
+    ),
     half_lives=(0.0, 1.0, 2.0, 4.0, 8.0),
     warm_spread=0.2,
     steps=(0.012, 0.025, 0.045, 0.08, 0.14, 0.24),
     slots=20,
     slot_noises=8,
 )
-"""In ridits (probability of being slower, minus a half); 5 % slower is about .02 at a spread of .6 in log latency."""
+"""In ridits (probability of being slower, minus a half); 5 % slower is about .02 at a spread of .6 in log latency.
+
+Spreads of noise lie a factor 1.4 apart: with 1.7 a true spread between two points is taken for the smaller one and a
+bit of level, which cost 3 false alarms in 100 four-hour rollouts."""
 
 TAIL = Grid(
     levels=(0.02, 0.05, 0.08, 0.12, 0.2, 0.4),
@@ -61,9 +66,9 @@ ERRORS = Grid(
 def default_prior(grid: Grid) -> Array:
     """(noises, half lives, levels) log prior of a service without history."""
     if grid is RANK:
-        likely = {(0.0, 0.0): 0.28, (0.013, 0.8): 0.12, (0.03, 0.8): 0.12, (0.013, 0.65): 0.1, (0.03, 0.65): 0.1}
-        likely |= {(0.05, 0.92): 0.07, (0.08, 0.8): 0.06, (0.02, 0.92): 0.06}
-        noise = np.array([likely.get(n, 0.09 / 17) for n in grid.noises])
+        likely = {(0.0, 0.0): 0.28, (0.014, 0.8): 0.12, (0.028, 0.8): 0.12, (0.014, 0.65): 0.1, (0.028, 0.65): 0.1}
+        likely |= {(0.056, 0.92): 0.07, (0.08, 0.8): 0.06, (0.02, 0.92): 0.06}
+        noise = np.array([likely.get(n, 0.09 / 25) for n in grid.noises])
         warm = np.array([0.5, 0.125, 0.125, 0.125, 0.125])
         level = np.ones(len(grid.levels))
     elif grid is TAIL:
@@ -78,44 +83,14 @@ def default_prior(grid: Grid) -> Array:
     return out
 
 
-@dataclass(frozen=True, slots=True)
-class PodPrior:
-    """What past rollouts say of a service's random effects: log prior (noises, half lives, levels) of each filter.
-
-    rollouts : how many past rollouts it rests on.
-    """
-
-    rank: Array
-    p95: Array
-    p99: Array
-    errors: Array
-    rollouts: int = 0
-
-    @staticmethod
-    def default() -> PodPrior:
-        """For a service that nothing is known of."""
-        return PodPrior(default_prior(RANK), default_prior(TAIL), default_prior(TAIL), default_prior(ERRORS))
-
-    def warm_up_probability(self) -> float:
-        """How likely it is that new pods of this service start slowly."""
-        mass = np.exp(self.rank)
-        return float(1.0 - mass[:, 0].sum() / mass.sum())
-
-
 FILTERS: dict[str, Grid] = {"rank": RANK, "p95": TAIL, "p99": TAIL, "errors": ERRORS}
 OF_LATENCY = ("rank", "p95", "p99")
 
-METRIC_SHARES = {"latency": 0.5, "errors": 1.0, "predictions": 0.2}
+METRIC_SHARES = {"latency": 0.5, "errors": 0.5, "predictions": 0.2}
 METRIC_SHARES_PROVABLE = {"latency": 0.4, "errors": 0.4, "predictions": 0.2}
 LATENCY_SHARES = {"rank": 0.7, "p95": 0.15, "p99": 0.15}
-"""Weights of each metric's evidence, and of the contrasts within latency. Errors are counts of few events, whose
-evidence overshoots least, and weigh more than in an average; the boundary is calibrated for these weights
-(statistics-pods.md section 2, decision ii). The provable ones are an average, for which Ville's inequality holds."""
-
-MOST_PAST_ERRORS = 30
-"""Failures are few, so that many rollouts are needed to know how they cluster."""
-KEPT_DEFAULT = 0.05
-KEPT_WARM = 0.002
+"""Weights of each metric's evidence, and of the contrasts within latency; the boundary is calibrated for them. The
+provable ones are an average, for which Ville's inequality holds."""
 
 MOST_UNITS = 18
 """Stable pods whose own deviations are followed; more are taken in as many groups."""
@@ -129,88 +104,6 @@ SURELY_THERE = 8.0
 SHARE_MEMORY = 0.8
 FIRST = (0.0, 0.5, 0.5)
 """Half of the start weight is bet on a fault that is there from the start, the rest evenly on all later windows."""
-
-
-@dataclass(frozen=True, slots=True)
-class PodPast:
-    """What one finished, harmless rollout says of its service: log likelihoods by contrast, (noises, half lives,
-    levels) each. Small enough to keep one a rollout.
-    """
-
-    rank: Array
-    p95: Array
-    p99: Array
-    errors: Array
-
-
-def pods_past(windows: Iterable[Window], rollouts: int = 1) -> list[PodPast]:
-    """What finished rollouts that were found harmless say of their services' pods, one for each of R.
-
-    windows : by pod, with latency and errors, R = ``rollouts``. Cost: about a millisecond a rollout-window.
-    """
-    grids = {
-        name: replace(g, slots=len(g.noises) * len(g.half_lives), slot_noises=len(g.noises))
-        for name, g in FILTERS.items()
-    }
-    parts: dict[str, dict[str, Array]] = {}
-    for t, window in enumerate(windows):
-        counts = checked(window, rollouts)
-        if counts.pods is None or not {"latency", "totals"} <= set(counts.by_pod):
-            raise ValueError("past windows must hold latency and errors by pod")
-        if not parts:
-            parts["pods"] = _zeros(fields_of_members(counts.pods), rollouts)
-            parts["latency"] = _zeros({"hist": (counts.by_pod["latency"].canary.shape[1],)}, rollouts)
-            for name in FILTERS:
-                parts[name] = _zeros({"judged": (), **fields(name, counts.pods[1], grids)}, rollouts)
-                lay_prior(name, parts[name], [default_prior(FILTERS[name])], grids)
-        n, histograms, x = (counts.by_pod[name] for name in ("totals", "latency", "errors"))
-        now = np.full(rollouts, float(t))
-        who = members(parts["pods"], n.canary, n.stable, counts.ages, now > 0)
-        parts["latency"]["hist"] += histograms.canary.sum(0) + histograms.stable.sum(0)
-        pace = Pace(now, None, betting=False)
-        rank, p95, p99 = parts["rank"], parts["p95"], parts["p99"]
-        seen = parts["latency"]["hist"]
-        update_latency(rank, p95, p99, histograms.canary, histograms.stable, seen, who, pace, grids)
-        update_count("errors", parts["errors"], x.canary, n.canary, x.stable, n.stable, who, pace, grids)
-    out = []
-    likelihood = {name: effects.log_likelihood(grids[name], parts[name]) for name in FILTERS}
-    for r in range(rollouts):
-        shaped = {
-            name: likelihood[name][..., r].reshape(len(g.noises), len(g.half_lives), len(g.levels))
-            for name, g in FILTERS.items()
-        }
-        out.append(PodPast(**shaped))
-    return out
-
-
-def learn_pods(past: Sequence[PodPast], *, last: int = 5) -> PodPrior:
-    """The prior that the ``last`` of the past harmless rollouts of a service give; failures use up to 30 of them.
-
-    Part of the default stays in it, because the next rollout may differ; of warm-ups only the learned part stays, so
-    that a service whose pods start at full speed pays nothing for them. Source: statistics-pods.md section 2, History.
-    """
-    if not past:
-        return PodPrior.default()
-    learned = {}
-    for name in FILTERS:
-        default = default_prior(FILTERS[name])
-        used = past[-(MOST_PAST_ERRORS if name == "errors" else last) :]
-        z = default + sum(getattr(one, name) - getattr(one, name).max() for one in used)
-        mass = np.exp(z - z.max())
-        mass /= mass.sum()
-        usual = np.exp(default)
-        if name == "rank":
-            warm = mass.sum((0, 2))
-            mass = (1 - KEPT_DEFAULT) * mass + KEPT_DEFAULT * usual.sum(1)[:, None] * warm[:, None]
-            mass = (1 - KEPT_WARM) * mass + KEPT_WARM * usual
-        else:
-            mass = (1 - KEPT_DEFAULT) * mass + KEPT_DEFAULT * usual
-        learned[name] = np.log(mass)
-    return PodPrior(**learned, rollouts=len(past))
-
-
-def _zeros(shapes: Mapping[str, tuple[int, ...]], rollouts: int) -> dict[str, Array]:
-    return {name: np.zeros((*shape, rollouts)) for name, shape in shapes.items()}
 
 
 def fields_of_members(pods: tuple[int, int]) -> dict[str, tuple[int, ...]]:

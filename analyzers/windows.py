@@ -48,12 +48,15 @@ class Window:
 
     pod_age : by pod, (canary (R, Pc), stable (R, Ps)), windows since each pod started; a falling age is a new pod in
         the slot. None where it is not known.
+    weight : (R,) the share of requests that was asked for the canary, between 0 and 1, NaN where it is not known. Only
+        the share check uses it.
     """
 
     latency: Histogram | None = None
     errors: Counts | None = None
     predictions: Categories | None = None
     pod_age: tuple[ArrayLike, ArrayLike] | None = None
+    weight: ArrayLike | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class Checked:
     """The same with counts as float64 arrays, buckets and classes first: (K, R), (R,), (C, R).
 
     pods : (canary, stable) slots, None without a pod axis. by_pod : "latency", "errors", "requests" where they carry
-        one; ages (Pc, R) and (Ps, R).
+        one; ages (Pc, R) and (Ps, R). weight : (R,).
     """
 
     edges: Array | None
@@ -79,6 +82,14 @@ class Checked:
     pods: tuple[int, int] | None = None
     by_pod: Mapping[str, ByPod] = field(default_factory=dict)
     ages: tuple[Array, Array] | None = None
+    weight: Array | None = None
+
+    def requests(self) -> tuple[Array, Array]:
+        """(canary, both arms), (R,) requests: failures' totals where they are counted, else what was counted."""
+        if self.errors is not None:
+            return self.errors[1], self.errors[1] + self.errors[3]
+        a, b = self.latency or self.predictions or (np.zeros((1, 1)), np.zeros((1, 1)))
+        return a.sum(0), a.sum(0) + b.sum(0)
 
 
 def checked(window: Window, rollouts: int) -> Checked:
@@ -137,7 +148,8 @@ def checked(window: Window, rollouts: int) -> Checked:
             raise ValueError(f"latency and errors must hold the same pods, found {sorted(shapes)} (canary, stable)")
         pods = shapes.pop()
         ages = None if window.pod_age is None else _ages(window.pod_age, rollouts, pods)
-    return Checked(edges, latency, errors, predictions, pods, by_pod, ages)
+    weight = None if window.weight is None else _weight(window.weight, rollouts)
+    return Checked(edges, latency, errors, predictions, pods, by_pod, ages, weight)
 
 
 def _by_pod(name: str, both: list[Array], ndim: int) -> bool:
@@ -157,6 +169,16 @@ def _ages(given: tuple[ArrayLike, ArrayLike], rollouts: int, pods: tuple[int, in
             raise ValueError(f"pod_age of {arm} must be numbers of at least 0; look at {np.argwhere(~(array >= 0))[0]}")
         out.append(np.ascontiguousarray(array.T))
     return out[0], out[1]
+
+
+def _weight(given: ArrayLike, rollouts: int) -> Array:
+    weight = np.asarray(given, dtype=np.float64)
+    if weight.shape != (rollouts,):
+        raise ValueError(f"weight must have shape {(rollouts,)}, found {weight.shape}")
+    bad = np.flatnonzero((weight < 0) | (weight > 1))
+    if bad.size:
+        raise ValueError(f"weight[{bad[0]}] is {weight[bad[0]]:g}; shares lie between 0 and 1")
+    return weight
 
 
 def _edges(given: ArrayLike) -> Array:

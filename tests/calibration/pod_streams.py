@@ -7,7 +7,7 @@ latency with spread .6 and 1 % of requests eight times as slow, one window a min
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import ndtr
@@ -47,6 +47,10 @@ class PodLaw:
     slower: float = 1.0
     tail_share: float = 0.01
     failing: float | None = None
+
+    def without_fault(self) -> PodLaw:
+        """The same law with a good release."""
+        return replace(self, onset=0, slower=1.0, tail_share=0.01, failing=None)
 
 
 def pod_windows(law: PodLaw, rollouts: int, length: int, seed: int) -> Iterator[Window]:

@@ -1,0 +1,120 @@
+"""How often and how soon: whole rollouts of one law through one monitor, and what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from analyzers import Margins, Monitor, MonitorConfig, Past, Prior, Window, learn_prior, summarize_past
+from tests.calibration.pod_streams import PodLaw, pod_windows
+from tests.calibration.streams import Law, windows
+
+Array = NDArray[np.float64]
+
+NO_MARGINS = Margins.none()
+PAST_POOL = 100
+"""Past rollouts of a law among which each rollout's own history is drawn."""
+PAST_LENGTH = 240
+"""Windows of a past rollout at most."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing that is measured: what happens, for how long, and under which configuration.
+
+    past : good rollouts of the same law that each rollout knows of; 0: none, the default prior.
+    """
+
+    name: str
+    law: Law | PodLaw
+    length: int = 60
+    past: int = 0
+    margins: Margins = NO_MARGINS
+    required: frozenset[str] | None = None
+    warmup: int = 0
+    rate: float = 0.01
+    planned: bool = True
+
+    @property
+    def by_pod(self) -> bool:
+        """Whether the monitor is given counts by pod."""
+        return isinstance(self.law, PodLaw)
+
+    @property
+    def config(self) -> MonitorConfig:
+        """What the monitor is told."""
+        return MonitorConfig(
+            planned_windows=self.length if self.planned else None, margins=self.margins, required=self.required,
+            warmup_windows=self.warmup, false_rollback=self.rate,
+        )  # fmt: skip
+
+    def stream(self, rollouts: int, seed: int) -> Iterator[Window]:
+        """The windows of this cell."""
+        if isinstance(self.law, PodLaw):
+            return pod_windows(self.law, rollouts, self.length, seed)
+        return windows(self.law, rollouts, self.length, seed)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """First window (1 is the first) of each rollout's rollback, pause and being safe; infinite where there was none.
+
+    requests : canary requests until the rollback, counted from the fault's onset.
+    """
+
+    rollback: Array
+    pause: Array
+    safe: Array
+    requests: Array
+
+    @staticmethod
+    def join(parts: list[Outcome]) -> Outcome:
+        """The outcomes of all parts."""
+        return Outcome(*(np.concatenate([getattr(p, f) for p in parts]) for f in Outcome.__dataclass_fields__))
+
+
+def measure(cell: Cell, rollouts: int, seed: int) -> Outcome:
+    """Watch ``rollouts`` rollouts of the cell from the first to the last window."""
+    prior = _priors(cell, rollouts, seed) if cell.past else None
+    monitor = Monitor(cell.config, rollouts, prior=prior)
+    first = {name: np.full(rollouts, np.inf) for name in ("rollback", "pause", "safe")}
+    served, found_after = np.zeros(rollouts), np.full(rollouts, np.inf)
+    for t, window in enumerate(cell.stream(rollouts, seed), start=1):
+        verdict = monitor.observe(window)
+        if window.errors is not None and t > cell.law.onset:
+            served += np.asarray(window.errors.canary_total).reshape(rollouts, -1).sum(1)
+        fresh = np.isinf(first["rollback"]) & verdict.rollback
+        found_after[fresh] = served[fresh]
+        for name, at in first.items():
+            at[np.isinf(at) & getattr(verdict, name)] = t
+    return Outcome(**first, requests=found_after)
+
+
+@lru_cache(maxsize=4)
+def past_of(law: Law | PodLaw, length: int) -> list[Past]:
+    """What good rollouts of this law leave behind."""
+    n = min(length, PAST_LENGTH)
+    stream = (windows if isinstance(law, Law) else pod_windows)(law.without_fault(), PAST_POOL, n, 777 + n)  # type: ignore[arg-type]
+    return summarize_past(stream, PAST_POOL)
+
+
+def _priors(cell: Cell, rollouts: int, seed: int) -> list[Prior]:
+    pool, rng = past_of(cell.law, cell.length), np.random.default_rng(seed + 7)
+    picks = [rng.choice(len(pool), cell.past, replace=False) for _ in range(rollouts)]
+    return [learn_prior([pool[i] for i in pick]) for pick in picks]
+
+
+def share(count: int, of: int) -> str:
+    """A count as a percentage with its 95 % binomial interval."""
+    ends = binomtest(count, of).proportion_ci(0.95)
+    return f"{100 * count / of:.2f} % [{100 * ends.low:.2f}, {100 * ends.high:.2f}] of {of}"
+
+
+def upper(count: int, of: int) -> float:
+    """Upper end of the 95 % interval."""
+    return float(binomtest(count, of).proportion_ci(0.95).high)
