@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from analyzers import Margins, Monitor, MonitorConfig, Past, Prior, Window, learn_prior, summarize_past
+from analyzers import (
+    Counts,
+    Histogram,
+    Margins,
+    Monitor,
+    MonitorConfig,
+    Past,
+    Prior,
+    Window,
+    learn_margins,
+    learn_prior,
+    summarize_past,
+)
+from analyzers.margins import needed
 from tests.calibration.pod_streams import PodLaw, pod_windows
 from tests.calibration.streams import Law, windows
 
@@ -21,13 +34,16 @@ PAST_POOL = 100
 """Past rollouts of a law among which each rollout's own history is drawn."""
 PAST_LENGTH = 240
 """Windows of a past rollout at most."""
+ROLLOUTS_A_LEARNING = 100
+"""Rollouts that share one learned margin."""
 
 
 @dataclass(frozen=True)
 class Cell:
     """One thing that is measured: what happens, for how long, and under which configuration.
 
-    past : good rollouts of the same law that each rollout knows of; 0: none, the default prior.
+    past : good rollouts of the same law that each rollout knows of; 0: none, the default prior. learn : counts by pod
+    are given by arm, with margins learned from 99 past rollouts, anew for each hundred rollouts.
     """
 
     name: str
@@ -39,6 +55,7 @@ class Cell:
     warmup: int = 0
     rate: float = 0.01
     planned: bool = True
+    learn: bool = False
 
     @property
     def by_pod(self) -> bool:
@@ -55,9 +72,10 @@ class Cell:
 
     def stream(self, rollouts: int, seed: int) -> Iterator[Window]:
         """The windows of this cell."""
-        if isinstance(self.law, PodLaw):
-            return pod_windows(self.law, rollouts, self.length, seed)
-        return windows(self.law, rollouts, self.length, seed)
+        if isinstance(self.law, Law):
+            return windows(self.law, rollouts, self.length, seed)
+        stream = pod_windows(self.law, rollouts, self.length, seed)
+        return map(by_arm, stream) if self.learn else stream
 
 
 @dataclass(frozen=True)
@@ -80,8 +98,12 @@ class Outcome:
 
 def measure(cell: Cell, rollouts: int, seed: int) -> Outcome:
     """Watch ``rollouts`` rollouts of the cell from the first to the last window."""
+    if cell.learn and rollouts > ROLLOUTS_A_LEARNING:
+        blocks = range(0, rollouts, ROLLOUTS_A_LEARNING)
+        return Outcome.join([measure(cell, ROLLOUTS_A_LEARNING, seed + 1000 * (1 + i)) for i in blocks])
+    config = replace(cell.config, margins=_learned(cell, seed)) if cell.learn else cell.config
     prior = _priors(cell, rollouts, seed) if cell.past else None
-    monitor = Monitor(cell.config, rollouts, prior=prior)
+    monitor = Monitor(config, rollouts, prior=prior)
     first = {name: np.full(rollouts, np.inf) for name in ("rollback", "pause", "safe")}
     served, found_after = np.zeros(rollouts), np.full(rollouts, np.inf)
     for t, window in enumerate(cell.stream(rollouts, seed), start=1):
@@ -93,6 +115,36 @@ def measure(cell: Cell, rollouts: int, seed: int) -> Outcome:
         for name, at in first.items():
             at[np.isinf(at) & getattr(verdict, name)] = t
     return Outcome(**first, requests=found_after)
+
+
+def by_arm(window: Window) -> Window:
+    """Counts by pod as counts by arm."""
+    latency, errors = window.latency, window.errors
+    return Window(
+        latency and Histogram(latency.edges, *(np.asarray(x).sum(1) for x in (latency.canary, latency.stable))),
+        errors and Counts(*(np.asarray(getattr(errors, n)).sum(1) for n in Counts.__slots__)),
+    )
+
+
+def _learned(cell: Cell, seed: int) -> Margins:
+    wanted = needed(cell.rate)
+    past = [list(x) for x in zip(*(_rows(w) for w in cell.stream(wanted, seed + 500)), strict=True)]
+    learned = learn_margins(past, replace(cell.config, margins=Margins()))
+    assert learned.enough, learned.reason
+    return learned
+
+
+def _rows(window: Window) -> list[Window]:
+    """The window of each rollout by itself."""
+    latency, errors = window.latency, window.errors
+    assert latency
+    assert errors
+    hist = [np.asarray(x) for x in (latency.canary, latency.stable)]
+    four = [np.asarray(getattr(errors, n)) for n in Counts.__slots__]
+    return [
+        Window(Histogram(latency.edges, *(h[r : r + 1] for h in hist)), Counts(*(x[r : r + 1] for x in four)))
+        for r in range(len(hist[0]))
+    ]
 
 
 @lru_cache(maxsize=4)
@@ -113,8 +165,3 @@ def share(count: int, of: int) -> str:
     """A count as a percentage with its 95 % binomial interval."""
     ends = binomtest(count, of).proportion_ci(0.95)
     return f"{100 * count / of:.2f} % [{100 * ends.low:.2f}, {100 * ends.high:.2f}] of {of}"
-
-
-def upper(count: int, of: int) -> float:
-    """Upper end of the 95 % interval."""
-    return float(binomtest(count, of).proportion_ci(0.95).high)

@@ -1,0 +1,135 @@
+"""The full measurement: `make calibrate`. Prints a row a cell with its binomial interval; fails where a bound breaks.
+
+python -m tests.calibration                    all groups, two processes
+python -m tests.calibration nulls-by-arm       one group; --part .1 a tenth of the rollouts
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from tests.calibration import cells
+from tests.calibration.measuring import Cell, Outcome, measure, share
+
+Array = NDArray[np.float64]
+
+PROMISED, HIGHEST = 0.01, 0.015
+"""Share of false rollbacks, or of wrong promotions, that is promised; upper end of its 95 % interval at most."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that are told in one table. rollouts : by planned windows. row : the words of a cell's row."""
+
+    cells: Sequence[Cell]
+    rollouts: dict[int, int]
+    columns: str
+    row: Callable[[Cell, Outcome], str]
+    promised: Callable[[Cell, Outcome], Array | None] = lambda _cell, _outcome: None
+
+
+def _null(_: Cell, outcome: Outcome) -> str:
+    rolled, paused = (int(np.isfinite(x).sum()) for x in (outcome.rollback, outcome.pause))
+    return f"{share(rolled, len(outcome.rollback))} | {share(paused, len(outcome.pause))}"
+
+
+def _false_rollbacks(cell: Cell, outcome: Outcome) -> Array | None:
+    return None if "no past" in cell.name else outcome.rollback
+
+
+def _fault(cell: Cell, outcome: Outcome) -> str:
+    late = outcome.rollback > cell.law.onset
+    delays, requests = outcome.rollback[late] - cell.law.onset, outcome.requests[late]
+    found = share(int(np.isfinite(delays).sum()), len(delays))
+    median, p90 = (_number(np.quantile(delays, q, method="inverted_cdf")) for q in (0.5, 0.9))
+    return f"{found} | {median} | {p90} | {_number(np.quantile(requests, 0.5, method='inverted_cdf'))}"
+
+
+def _margin(_: Cell, outcome: Outcome) -> str:
+    safe = int(np.isfinite(outcome.safe).sum())
+    return f"{share(safe, len(outcome.safe))} | {_number(np.quantile(outcome.safe, 0.5, method='inverted_cdf'))}"
+
+
+def _wrong_promotions(_: Cell, outcome: Outcome) -> Array:
+    return outcome.safe
+
+
+def _kept(promised: Array | None, full: bool) -> bool:
+    """Whether the promise of 1 % held: not shown to be broken and, in a full run, shown to be near."""
+    if promised is None:
+        return True
+    ends = binomtest(int(np.isfinite(promised).sum()), len(promised)).proportion_ci(0.95)
+    return float(ends.low) <= PROMISED and (not full or float(ends.high) <= HIGHEST)
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if np.isfinite(value) else "-"
+
+
+NULL_COLUMNS = "rolled back (95 % interval) | paused"
+FAULT_COLUMNS = "found | median windows | p90 | median canary requests"
+GROUPS = {
+    "nulls-by-arm": Group(
+        cells.NULLS_BY_ARM, {60: 10_000, 240: 6000, 1440: 4000}, NULL_COLUMNS, _null, _false_rollbacks
+    ),
+    "nulls-learned": Group(cells.NULLS_LEARNED, {60: 4000}, NULL_COLUMNS, _null, _false_rollbacks),
+    "nulls-by-pod": Group(cells.NULLS_BY_POD, {60: 2000, 240: 2000, 1440: 1000}, NULL_COLUMNS, _null, _false_rollbacks),
+    "faults-by-arm": Group(cells.FAULTS_BY_ARM, {60: 2500}, FAULT_COLUMNS, _fault),
+    "faults-by-pod": Group(cells.FAULTS_BY_POD, {60: 600}, FAULT_COLUMNS, _fault),
+    "at-margin": Group(
+        cells.AT_MARGIN, {60: 1500, 240: 4000}, "called safe, wrongly | median windows", _margin, _wrong_promotions
+    ),
+    "good": Group(cells.GOOD, {60: 600, 240: 1000}, "called safe | median windows", _margin),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, write; 1 where a bound is broken."""
+    parser = argparse.ArgumentParser(prog="python -m tests.calibration", description=__doc__.splitlines()[0])
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"one of {', '.join(GROUPS)} (default: all)")
+    parser.add_argument("--part", type=float, default=1.0, help="share of the rollouts (default 1)")
+    parser.add_argument("--seed", type=int, default=20261125)
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--out", type=Path, help="also write the tables as Markdown to this file")
+    given = parser.parse_args(arguments)
+    unknown = [name for name in given.groups if name not in GROUPS]
+    if unknown:
+        parser.error(f"unknown group {unknown[0]!r}; known: {', '.join(GROUPS)}")
+    broken, tables = [], []
+    for name in given.groups or GROUPS:
+        group = GROUPS[name]
+        began, rows = time.monotonic(), {}
+        with ProcessPoolExecutor(given.jobs) as pool:
+            todo = {}
+            for i, cell in enumerate(group.cells):
+                rollouts = max(100, round(group.rollouts[cell.length] * given.part))
+                todo[pool.submit(measure, cell, rollouts, given.seed + 31 * i)] = cell
+            for done in as_completed(todo):
+                cell, outcome = todo[done], done.result()
+                kept = _kept(group.promised(cell, outcome), given.part >= 1)
+                rows[cell] = (
+                    f"{cell.name} | {cell.length} | {group.row(cell, outcome)}{'' if kept else ' | **broken**'}"
+                )
+                broken += [] if kept else [f"{name}: {rows[cell]}"]
+                print(f"[{name} {len(rows)}/{len(todo)} {time.monotonic() - began:.0f}s] {rows[cell]}", flush=True)
+        head = f"| scenario | windows | {group.columns} |"
+        rule = "|" + "---|" * (head.count("|") - 1)
+        tables.append("\n".join([f"### {name}", "", head, rule, *(f"| {rows[c]} |" for c in group.cells)]))
+    if given.out:
+        given.out.write_text("\n\n".join(tables) + "\n")
+    print("\n".join(["", f"{len(broken)} bounds broken", *broken]))
+    return bool(broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
