@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzers import Categories, Counts, Histogram, Margins, Monitor, MonitorConfig, Window
+from analyzers import Categories, Counts, Histogram, Margins, Monitor, MonitorConfig, Window, warnings
 from service.analysis.rows import OTHER, Layout, layout_of, pack, unpack
 from service.model.observation import (
     ArmValues,
@@ -41,6 +41,7 @@ class Judged:
     log_pause: float | None = None
     log_rollback: float | None = None
     harmful: bool = False
+    notes: tuple[str, ...] = ()
     monitor: bytes | None = None
 
 
@@ -145,6 +146,7 @@ def _judge_batch(config: MonitorConfig, layout: Layout, fresh: bool, batch: Sequ
     )
     verdict = monitor.observe(_window(layout, batch))
     rows = monitor.state()
+    _, p99_low, p99_high = monitor.quantiles(0.99)
     out: list[Judged] = []
     for r, case in enumerate(batch):
         evidence = []
@@ -156,6 +158,9 @@ def _judge_batch(config: MonitorConfig, layout: Layout, fresh: bool, batch: Sequ
             of_metric = verdict.evidence.get(rule.name)
             if of_metric is not None:
                 changes |= _numbers(of_metric, r)
+            if rule.kind is MetricKind.LATENCY:
+                ends = {"p99_low": float(p99_low[r]), "p99_high": float(p99_high[r])}
+                changes |= {name: end for name, end in ends.items() if np.isfinite(end)}
             limit = _limit(config, rule.kind)
             evidence.append(
                 MetricEvidence(metric=rule.name, limit=limit, **({"availability": Availability.NO_SERIES} | changes))
@@ -172,6 +177,7 @@ def _judge_batch(config: MonitorConfig, layout: Layout, fresh: bool, batch: Sequ
                 log_pause=float(np.broadcast_to(verdict.log_threshold_pause, len(batch))[r]),
                 log_rollback=float(np.broadcast_to(verdict.log_threshold_rollback, len(batch))[r]),
                 harmful=bool(verdict.rollback[r]),
+                notes=warnings(monitor, verdict, r),
                 monitor=pack(layout, rows[r]),
             )
         )
@@ -235,7 +241,13 @@ def _window(layout: Layout, batch: Sequence[_Case]) -> Window:
                 np.add.at(cats[0, r], columns, counts.canary)
                 np.add.at(cats[1, r], columns, counts.stable)
         predictions = Categories(canary=cats[0], stable=cats[1])
-    return Window(latency=latency, errors=errors, predictions=predictions)
+    weight = np.array([_share_asked(case.state) for case in batch])
+    return Window(latency=latency, errors=errors, predictions=predictions, weight=weight)
+
+
+def _share_asked(state: RolloutState) -> float:
+    """The canary's share of requests that stands on the mesh, NaN where it is not known."""
+    return np.nan if state.weight_seen is None else state.weight_seen / 100
 
 
 def _usable(case: _Case, metric: str) -> object:

@@ -146,6 +146,7 @@ class Tick:
             harmful=verdict.harmful,
             n_canary=verdict.n_canary,
             n_stable=verdict.n_stable,
+            notes=verdict.notes,
             frozen=frozen,
             rollbacks_left=rollbacks_left,
         )

@@ -118,6 +118,8 @@ class RolloutState(Value):
     log_pause: float = 2.302585092994046
     log_rollback: float = 4.605170185988092
     evidence: tuple[MetricEvidence, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What to know of the last window's numbers themselves; never a reason for a move."""
     guard_rows: dict[str, int] = {}
     """Breaching windows in a row, by guard."""
     confirmed_guards: tuple[str, ...] = ()

@@ -142,6 +142,9 @@ class MetricEvidence(Value):
     value_canary: float | None = None
     value_stable: float | None = None
     cusum: float | None = None
+    p99_low: float | None = None
+    p99_high: float | None = None
+    """Latency: the canary's 99th percentile to stable's, as a ratio; the ends lie on bounds of buckets."""
 
 
 class GuardReading(Value):
@@ -172,6 +175,8 @@ class WindowJudged(_Fact):
     n_canary: int = 0
     """Requests of the window, for exposure."""
     n_stable: int = 0
+    notes: tuple[str, ...] = ()
+    """What to know of the numbers themselves: another share than asked for, coarse buckets. Never evidence."""
     frozen: bool = False
     """The kill switch was on."""
     rollbacks_left: int = 1_000_000

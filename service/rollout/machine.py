@@ -350,6 +350,7 @@ def _take_in(turn: Turn, fact: WindowJudged) -> None:
         n_canary=state.n_canary + fact.n_canary,
         n_stable=state.n_stable + fact.n_stable,
         evidence=fact.evidence,
+        notes=fact.notes,
         log_evidence=fact.log_evidence,
         log_evidence_max=max(state.log_evidence_max, fact.log_evidence),
         log_pause=fact.log_pause,

@@ -62,6 +62,7 @@ def rollout(view: RolloutView, now: datetime) -> RenderableType:
         one_in = words.count(view.harmless_one_in)
         lines.append(Text(f"          at most 1 harmless release in {one_in} ever gets this high", style="dim"))
     lines += [Text(_stages(view), overflow="fold"), _metrics(view.metrics)]
+    lines += [Text(f"note: {note}", style="dim", overflow="fold") for note in view.notes]
     for guard in view.guards:
         lines.append(
             Text(f"guard {guard.name}: {guard.windows_in_row} of {guard.windows_needed} windows in a row", style="dim")

@@ -121,6 +121,7 @@ class RolloutView(RowView):
     journal: tuple[JournalEntry, ...]
     n_canary: int
     n_stable: int
+    notes: tuple[str, ...]
     artifact: str
     frozen: bool
 
@@ -202,6 +203,7 @@ def rollout_view(
         log_pause=state.log_pause,
         log_rollback=state.log_rollback,
         harm_so_far=words.harm_so_far(state),
+        notes=state.notes,
         next_at=state.wake_at,
         last_window_end=windows[-1].end if windows else None,
         actions=tuple(_action(state, verb) for verb in Verb),

@@ -115,7 +115,11 @@ def metric_clause(evidence: MetricEvidence, rule: MetricRule) -> str:
     if rule.kind is MetricKind.PREDICTIONS:
         return f"{name} differ by {significant(evidence.effect)} nats{interval}{limit}"
     if rule.kind is MetricKind.LATENCY and evidence.log_e > LEANS and evidence.effect <= (evidence.limit or 1.0):
-        return f"the slowest requests are slower than stable's; {name} {ratio(evidence.effect)} in the middle{interval}"
+        slowest = "the slowest requests are slower than stable's"
+        if evidence.p99_low is not None and evidence.p99_low > 1.0:
+            upper = "more" if evidence.p99_high is None else significant(evidence.p99_high)
+            slowest = f"p99 of the canary is {significant(evidence.p99_low)} to {upper} times stable's"
+        return f"{slowest}; {name} {ratio(evidence.effect)} in the middle{interval}"
     counts = ""
     if evidence.events_canary is not None and evidence.events_stable is not None:
         canary = f"{count(evidence.events_canary)} of {count(evidence.n_canary)}"

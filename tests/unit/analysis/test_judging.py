@@ -68,6 +68,24 @@ def test_nothing_is_compared_until_every_required_metric_has_shown_itself() -> N
     assert two.monitor is not None
 
 
+def test_another_share_than_the_mesh_holds_is_noted_and_is_no_evidence() -> None:
+    s = state()
+    asked = s.weight_seen
+    assert asked is not None
+    n = round(600 * asked / 100)
+    as_asked = (errors(0, n, 3, 600 - n), latency((n, 0, 0, 0), (600 - n, 0, 0, 0)))
+    double = (errors(0, 3 * n, 3, 600 - 3 * n), latency((3 * n, 0, 0, 0), (600 - 3 * n, 0, 0, 0)))
+    rows, other = [b"", b""], s.model_copy(update={"weight_seen": None})
+    for _ in range(8):
+        one, two, unknown = judge([s, s, other], [as_asked, double, double], [*rows, rows[1]])
+        rows = [one.monitor or b"", two.monitor or b""]
+    assert not any("second route" in note for note in one.notes)
+    assert any("second route" in note for note in two.notes)
+    assert not two.harmful
+    assert any("one latency bucket" in note for note in one.notes)
+    assert unknown.log_evidence == two.log_evidence
+
+
 def test_a_blind_window_leaves_the_evidence_as_it_was() -> None:
     s = state()
     (one,) = judge([s], [GOOD], [b""])
