@@ -83,7 +83,7 @@ def test_a_tail_fault_is_not_told_as_a_shift_of_the_middle() -> None:
     assert clause.startswith("the slowest requests are slower than stable's")
     known = evidence.model_copy(update={"p99_low": 1.4, "p99_high": 2.0})
     clause = words.metric_clause(known, MetricRule(name="latency", kind=MetricKind.LATENCY))
-    assert clause.startswith("p99 of the canary is 1.4 to 2 times stable's")
+    assert clause.startswith("p99 of the canary is 1.4 to 2.0 times stable's")
 
 
 def test_a_blind_metric_says_why() -> None:
