@@ -59,7 +59,7 @@ def log_boundary(rate: float, planned: int | None, error_share: float) -> float:
 
 
 _PLANNED_PODS = np.log([60.0, 240.0, 1440.0])
-_LOG_BOUNDARY_PODS = {0.01: np.log([29.0, 50.0, 70.0]), 0.10: np.log([4.3, 5.0, 6.0])}
+_LOG_BOUNDARY_PODS = {0.01: np.log([30.0, 55.0, 90.0]), 0.10: np.log([4.8, 5.8, 7.0])}
 """The same with pods as units, for the weights of ``analyzers.pods``: near the largest quantile among the laws of
 tests/calibration, on other seeds. The provable boundary holds for an average."""
 

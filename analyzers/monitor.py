@@ -33,7 +33,7 @@ Said: TypeAlias = dict[str, Any]
 FAMILY = {"rank": 0.255, "tail": 0.41, "errors": 0.225, "predictions": 0.11}
 """Default shares of the evidence; rank and tail together are latency's."""
 
-CHUNK = 512
+CHUNK = 1024
 CHUNK_PODS = 64
 """Rollouts worked on at once; with pods a row is ten times as long."""
 LANES = 8

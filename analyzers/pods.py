@@ -86,7 +86,7 @@ def default_prior(grid: Grid) -> Array:
 FILTERS: dict[str, Grid] = {"rank": RANK, "p95": TAIL, "p99": TAIL, "errors": ERRORS}
 OF_LATENCY = ("rank", "p95", "p99")
 
-METRIC_SHARES = {"latency": 0.64, "errors": 0.36, "predictions": 0.2}
+METRIC_SHARES = {"latency": 0.76, "errors": 0.35, "predictions": 0.2}
 METRIC_SHARES_PROVABLE = {"latency": 0.5, "errors": 0.3, "predictions": 0.2}
 LATENCY_SHARES = {"rank": 0.7, "p95": 0.15, "p99": 0.15}
 """Weights of each metric's evidence, and of the contrasts within latency; the boundary is calibrated for them. The

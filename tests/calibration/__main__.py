@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         began, rows = time.monotonic(), {}
         with ProcessPoolExecutor(given.jobs) as pool:
             todo = {}
-            for i, cell in enumerate(group.cells):
+            for i, cell in sorted(enumerate(group.cells), key=lambda one: -one[1].length):  # the long ones first
                 rollouts = max(100, round(group.rollouts[cell.length] * given.part))
                 todo[pool.submit(measure, cell, rollouts, given.seed + 31 * i)] = cell
             for done in as_completed(todo):
