@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from analyzers import errors, latency, pods, predictions
 from analyzers import share as shares
-from analyzers.boundary import AFTER_PLAN_SHARE, log_boundary, log_boundary_pods
+from analyzers.boundary import AFTER_PLAN_SHARE, UNPLANNED_WINDOWS, log_boundary, log_boundary_pods
 from analyzers.config import METRICS, MonitorConfig
 from analyzers.history import Prior
 from analyzers.inputs import COARSE
@@ -62,7 +62,9 @@ class MetricVerdict:
     blamed : named as harmful, with at most every tenth such naming wrong (e-BH over the metrics).
     slower_probability : latency only, the probability that a canary request is slower than a stable one.
     coarse : latency only, most requests lie in one bucket, so that shifts stay hidden.
-    cusum : errors only. blind : this window could not be compared. safe : shown to be below its margin.
+    cusum, cusum_line : errors only, for the chart: the CUSUM of log likelihood ratios at twice the odds, and the line
+    that it crosses in at most ``false_rollback`` of harmless rollouts (P(max >= h in T windows) <= T e^-h).
+    blind : this window could not be compared. safe : shown to be below its margin.
     """
 
     log_e: Array
@@ -79,6 +81,7 @@ class MetricVerdict:
     slower_probability: Array | None = None
     coarse: Flags | None = None
     cusum: Array | None = None
+    cusum_line: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +186,18 @@ class Monitor:
         if self._layout is None or not self._layout.by_pod or not self._layout.buckets:
             return np.full((self.rollouts, 1), np.nan)
         return pods.placebo(self._views(self._state, "rank")).T
+
+    def odd_pods(self) -> Array:
+        """(R, U) how many robust standard deviations each stable pod is slower than the median stable pod.
+
+        One odd pod makes all seem to differ, so that a canary slow from the start is found late or not at all; it is
+        never left out silently, because canary pods are as likely to be odd. Beyond ``pods.ODD`` it is worth a look.
+        NaN for pods that were replaced, among fewer than five, and where pods beyond 18 are followed in groups. U is 0
+        where counts do not come by pod.
+        """
+        if self._layout is None or not self._layout.by_pod or not self._layout.buckets:
+            return np.full((self.rollouts, 0), np.nan)
+        return pods.odd(self._views(self._state, "rank")).T
 
     def explain(self) -> str:
         """Which promise holds, and what it rests on."""
@@ -322,9 +337,8 @@ class Monitor:
             if counts.errors is not None:
                 xc, nc, xs, ns = (part(x) for x in counts.errors)
                 compared = errors.update(st, xc, nc, xs, ns, t, planned, margins.errors)
-            said["errors"] = _errors(
-                st, errors.interval(st, LOG_INTERVAL), errors.evidence(st), compared, st["safe"] >= -self._log_safe
-            )
+            safe = st["safe"] >= -self._log_safe
+            said["errors"] = self._errors(st, errors.interval(st, LOG_INTERVAL), errors.evidence(st), compared, safe)
         return said
 
     def _by_pod(
@@ -366,8 +380,19 @@ class Monitor:
             e, p = pods.score("errors", odds)
             _, low, high = (np.exp(np.clip(x, -7, 7)) for x in pods.interval("errors", odds, p, LOG_INTERVAL))
             safe = pods.below(odds, p, np.full(len(t), np.log(margins.errors)), "errors", self._log_safe)
-            said["errors"] = _errors(st, (errors.odds_ratio(st), low, high), e, compared, safe)
+            said["errors"] = self._errors(st, (errors.odds_ratio(st), low, high), e, compared, safe)
         return said
+
+    def _errors(
+        self, st: dict[str, Array], interval: tuple[Array, Array, Array], e: Array, compared: Flags, safe: Flags
+    ) -> Said:
+        effect, low, high = interval
+        line = np.log((self.config.planned_windows or UNPLANNED_WINDOWS) / self.config.false_rollback)
+        return {
+            "e": e, "effect": effect, "effect_low": low, "effect_high": high, "n_canary": st["n_a"].copy(),
+            "n_stable": st["n_b"].copy(), "blind": ~compared, "safe": safe, "events_canary": st["x_a"].copy(),
+            "events_stable": st["x_b"].copy(), "cusum": st["cusum"].copy(), "cusum_line": np.full_like(e, line),
+        }  # fmt: skip
 
     def _weights(self, layout: Layout, metrics: list[str]) -> dict[str, float]:
         """Each metric's part of the evidence. With pods the parts of metrics that are not there are not given away."""
@@ -375,7 +400,7 @@ class Monitor:
         if layout.by_pod and self.config.planned_windows is None:
             usual = pods.METRIC_SHARES_PROVABLE
         wished = {m: usual[m] * (self.config.weights or {}).get(m, ARM_SHARES[m]) / ARM_SHARES[m] for m in metrics}
-        whole = sum(usual[m] for m in metrics) if layout.by_pod else 1.0
+        whole = min(sum(usual[m] for m in metrics), pods.MOST_SHARES) if layout.by_pod else 1.0
         total = sum(wished.values())
         return {m: w / total * whole for m, w in wished.items()}
 
@@ -438,13 +463,4 @@ def _latency(
         "n_stable": st["n_b"].copy(), "blind": ~compared, "safe": safe,
         "slower_probability": 0.5 + np.clip(delta[0], -0.5, 0.5),
         "coarse": st["hist"].max(0) > COARSE * np.maximum(st["hist"].sum(0), 1.0),
-    }  # fmt: skip
-
-
-def _errors(st: dict[str, Array], interval: tuple[Array, Array, Array], e: Array, compared: Flags, safe: Flags) -> Said:
-    effect, low, high = interval
-    return {
-        "e": e, "effect": effect, "effect_low": low, "effect_high": high, "n_canary": st["n_a"].copy(),
-        "n_stable": st["n_b"].copy(), "blind": ~compared, "safe": safe, "events_canary": st["x_a"].copy(),
-        "events_stable": st["x_b"].copy(), "cusum": st["cusum"].copy(),
     }  # fmt: skip

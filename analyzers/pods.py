@@ -88,6 +88,8 @@ OF_LATENCY = ("rank", "p95", "p99")
 
 METRIC_SHARES = {"latency": 0.76, "errors": 0.35, "predictions": 0.2}
 METRIC_SHARES_PROVABLE = {"latency": 0.5, "errors": 0.3, "predictions": 0.2}
+MOST_SHARES = 1.11
+"""Where predictions are compared too, all parts are scaled to this sum, so that the boundary still holds."""
 LATENCY_SHARES = {"rank": 0.7, "p95": 0.15, "p99": 0.15}
 """Weights of each metric's evidence, and of the contrasts within latency; the boundary is calibrated for them. The
 provable ones are an average, for which Ville's inequality holds."""
@@ -323,6 +325,35 @@ def placebo(st: dict[str, Array]) -> Array:
     """(1 + U, R) log evidence of a constant slow-down of the canary (first) and of each stable pod."""
     p = effects.posterior(RANK, st)
     return np.log(np.maximum(effects.constant_evidence(RANK, st, p), 1e-300))
+
+
+ODD = 5.0
+"""A stable pod whose level lies so many robust standard deviations from the others' is told."""
+LEAST_TO_BE_ODD = 5
+"""Among fewer stable pods none can be told to be the odd one."""
+
+
+def odd(st: dict[str, Array]) -> Array:
+    """(U, R) how many robust standard deviations each stable pod's level lies from the median one; NaN if replaced.
+
+    Median and median absolute deviation (times 1.4826, for normal pods); what a pod's requests leave unknown is added.
+    """
+    grid = RANK
+    p = effects.posterior(grid, st).sum(1)  # (F, R)
+    noise = (st["slot"] // len(grid.half_lives)).astype(np.int64)
+    level = np.zeros_like(st["retired"])
+    unknown = np.zeros(level.shape[1])
+    for f in range(len(noise)):
+        at = noise[f][None]
+        information = np.maximum(np.take_along_axis(st["unit_information"], at, axis=0)[0], 1e-9)
+        data = np.take_along_axis(st["unit_level"], at[:, None], axis=0)[0]
+        level += p[f] * data / information
+        unknown += p[f] / information
+    middle = np.median(level, axis=0)
+    spread = 1.4826 * np.median(np.abs(level - middle), axis=0)
+    z = (level - middle) / np.sqrt(np.maximum(spread**2, unknown))
+    known = (st["retired"] == 0) & (len(level) >= LEAST_TO_BE_ODD)
+    return np.where(known, z, np.nan)
 
 
 def _follow(grid: Grid, st: dict[str, Array], who: Members, pace: Pace, ok: Flags, observe: effects.Observe) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from analyzers.config import MonitorConfig
 from analyzers.monitor import Monitor, Verdict
+from analyzers.pods import ODD
 
 QUANTILES = ((0.99, "p99"), (0.95, "p95"), (0.5, "the median"))
 LARGEST_ODDS = 1e6
@@ -52,6 +53,12 @@ def warnings(monitor: Monitor, verdict: Verdict, row: int = 0) -> tuple[str, ...
         out.append(
             "Most requests fall into one latency bucket, so that small slow-downs stay hidden: use native histograms, "
             "or bounds around the median."
+        )
+    odd = monitor.odd_pods()[row]
+    for place in np.flatnonzero(np.abs(np.nan_to_num(odd)) > ODD):
+        out.append(
+            f"Stable pod {place + 1} is much {'slower' if odd[place] > 0 else 'faster'} than the other stable pods, "
+            "which makes the comparison less sharp. Look at it; leave its counts out only if no canary pod could be like it."
         )
     return tuple(out)
 

@@ -187,7 +187,7 @@ def _judge_batch(config: MonitorConfig, layout: Layout, fresh: bool, batch: Sequ
 def _numbers(of_metric: object, r: int) -> dict[str, object]:
     """One rollout's numbers out of the library's arrays; NaN (nothing known) becomes None."""
     out: dict[str, object] = {}
-    for name in ("log_e", "effect", "effect_low", "effect_high", "cusum"):
+    for name in ("log_e", "effect", "effect_low", "effect_high", "cusum", "cusum_line"):
         array = getattr(of_metric, name, None)
         if array is not None and np.isfinite(array[r]):
             out[name] = float(array[r])

@@ -142,6 +142,7 @@ class MetricEvidence(Value):
     value_canary: float | None = None
     value_stable: float | None = None
     cusum: float | None = None
+    cusum_line: float | None = None
     p99_low: float | None = None
     p99_high: float | None = None
     """Latency: the canary's 99th percentile to stable's, as a ratio; the ends lie on bounds of buckets."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from analyzers import Histogram, Margins, Monitor, MonitorConfig, Window, placebo_sentence, sentence, warnings
+from analyzers.pods import ODD
 from tests.calibration.pod_streams import PodLaw, pod_windows
 from tests.calibration.streams import Law, windows
 
@@ -47,6 +48,19 @@ def test_one_bucket_for_nearly_everything_is_warned_of() -> None:
     verdict = monitor.observe(Window(latency=Histogram([0.1], [[59, 1], [30, 30]], [[530, 10], [270, 270]])))
     assert "native histograms" in warnings(monitor, verdict, 0)[0]
     assert not warnings(monitor, verdict, 1)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_an_odd_stable_pod_is_named_and_pods_that_differ_as_usual_are_not(seed: int) -> None:
+    odd, usual = Monitor(CONFIG, 8), Monitor(CONFIG, 40)
+    for window in pod_windows(PodLaw(pod_spread=0.03, odd_pod=0.5), 8, 30, seed=seed):
+        verdict = odd.observe(window)
+    for window in pod_windows(PodLaw(pod_spread=0.03), 40, 30, seed=seed):
+        usual.observe(window)
+    assert (np.abs(odd.odd_pods()[:, -1]) > ODD).all()
+    assert (np.abs(odd.odd_pods()[:, :-1]) <= ODD).all()
+    assert (np.abs(usual.odd_pods()) > ODD).any(1).mean() <= 0.05
+    assert "Stable pod 18 is much slower" in warnings(odd, verdict, 0)[-1]
 
 
 def test_the_canary_is_placed_among_stable_pods_in_its_place() -> None:
