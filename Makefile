@@ -5,10 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
 
-.PHONY: help setup demo check test test-real calibrate bench schemas clean
+.PHONY: help setup demo check test test-real calibrate bench bench-analyzers bench-peers schemas clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## the virtual environment with everything that development needs
 
@@ -37,10 +37,16 @@ test-real: $(STAMP) ## a real Kafka, API server and Prometheus (brings Java, Mav
 	$(BIN)/python -m pytest -m real --timeout 900 tests
 
 calibrate: $(STAMP) ## the long seeded runs of the statistics
-	$(BIN)/python -m pytest -m calibration --timeout 36000 -s tests/calibration
+	$(BIN)/python -m tests.calibration
 
 bench: $(STAMP) ## event to weight, start to ready, memory; prints ratios measured in one run
 	$(BIN)/python -m tests.benchmarks.event_to_weight
+
+bench-analyzers: $(STAMP) ## rollout-windows a second of the statistics, and bytes a rollout
+	$(BIN)/python -m tests.benchmarks.analyzers_throughput
+
+bench-peers: $(STAMP) ## Serinus beside other tools on the same streams; writes TABLE.md and peers.png
+	$(BIN)/python -m tests.benchmarks.peers
 
 schemas: $(STAMP) ## write config/schemas anew
 	$(BIN)/python -m service.cli.schemas

@@ -58,7 +58,8 @@ def warnings(monitor: Monitor, verdict: Verdict, row: int = 0) -> tuple[str, ...
     for place in np.flatnonzero(np.abs(np.nan_to_num(odd)) > ODD):
         out.append(
             f"Stable pod {place + 1} is much {'slower' if odd[place] > 0 else 'faster'} than the other stable pods, "
-            "which makes the comparison less sharp. Look at it; leave its counts out only if no canary pod could be like it."
+            "which makes the comparison less sharp. Look at it; leave its counts out only if no canary pod could be "
+            "like it."
         )
     return tuple(out)
 

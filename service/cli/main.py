@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from service.cli.client import ApiError, Client
+from service.cli.plan import plan
 
 app = typer.Typer(
     name="serinus",
@@ -22,6 +23,7 @@ app = typer.Typer(
     help=(
         "Judges a new release by a small share of its real traffic, with a kept error rate.\n\n"
         "Try it:            serinus demo\n\n"
+        "Plan it:           serinus plan --requests 600 --weight 10 --slower 1.1\n\n"
         "Run it:            serinus serve --config serinus.yaml\n\n"
         "Look:              serinus get, serinus watch ROLLOUT\n\n"
         "Act:               serinus rollback ROLLOUT, serinus pause ROLLOUT --reason TEXT\n\n"
@@ -30,6 +32,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at and check the configuration.")
 app.add_typer(config_app, name="config")
+app.command("plan")(plan)
 
 
 class Output(StrEnum):

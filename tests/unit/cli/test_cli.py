@@ -96,7 +96,7 @@ def test_help_teaches_and_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     "command",
     ["serve", "demo", "doctor", "config", "get", "watch", "pause", "resume", "advance", "promote", "rollback", "wait",
-     "send-event", "version", "freeze", "thaw"],
+     "send-event", "version", "freeze", "thaw", "plan"],
 )  # fmt: skip
 def test_every_command_explains_itself(command: str) -> None:
     from typer.testing import CliRunner
@@ -180,3 +180,23 @@ def test_the_live_view_fits_its_terminal_and_says_what_happens_without_you(width
     assert max(map(len, text.splitlines())) <= width
     for part in ("PAUSED at 10 %", "Do nothing: ", "evidence", "30 %  60 %", "enforce"):
         assert part in text
+
+
+def test_a_plan_says_in_eighty_columns_when_an_effect_is_found_and_when_it_cannot_be() -> None:
+    asked = ("plan", "--requests", "600", "--weight", "10", "--slower", "1.3", "--errors", "0.11")
+    done = serinus(*asked)
+    assert done.returncode == 1, done.stderr  # errors of .1 to .11 % cannot be found
+    assert "half of all rollouts find it within" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    found, lost = json.loads(serinus(*asked, "--json").stdout)["plans"]
+    assert found["minutes"] <= 10
+    assert (lost["minutes"], bool(lost["reason"])) == (None, True)
+
+
+def test_a_plan_without_a_weight_names_the_smallest_and_one_without_an_effect_says_what_to_name() -> None:
+    done = serinus("plan", "--requests", "6000", "--slower", "1.2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["weight_percent"] <= 10
+    unnamed = serinus("plan", "--requests", "600", "--weight", "10")
+    assert (unnamed.returncode, "--slower" in unnamed.stderr) == (2, True)
+    assert "stable at least 2" in serinus("plan", "-r", "600", "--slower", "1.2", "--pods", "2").stderr
