@@ -91,7 +91,7 @@ def start_share(
     return np.where(judged == 0, at_first, later)
 
 
-def detectable(needed: Array, planned: int | None, floor: float) -> Array:
-    """Weight of components by whether the rollout is long enough for them; normalised over axis 0."""
+def detectable(needed: Array, planned: int | None, floor: float, reach: float = 0.6) -> Array:
+    """Weight of components by whether they can be detected within ``reach`` of the rollout's length."""
     length = float(planned or UNPLANNED_WINDOWS)
-    return np.exp(-2.0 * np.maximum(needed / (0.6 * length) - 1.0, 0.0)) + floor
+    return np.exp(-2.0 * np.maximum(needed / (reach * length) - 1.0, 0.0)) + floor

@@ -22,6 +22,10 @@ Flags = NDArray[np.bool_]
 
 PSI = np.array([1.25, 2.0, 5.0])[:, None]
 """Odds ratios that are bet on."""
+PSI_PRIOR = np.array([0.2, 0.6, 0.2])[:, None]
+REACH = 1.5
+"""A bet is laid on what this many times the planned length would surely show: half of such faults are found in it,
+and there is nothing weaker that the weight could be better spent on."""
 
 GRID = np.exp(np.linspace(np.log(1 / 64), np.log(64), 49))[:, None]
 LOG_GRID = np.log(GRID)
@@ -91,7 +95,7 @@ def update(
     rho = share_at(raw, margin)
     norm = np.log1p(rho * (PSI - 1.0))
     needed = 0.85 * NATS_NEEDED / np.maximum(mean * (rho * PSI * np.log(PSI) - norm * (1.0 + rho * (PSI - 1.0))), 1e-9)
-    prior = detectable(needed, planned, 1e-3)
+    prior = PSI_PRIOR * detectable(needed, planned, 1e-3, REACH)
     prior = prior / prior.sum(0)
     spent = prior * start_share(needed, t, judged, planned, FIRST_ERRORS) * (1.0 - st["spent"]) * ok
     st["spent"] += spent.sum(0)
