@@ -102,7 +102,7 @@ def measure(cell: Cell, rollouts: int, seed: int) -> Outcome:
         blocks = range(0, rollouts, ROLLOUTS_A_LEARNING)
         return Outcome.join([measure(cell, ROLLOUTS_A_LEARNING, seed + 1000 * (1 + i)) for i in blocks])
     config = replace(cell.config, margins=_learned(cell, seed)) if cell.learn else cell.config
-    prior = _priors(cell, rollouts, seed) if cell.past else None
+    prior = priors(cell, rollouts, seed) if cell.past else None
     monitor = Monitor(config, rollouts, prior=prior)
     first = {name: np.full(rollouts, np.inf) for name in ("rollback", "pause", "safe")}
     served, found_after = np.zeros(rollouts), np.full(rollouts, np.inf)
@@ -155,7 +155,7 @@ def past_of(law: Law | PodLaw, length: int) -> list[Past]:
     return summarize_past(stream, PAST_POOL)
 
 
-def _priors(cell: Cell, rollouts: int, seed: int) -> list[Prior]:
+def priors(cell: Cell, rollouts: int, seed: int) -> list[Prior]:
     pool, rng = past_of(cell.law, cell.length), np.random.default_rng(seed + 7)
     picks = [rng.choice(len(pool), cell.past, replace=False) for _ in range(rollouts)]
     return [learn_prior([pool[i] for i in pick]) for pick in picks]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.benchmarks.peers.measuring import ANY_PAIR, ORACLE, TOOLS, TUNED, Outcome, keys
+from tests.benchmarks.peers.measuring import ANY_PAIR, KEPT, ORACLE, TOOLS, TUNED, Outcome, keys
 from tests.benchmarks.peers.scenarios import FAULTS, LENGTH, NULLS
 
 NEVER = 1.35 * LENGTH
@@ -14,7 +14,7 @@ NEVER = 1.35 * LENGTH
 LEAST_PERCENT = 0.03
 """Where no false alarm at all is drawn, on an axis of logarithms."""
 TICKS = (1, 2, 3, 5, 10, 20, 30, 60)
-MARKS = "o^vsDPX*<>"
+MARKS = "o^vsDPX*<>ph"
 
 
 def draw(outcome: Outcome, path: Path) -> bool:
@@ -29,10 +29,10 @@ def draw(outcome: Outcome, path: Path) -> bool:
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(16, 9), width_ratios=(2, 3), constrained_layout=True)
-    settings = [key for tool in TOOLS for key in keys(tool) if key[1] != TUNED]
+    settings = [key for tool in TOOLS for key in keys(tool) if key[1] not in (TUNED, KEPT)]
     for i, scenario in enumerate(NULLS):
         percent = [100 * outcome.null_alarms[scenario.name][key] / outcome.nulls for key in settings]
-        at = np.arange(len(settings)) + 0.12 * (i - 2)
+        at = np.arange(len(settings)) + 0.1 * (i - 3)
         left.plot(np.maximum(percent, LEAST_PERCENT), at, MARKS[i], label=scenario.name, markersize=5)
     left.axvline(1.0, color="black", linewidth=0.8)
     left.set(xscale="log", xlabel=f"good releases rolled back, % of rollouts ({LEAST_PERCENT:g}: none)")
@@ -46,7 +46,7 @@ def draw(outcome: Outcome, path: Path) -> bool:
         rows = [outcome.faults[s.name].get((name, TUNED)) for s in scenarios]
         delay = [np.nan if row is None else min(row.median, NEVER) for row in rows]
         ours = name == TOOLS[0].name
-        at = np.arange(len(scenarios)) + 0.07 * (i - 4.5)
+        at = np.arange(len(scenarios)) + 0.065 * (i - 5)
         look = {"color": "black"} if i < 2 else {}
         right.plot(delay, at, MARKS[i], label=name, markersize=8 if ours else 5, zorder=3 if ours else 2, **look)
     right.axvline(LENGTH, color="grey", linewidth=0.8)

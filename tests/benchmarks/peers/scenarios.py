@@ -27,6 +27,7 @@ NULLS = (
     Scenario("wandering", Law(wandering=True)),
     Scenario("20 requests a minute", Law(canary=2.0, stable=18.0)),
     Scenario("2 requests a minute", Law(canary=0.2, stable=1.8)),
+    *(Scenario(f"bursts of one arm at {100 * e:g} %", Law(errors=e, arm_bursts=10.0)) for e in (0.001, 0.005)),
 )
 
 FAULTS = (

@@ -40,8 +40,8 @@ def test_the_oracle_adds_up_the_true_log_likelihood_ratio() -> None:
 def test_serinus_is_scored_by_its_own_verdict(bad: Stream) -> None:
     monitor = Monitor(MonitorConfig(planned_windows=LENGTH, margins=Margins.none()), bad.shape[0])
     rolled_back = np.stack([monitor.observe(window).rollback for window in bad.windows], axis=1)
-    (setting,) = serinus.TOOL.defaults.values()
-    first = first_reached(serinus.scores(bad), setting)
+    (setting,) = serinus.FIRST_RELEASE.defaults.values()
+    first = first_reached(serinus.first_release(bad), setting)
     assert np.array_equal(first, np.where(rolled_back.any(1), rolled_back.argmax(1), np.inf))
     assert np.isfinite(first).any()
 

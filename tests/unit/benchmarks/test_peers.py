@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.benchmarks.peers import bands, growthbook, mann_whitney, oracle
+from tests.benchmarks.peers import bands, growthbook, mann_whitney, measuring, oracle
 from tests.benchmarks.peers.contest import first_reached, found, highest, reached_share, tuned
 from tests.benchmarks.peers.scenarios import FAULTS, Scenario
 from tests.benchmarks.peers.stream import BOUNDS_S, MEAN_S, SQUARE_S2, Stream, gather, quantile
@@ -116,3 +116,8 @@ def test_the_oracle_gains_under_its_fault_and_loses_without_it(scenario: Scenari
     assert with_fault[:, -1].mean() > without[:, -1].mean() + 1
     if onset:
         np.testing.assert_array_equal(with_fault[:, :onset], without[:, :onset])
+
+
+def test_the_threshold_for_every_kind_is_the_highest_of_any_law_for_each_signal() -> None:
+    kept = measuring.highest_levels([{"a": 1.0, "b": 5.0}, {"a": 3.0, "b": -np.inf}])
+    assert kept == {"a": 3.0, "b": 5.0}
