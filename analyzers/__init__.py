@@ -11,7 +11,7 @@ False
 """
 
 from analyzers.config import Margins, MonitorConfig
-from analyzers.history import Past, Prior, learn_prior, summarize_past
+from analyzers.history import Past, Prior, learn_prior, past_of, summarize_past
 from analyzers.margins import Learned, learn_margins, pseudo_canaries
 from analyzers.monitor import MetricVerdict, Monitor, Verdict
 from analyzers.paired import PairedConfig, PairedMonitor, PairedVerdict
@@ -42,6 +42,7 @@ __all__ = [
     "Window",
     "learn_margins",
     "learn_prior",
+    "past_of",
     "placebo_sentence",
     "plan",
     "pseudo_canaries",

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzers import effects, errors, latency, pods
+from analyzers.layout import read_layout
 from analyzers.windows import Checked, Window, checked
 
 Array = NDArray[np.float64]
@@ -90,6 +91,23 @@ def summarize_past(windows: Iterable[Window], rollouts: int = 1) -> list[Past]:
         }
         return [Past(**{name: x[..., r] for name, x in likelihood.items()}) for r in range(rollouts)]
     return [Past(bursts=arms["model"][:, r].copy()) for r in range(rollouts)] if arms else []
+
+
+def past_of(state: Array) -> list[Past]:
+    """What finished rollouts say of their service, read from the rows (R, D) that ``Monitor.state`` gave at their end.
+
+    Only arms can be read so, equal to ``summarize_past``; rows by pod hold the likeliest models alone and give an empty
+    ``Past``. ValueError for what is not a row of this version.
+    """
+    out = []
+    for row in np.asarray(state, dtype=np.float64):
+        layout = read_layout(row)
+        places, size = layout.places()
+        if len(row) != size:
+            raise ValueError(f"a row of this layout has {size} numbers, found {len(row)}")
+        known = layout.errors and not layout.by_pod
+        out.append(Past(bursts=row[places["errors"]["model"][0]].copy()) if known else Past())
+    return out
 
 
 def learn_prior(past: Sequence[Past], *, last: int = 5) -> Prior:

@@ -16,24 +16,27 @@ from analyzers import errors, latency, pods, predictions, share
 
 Array = NDArray[np.float64]
 
-FORMAT = 3.0
-HEADER = ("format", "buckets", "classes", "errors", "canary_pods", "stable_pods", "t", "hit")
-"""Common numbers of a row: its format, K, C, whether errors are compared, pod slots, windows so far, rolled back."""
+FORMAT = 4.0
+HEADER = ("format", "buckets", "classes", "errors", "canary_pods", "stable_pods", "planned", "t", "hit")
+"""Common numbers of a row: its format, K, C, whether errors are compared, pod slots, planned windows
+(0: none), windows so far, rolled back."""
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Buckets K (0: no latency), classes C (0: no predictions), errors or not, bucket edges, and pod slots.
+    """Buckets K (0: no latency), classes C (0: no predictions), errors or not, bucket edges, length and pod slots.
 
-    pods : (canary, stable) slots where pods are the units; (0, 0) where the arms are.
+    planned : windows, None where no length is planned: the grids follow it. pods : (canary, stable) slots where pods
+    are the units; (0, 0) where the arms are.
     """
 
     buckets: int
     classes: int
     errors: bool
     edges: tuple[float, ...]
+    planned: int | None
     pods: tuple[int, int] = (0, 0)
 
     @property
@@ -41,13 +44,13 @@ class Layout:
         """Whether pods are the units of the comparison."""
         return self.pods[0] > 0
 
-    def fields(self, planned: int | None) -> dict[str, dict[str, Shape]]:
+    def fields(self) -> dict[str, dict[str, Shape]]:
         """part of the row -> field -> shape; () is one number. Parts are the metrics, and what the pods share."""
         out: dict[str, dict[str, Shape]] = {}
         if self.by_pod:
             out["pods"] = pods.fields_of_members(self.pods)
         if self.buckets:
-            out["latency"] = latency.fields(self.buckets, None if self.by_pod else planned, bets=not self.by_pod)
+            out["latency"] = latency.fields(self.buckets, None if self.by_pod else self.planned, bets=not self.by_pod)
             for name in pods.OF_LATENCY if self.by_pod else ():
                 out[name] = {"judged": (), **pods.fields(name, self.pods[1])}
         if self.errors:
@@ -59,21 +62,21 @@ class Layout:
         out["share"] = share.fields()
         return out
 
-    def places(self, planned: int | None) -> tuple[dict[str, dict[str, tuple[slice, Shape]]], int]:
+    def places(self) -> tuple[dict[str, dict[str, tuple[slice, Shape]]], int]:
         """part -> field -> (slice of the row, shape), and the row's length D."""
-        return _places(self, planned)
+        return _places(self)
 
     def header(self) -> Array:
         """The row's beginning, before the first window."""
-        known = (FORMAT, self.buckets, self.classes, float(self.errors), *map(float, self.pods))
-        return np.array([*known, 0.0, 0.0, *self.edges])
+        known = (FORMAT, self.buckets, self.classes, self.errors, *self.pods, self.planned or 0)
+        return np.array([*known, 0.0, 0.0, *self.edges], dtype=np.float64)
 
 
 @lru_cache(maxsize=256)
-def _places(layout: Layout, planned: int | None) -> tuple[dict[str, dict[str, tuple[slice, Shape]]], int]:
+def _places(layout: Layout) -> tuple[dict[str, dict[str, tuple[slice, Shape]]], int]:
     at = len(HEADER) + len(layout.edges)
     out: dict[str, dict[str, tuple[slice, Shape]]] = {}
-    for part, fields in layout.fields(planned).items():
+    for part, fields in layout.fields().items():
         out[part] = {}
         for name, shape in fields.items():
             size = math.prod(shape)
@@ -88,4 +91,4 @@ def read_layout(row: Array) -> Layout:
         raise ValueError("state is not a row that this version of the monitor wrote")
     buckets, classes = int(row[1]), int(row[2])
     edges = tuple(float(x) for x in row[len(HEADER) : len(HEADER) + max(buckets - 1, 0)])
-    return Layout(buckets, classes, bool(row[3]), edges, (int(row[4]), int(row[5])))
+    return Layout(buckets, classes, bool(row[3]), edges, int(row[6]) or None, (int(row[4]), int(row[5])))

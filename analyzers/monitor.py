@@ -134,8 +134,13 @@ class Monitor:
         same = [i for i in range(head) if i not in (_T, _HIT)]
         if (rows[:, same] != rows[0, same]).any():
             raise ValueError("state holds rows of different layouts; restore each layout by itself")
-        if rows.shape[1] != layout.places(config.planned_windows)[1]:
-            raise ValueError("state was written under another configuration (planned_windows differs)")
+        if layout.planned != config.planned_windows:
+            raise ValueError(
+                f"state was written for planned_windows={layout.planned}, "
+                f"the configuration has {config.planned_windows}"
+            )
+        if rows.shape[1] != layout.places()[1]:
+            raise ValueError(f"a row of this layout has {layout.places()[1]} numbers, found {rows.shape[1]}")
         monitor._layout = layout
         monitor._state = np.ascontiguousarray(rows.T)
         return monitor
@@ -238,7 +243,7 @@ class Monitor:
     @property
     def _places(self) -> dict[str, dict[str, tuple[slice, Shape]]]:
         assert self._layout is not None
-        return self._layout.places(self.config.planned_windows)[0]
+        return self._layout.places()[0]
 
     def _views(self, state: Array, part: str) -> dict[str, Array]:
         """The fields of one part of the rows, as views (shape, R) into ``state`` (D, R)."""
@@ -246,7 +251,7 @@ class Monitor:
         return {name: state[at].reshape(*shape, rows) for name, (at, shape) in self._places[part].items()}
 
     def _begin(self, layout: Layout) -> None:
-        size = layout.places(self.config.planned_windows)[1]
+        size = layout.places()[1]
         self._layout = layout
         self._state = np.zeros((size, self.rollouts))
         self._state[: len(HEADER) + len(layout.edges)] = layout.header()[:, None]
@@ -270,7 +275,7 @@ class Monitor:
             collected = [m for m in ("latency", "errors") if getattr(counts, m) is not None]
             if counts.pods and any(m not in counts.by_pod for m in collected):
                 raise ValueError("latency and errors must both carry a pod axis, or neither")
-            return Layout(k, c, counts.errors is not None, edges, counts.pods or (0, 0))
+            return Layout(k, c, counts.errors is not None, edges, self.config.planned_windows, counts.pods or (0, 0))
         if counts.edges is not None and known.edges != tuple(float(x) for x in counts.edges):
             raise ValueError("latency.edges changed since the first window; counts of other buckets cannot be added")
         if counts.predictions is not None and known.classes != counts.predictions[0].shape[0]:

@@ -5,14 +5,29 @@ Rollouts that share the statistics' settings and the layout form one batch; a ba
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzers import Categories, Counts, Histogram, Margins, Monitor, MonitorConfig, Window, warnings
+from analyzers import (
+    Categories,
+    Counts,
+    Histogram,
+    Margins,
+    Monitor,
+    MonitorConfig,
+    Past,
+    Prior,
+    Window,
+    learn_prior,
+    past_of,
+    warnings,
+)
 from service.analysis.rows import OTHER, Layout, layout_of, pack, unpack
+from service.model.names import ServiceKey
 from service.model.observation import (
     ArmValues,
     Availability,
@@ -84,8 +99,14 @@ def monitor_config(policy: Policy, layout: Layout) -> MonitorConfig:
     )
 
 
-def judge_windows(cases: Sequence[tuple[RolloutState, bytes, Sequence[Reading]]]) -> list[Judged]:
-    """A verdict for each (state, monitor row, readings), in order."""
+def judge_windows(
+    cases: Sequence[tuple[RolloutState, bytes, Sequence[Reading]]],
+    past: Mapping[ServiceKey, Sequence[bytes]] | None = None,
+) -> list[Judged]:
+    """A verdict for each (state, monitor row, readings), in order.
+
+    past : monitor rows of promoted rollouts of the services whose comparison begins now, the newest first.
+    """
     judged: list[Judged | None] = [None] * len(cases)
     batches: dict[tuple[MonitorConfig, Layout, bool], list[_Case]] = {}
     for place, (state, packed, listed) in enumerate(cases):
@@ -101,7 +122,7 @@ def judge_windows(cases: Sequence[tuple[RolloutState, bytes, Sequence[Reading]]]
             batches.setdefault(key, []).append(_Case(place, state, readings, layout, row))
     for (config, layout, fresh), batch in batches.items():
         try:
-            verdicts = _judge_batch(config, layout, fresh, batch)
+            verdicts = _judge_batch(config, layout, fresh, batch, past or {})
         except ValueError as error:
             # One batch that the library refuses (a row of another version, odd counts) must not stop the others.
             verdicts = [_uncomparable(case, str(error)) for case in batch]
@@ -138,9 +159,15 @@ def _uncomparable(case: _Case, why: str) -> Judged:
     return _uncompared(case.state, blind)
 
 
-def _judge_batch(config: MonitorConfig, layout: Layout, fresh: bool, batch: Sequence[_Case]) -> list[Judged]:
+def _judge_batch(
+    config: MonitorConfig,
+    layout: Layout,
+    fresh: bool,
+    batch: Sequence[_Case],
+    past: Mapping[ServiceKey, Sequence[bytes]],
+) -> list[Judged]:
     monitor = (
-        Monitor(config, rollouts=len(batch))
+        Monitor(config, len(batch), prior=[learned(past.get(case.state.service, ())) for case in batch])
         if fresh
         else Monitor.restore(config, np.stack([case.row for case in batch if case.row is not None]))
     )
@@ -182,6 +209,17 @@ def _judge_batch(config: MonitorConfig, layout: Layout, fresh: bool, batch: Sequ
             )
         )
     return out
+
+
+def learned(rows: Sequence[bytes]) -> Prior:
+    """What the rows of past good rollouts, the newest first, teach; rows that this version cannot read are left out."""
+    past: list[Past] = []
+    for packed in reversed(rows):
+        _, row = unpack(packed)
+        if row is not None:
+            with contextlib.suppress(ValueError):
+                past += past_of(row[None])
+    return learn_prior(past)
 
 
 def _numbers(of_metric: object, r: int) -> dict[str, object]:

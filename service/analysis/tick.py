@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 CHUNK = 500
 """Rollouts claimed, judged and committed together."""
 
+PAST_ROLLOUTS = 20
+"""Promoted rollouts of a service that the statistics learn from when a new one begins."""
+
 LONGEST_SLEEP_S = 1.0
 """The tick looks again at least this often, so that a new rollout never waits long for its first window."""
 
@@ -85,7 +88,9 @@ class Tick:
             return 0
         readings = await self._collect(due, now)
         cases = [(one.state, one.monitor, read) for one, read in zip(due, readings, strict=True)]
-        judged = await asyncio.to_thread(judge_windows, cases)
+        beginning = {one.state.service for one in due if not one.monitor}
+        past = await self._store.past_monitors(beginning, last=PAST_ROLLOUTS) if beginning else {}
+        judged = await asyncio.to_thread(judge_windows, cases, past)
         frozen = (await self._store.kill_switch()).frozen
         used = await self._store.rollbacks_since(now - timedelta(hours=1))
         left = max(0, self._rollbacks_per_hour - used)

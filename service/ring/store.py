@@ -136,6 +136,9 @@ class Store(Protocol):
         """Rollouts in a judged phase whose next window ended at least ``grace_s`` before ``now``, the most
         overdue first."""
 
+    async def past_monitors(self, services: Collection[ServiceKey], *, last: int) -> Mapping[ServiceKey, list[bytes]]:
+        """The statistics' rows of the ``last`` promoted rollouts of each service that has any, the newest first."""
+
     async def next_due_at(self) -> datetime | None:
         """End of the earliest window not yet judged, so that a tick knows how long it may sleep."""
 

@@ -272,6 +272,25 @@ class SqlStore:
         rows = await self._read("read due windows", query)
         return [Due(state, bytes(row.monitor)) async for state, row in self._states(rows)]
 
+    async def past_monitors(self, services: Collection[ServiceKey], *, last: int) -> Mapping[ServiceKey, list[bytes]]:
+        """See ``Store.past_monitors``."""
+        r = t.rollouts.c
+        out: dict[ServiceKey, list[bytes]] = {}
+        for keys in _chunks(sorted(services, key=str)):
+            place = sa.func.row_number().over(
+                partition_by=(r.cluster, r.namespace, r.service), order_by=(r.started_at.desc(), r.id.desc())
+            )
+            newest = (
+                sa.select(r.cluster, r.namespace, r.service, r.monitor, place.label("place"))
+                .where(r.phase == Phase.PROMOTED.value, _is_one_of(t.rollouts, keys))
+                .subquery()
+            )
+            query = sa.select(newest).where(newest.c.place <= last).order_by(newest.c.place)
+            for row in await self._read("read past rollouts", query):
+                key = ServiceKey(cluster=row.cluster, namespace=row.namespace, name=row.service)
+                out.setdefault(key, []).append(bytes(row.monitor))
+        return out
+
     async def next_due_at(self) -> datetime | None:
         """See ``Store.next_due_at``."""
         rows = await self._read("read the next window", sa.select(sa.func.min(t.rollouts.c.window_due_at)))

@@ -59,6 +59,7 @@ rollouts = Table(
     Index("ix_rollouts_wake_at", "wake_at"),
     Index("ix_rollouts_started_at", "started_at", "id"),
     Index("ix_rollouts_retreated_at", "retreated_at"),
+    Index("ix_rollouts_cluster", "cluster", "namespace", "service", "started_at"),
 )
 
 journal = Table(

@@ -159,6 +159,24 @@ async def test_rollbacks_by_serinus_count_and_peoples_do_not(store: SqlStore) ->
     assert await store.rollbacks_since(START + timedelta(hours=1)) == 0
 
 
+async def test_a_service_finds_the_rows_of_its_last_promoted_rollouts_newest_first(store: SqlStore) -> None:
+    other = SERVICE.model_copy(update={"name": "other"})
+    promoted, ended = {"phase": Phase.PROMOTED}, {"phase": Phase.ROLLED_BACK}
+    for place, (service, changes) in enumerate(
+        [(SERVICE, promoted), (SERVICE, ended), (SERVICE, promoted), (other, promoted), (SERVICE, promoted)]
+    ):
+        state = Story(id=f"e{place}").progressing().state
+        at = {"service": service, "event_at": START + timedelta(hours=place)}
+        finished = state.model_copy(update={**changes, **at})
+        await store.commit([Change(finished, None, monitor=bytes([place]))])
+    await keep(store, Story(id="running").progressing())
+    assert await store.past_monitors([SERVICE], last=2) == {SERVICE: [b"\x04", b"\x02"]}
+    unknown = SERVICE.model_copy(update={"name": "unknown"})
+    assert await store.past_monitors([SERVICE, other, unknown], last=9) == {
+        SERVICE: [b"\x04", b"\x02", b"\x00"], other: [b"\x03"],
+    }  # fmt: skip
+
+
 async def test_the_kill_switch_is_kept(store: SqlStore) -> None:
     assert (await store.kill_switch()).frozen is False
     switch = KillSwitch(True, "ana", "storm", START)

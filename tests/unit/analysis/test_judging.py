@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.analysis.judging import Judged, judge_windows
+from service.analysis.judging import Judged, judge_windows, learned
 from service.analysis.rows import EMPTY, OTHER, Layout, pack, unpack
 from service.model.observation import (
     ArmValues,
@@ -177,3 +177,33 @@ def test_a_row_survives_packing() -> None:
     assert row is not None
     np.testing.assert_array_equal(row, numbers)
     assert unpack(b"") == (EMPTY, None)
+
+
+def test_a_service_whose_past_releases_burst_is_judged_by_that() -> None:
+    s = state()
+    quiet, burst = errors(0, 60, 1, 540), errors(5, 60, 1, 540)
+    of_stable = errors(0, 60, 40, 540)
+    rows = []
+    for _ in range(10):
+        row = b""
+        for t in range(30):
+            (one,) = judge([s], [(GOOD[0], of_stable if t % 10 == 3 else quiet)], [row])
+            row = one.monitor or b""
+        rows.append(row)
+    evidence = {}
+    for name, past in (("first", {}), ("tenth", {s.service: rows})):
+        row = b""
+        for reading in (quiet, burst):
+            (one,) = judge_windows([(s, row, (GOOD[0], reading))], past)
+            row = one.monitor or b""
+        evidence[name] = one.log_evidence
+    assert evidence["tenth"] < evidence["first"] - 0.3
+    assert learned(rows).rollouts == 10
+
+
+def test_past_rows_that_cannot_be_read_are_left_out() -> None:
+    (one,) = judge([state()], [GOOD], [b""])
+    assert one.monitor is not None
+    other_version = pack(*(lambda layout, row: (layout, row + 1))(*unpack(one.monitor)))  # type: ignore[operator]
+    assert learned([other_version, b"", one.monitor]).rollouts == 1
+    assert learned([]).rollouts == 0

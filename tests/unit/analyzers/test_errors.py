@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from analyzers import Counts, Margins, Monitor, MonitorConfig, Prior, Window, errors, learn_prior, summarize_past
+from analyzers import (
+    Counts,
+    Margins,
+    Monitor,
+    MonitorConfig,
+    Prior,
+    Window,
+    errors,
+    learn_prior,
+    past_of,
+    summarize_past,
+)
 from analyzers.errors import BURSTS, ENTER, LOG_PRIOR, STAY
 from tests.calibration.streams import Law, windows
 
@@ -105,3 +116,23 @@ def test_one_burst_of_the_canary_however_large_decides_nothing() -> None:
         failed = 60 if t == 30 else 0
         verdict = monitor.observe(Window(errors=Counts([failed], [60], [1], [540])))
     assert not verdict.rollback[0]
+
+
+def test_the_rows_of_finished_rollouts_teach_what_their_windows_teach() -> None:
+    stream = list(windows(Law(errors=0.02, arm_bursts=10.0), 4, 30, seed=8))
+    monitor = Monitor(MonitorConfig(planned_windows=60, margins=Margins(errors=1.5)), 4)
+    for window in stream:
+        monitor.observe(window)
+    for one, other in zip(past_of(monitor.state()), summarize_past(stream, 4), strict=True):
+        assert one.bursts is not None
+        np.testing.assert_allclose(one.bursts, other.bursts, rtol=1e-12)
+
+
+def test_what_is_not_a_whole_row_of_this_version_teaches_nothing_and_says_so() -> None:
+    monitor = Monitor(MonitorConfig(), 1)
+    monitor.observe(Window(errors=Counts([1], [60], [5], [540])))
+    row = monitor.state()
+    with pytest.raises(ValueError, match="numbers, found"):
+        past_of(row[:, :-1])
+    with pytest.raises(ValueError, match="not a row that this version"):
+        past_of(row[:, 1:])
