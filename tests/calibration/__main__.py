@@ -1,7 +1,7 @@
 """The full measurement: `make calibrate`. Prints a row a cell with its binomial interval; fails where a bound breaks.
 
 python -m tests.calibration                    all groups, two processes
-python -m tests.calibration nulls-by-arm       one group; --part .1 a tenth of the rollouts
+python -m tests.calibration nulls-by-arm       one group; --part .1 a tenth of the rollouts, --only TEXT some cells
 """
 
 from __future__ import annotations
@@ -80,10 +80,14 @@ NULL_COLUMNS = "rolled back (95 % interval) | paused"
 FAULT_COLUMNS = "found | median windows | p90 | median canary requests"
 GROUPS = {
     "nulls-by-arm": Group(
-        cells.NULLS_BY_ARM, {60: 10_000, 240: 6000, 1440: 4000}, NULL_COLUMNS, _null, _false_rollbacks
+        cells.NULLS_BY_ARM,
+        {**dict.fromkeys((15, 30, 60, 120), 10_000), 240: 6000, 480: 6000, 1440: 4000},
+        NULL_COLUMNS,
+        _null,
+        _false_rollbacks,
     ),
     "nulls-learned": Group(cells.NULLS_LEARNED, {60: 4000}, NULL_COLUMNS, _null, _false_rollbacks),
-    "nulls-by-pod": Group(cells.NULLS_BY_POD, {60: 2000, 240: 2000, 1440: 1000}, NULL_COLUMNS, _null, _false_rollbacks),
+    "nulls-by-pod": Group(cells.NULLS_BY_POD, {60: 4000, 240: 2000, 1440: 1000}, NULL_COLUMNS, _null, _false_rollbacks),
     "faults-by-arm": Group(cells.FAULTS_BY_ARM, {60: 2500}, FAULT_COLUMNS, _fault),
     "faults-by-pod": Group(cells.FAULTS_BY_POD, {60: 600}, FAULT_COLUMNS, _fault),
     "at-margin": Group(
@@ -97,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; 1 where a bound is broken."""
     parser = argparse.ArgumentParser(prog="python -m tests.calibration", description=__doc__.splitlines()[0])
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"one of {', '.join(GROUPS)} (default: all)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cells whose name contains this text")
     parser.add_argument("--part", type=float, default=1.0, help="share of the rollouts (default 1)")
     parser.add_argument("--seed", type=int, default=20261125)
     parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
@@ -105,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [name for name in given.groups if name not in GROUPS]
     if unknown:
         parser.error(f"unknown group {unknown[0]!r}; known: {', '.join(GROUPS)}")
+    if not any(given.only in cell.name for name in given.groups or GROUPS for cell in GROUPS[name].cells):
+        parser.error(f"no cell's name contains {given.only!r}")
     broken, tables = [], []
     for name in given.groups or GROUPS:
         group = GROUPS[name]
@@ -112,6 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ProcessPoolExecutor(given.jobs) as pool:
             todo = {}
             for i, cell in sorted(enumerate(group.cells), key=lambda one: -one[1].length):  # the long ones first
+                if given.only not in cell.name:
+                    continue
                 rollouts = max(100, round(group.rollouts[cell.length] * given.part))
                 todo[pool.submit(measure, cell, rollouts, given.seed + 31 * i)] = cell
             for done in as_completed(todo):
@@ -124,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"[{name} {len(rows)}/{len(todo)} {time.monotonic() - began:.0f}s] {rows[cell]}", flush=True)
         head = f"| scenario | windows | {group.columns} |"
         rule = "|" + "---|" * (head.count("|") - 1)
-        tables.append("\n".join([f"### {name}", "", head, rule, *(f"| {rows[c]} |" for c in group.cells)]))
+        tables.append("\n".join([f"### {name}", "", head, rule, *(f"| {rows[c]} |" for c in group.cells if c in rows)]))
     if given.out:
         given.out.write_text("\n\n".join(tables) + "\n")
     print("\n".join(["", f"{len(broken)} bounds broken", *broken]))

@@ -66,6 +66,8 @@ NULLS_BY_ARM = [
     *(Cell(name, law, length) for length in (60, 240, 1440) for name, law in BY_ARM.items()),
     *(Cell(f"{name}, 10 past", law, length, past=10) for length in (60, 240, 1440) for name, law in BURSTS.items()),
     *(Cell(f"{name}, no past", law, 60) for name, law in BURSTS.items()),
+    *(Cell(name, BY_ARM[name], length) for length in (15, 30, 120, 480) for name in ("clean", "half and half")),
+    Cell("half and half, errors at .5 %", Law(canary=60, stable=60, errors=0.005), 1440),
     Cell("warm-up, declared", Law(warm_up=0.6), 60, warmup=20),
     Cell("no length planned", Law(), 240, planned=False),
 ]
