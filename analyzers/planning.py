@@ -33,6 +33,9 @@ FLOOR_SIGMA = 3.85
 
 _EDGES_S = tuple(float(x) for x in np.geomspace(0.005, 5.0, 19))
 
+NEARLY_ALL = 0.99
+"""Share of the rollouts in which an effect is found, beyond which no more windows are played."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stable:
@@ -93,7 +96,8 @@ class Effect:
 class Plan:
     """Median cost of finding one effect; None where it cannot be found, and ``reason`` says why and what would help.
 
-    found : probability that it is found within the planned windows. minutes_p90 : of nine rollouts in ten, None where
+    found : probability that it is found within the planned windows; playing ends at ``NEARLY_ALL``, which is then the
+    least. minutes_p90 : of nine rollouts in ten, None where
     fewer find it.
     """
 
@@ -138,7 +142,7 @@ def plan(
     for t, window in enumerate(stream, start=1):
         fresh = monitor.observe(window).rollback & np.isinf(found)
         found[fresh] = t - effect.onset
-        if np.isfinite(found).mean() > 0.95:
+        if np.isfinite(found).mean() > NEARLY_ALL:
             break
     share = float(np.isfinite(found).mean())
     median, late = (float(np.quantile(found, q, method="inverted_cdf")) for q in (0.5, 0.9))

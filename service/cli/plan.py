@@ -87,6 +87,8 @@ def plan(
 
 
 def _lines(effects: Sequence[Effect], plans: Sequence[Plan]) -> Iterator[str]:
+    from analyzers.planning import NEARLY_ALL
+
     for effect, one in zip(effects, plans, strict=True):
         yield f"  {effect}"
         if one.minutes is None:
@@ -94,7 +96,8 @@ def _lines(effects: Sequence[Effect], plans: Sequence[Plan]) -> Iterator[str]:
             continue
         yield f"    half of all rollouts find it within {one.minutes:.0f} min ({one.canary_requests:,} canary requests)"
         late = "" if one.minutes_p90 is None else f"nine in ten within {one.minutes_p90:.0f} min, "
-        yield f"    {late}{100 * one.found:.0f} % by the end"
+        by_the_end = "nearly all" if one.found > NEARLY_ALL else f"{100 * one.found:.0f} %"
+        yield f"    {late}{by_the_end} by the end"
     yield "A release that behaves like stable is rolled back in 1 of 100 rollouts at most."
 
 

@@ -31,6 +31,13 @@ from tests.calibration.test_promise import first_crossing
 CANARY, STABLE = np.array([3, 10, 20, 9, 4]), np.array([40, 120, 160, 50, 12])
 
 
+def test_a_plan_plays_on_until_nearly_all_rollouts_have_found_the_effect() -> None:
+    sure = plan(
+        Effect(slower=1.3), weight_percent=10, requests_per_minute=600, config=MonitorConfig(planned_windows=60)
+    )
+    assert sure.found > 0.99
+
+
 def test_mann_whitney_on_buckets_is_scipys_on_the_requests() -> None:
     places = np.arange(5)
     theirs = stats.mannwhitneyu(
