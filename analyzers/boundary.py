@@ -27,7 +27,7 @@ UNPLANNED_WINDOWS = 240.0
 
 _PLANNED = np.log([15.0, 30.0, 60.0, 120.0, 240.0, 480.0, 1440.0])
 _LOG_BOUNDARY = {
-    0.01: np.array([3.40, 3.58, 3.77, 3.90, 4.00, 4.15, 4.35]),
+    0.01: np.array([3.40, 3.58, 3.77, 3.90, 4.00, 4.20, 4.50]),
     0.10: np.array([1.24, 1.44, 1.57, 1.62, 1.70, 1.76, 1.85]),
 }
 """log of the null quantile of the combined evidence's maximum, by planned windows. Measured on exchangeable arms;
