@@ -28,12 +28,12 @@ UNPLANNED_WINDOWS = 240.0
 _PLANNED = np.log([15.0, 30.0, 60.0, 120.0, 240.0, 480.0, 1440.0])
 _LOG_BOUNDARY = {
     0.01: np.array([3.40, 3.58, 3.77, 3.90, 4.00, 4.20, 4.50]),
-    0.10: np.array([1.24, 1.44, 1.57, 1.62, 1.70, 1.76, 1.85]),
+    0.10: np.array([1.24, 1.48, 1.66, 1.70, 1.74, 1.78, 1.85]),
 }
 """log of the null quantile of the combined evidence's maximum, by planned windows. Measured on exchangeable arms;
 tests/calibration measures it again on other seeds."""
 
-_ERROR_SHARE = 0.195
+_ERROR_SHARE = 0.21
 _ERROR_EXTRA = 0.25
 """Rare counts overshoot less, so where errors carry more of the weight than usual the boundary lies higher."""
 

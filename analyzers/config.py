@@ -70,10 +70,12 @@ class MonitorConfig:
             raise ValueError(f"false_safe must lie between 0 and 0.5, found {self.false_safe!r}")
         if not 0 < self.false_pause < 1:
             raise ValueError(f"false_pause must lie between 0 and 1, found {self.false_pause!r}")
-        if self.planned_windows is not None and self.planned_windows < 1:
-            raise ValueError(f"planned_windows must be at least 1 or None, found {self.planned_windows!r}")
-        if self.warmup_windows < 0:
-            raise ValueError(f"warmup_windows must not be negative, found {self.warmup_windows!r}")
+        if self.planned_windows is not None and not _whole(self.planned_windows, 1):
+            raise ValueError(
+                f"planned_windows must be a whole number of at least 1 or None, found {self.planned_windows!r}"
+            )
+        if not _whole(self.warmup_windows, 0):
+            raise ValueError(f"warmup_windows must be a whole number of at least 0, found {self.warmup_windows!r}")
         for name, weight in (self.weights or {}).items():
             if name not in METRICS:
                 raise ValueError(f"weights names {name!r}; known: {', '.join(METRICS)}")
@@ -96,3 +98,7 @@ class MonitorConfig:
             self.warmup_windows,
         )
         return hash((*rest, weights, self.required))
+
+
+def _whole(number: float, least: int) -> bool:
+    return math.isfinite(number) and number == int(number) and number >= least

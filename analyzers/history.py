@@ -34,8 +34,8 @@ def _usual(name: str) -> Array:
 class Prior:
     """Log prior of the models of «nothing is wrong». Without arguments: for a service that nothing is known of.
 
-    bursts : (N,) of one arm's failures, where arms are the units. rank, p95, p99, errors : (noises, half lives,
-    levels), where pods are. rollouts : how many past rollouts it rests on.
+    bursts : (2,) of one arm's failures without and with bursts, where arms are the units. rank, p95, p99, errors :
+    (noises, half lives, levels), where pods are. rollouts : how many past rollouts it rests on.
     """
 
     bursts: Array = field(default_factory=errors.LOG_PRIOR.copy)
@@ -55,7 +55,7 @@ class Prior:
 class Past:
     """What one finished, harmless rollout says of its service: log likelihoods, shaped as in ``Prior``.
 
-    None for what it did not count (pods, or arms). Some 2,000 numbers by pod, three by arm.
+    None for what it did not count (pods, or arms). Some 2,000 numbers by pod, two by arm.
     """
 
     bursts: Array | None = None
@@ -90,7 +90,7 @@ def summarize_past(windows: Iterable[Window], rollouts: int = 1) -> list[Past]:
             for name, grid in _FULL.items()
         }
         return [Past(**{name: x[..., r] for name, x in likelihood.items()}) for r in range(rollouts)]
-    return [Past(bursts=arms["model"][:, r].copy()) for r in range(rollouts)] if arms else []
+    return [Past(bursts=np.array([0.0, x])) for x in arms["burst_lik"]] if arms else []
 
 
 def past_of(state: Array) -> list[Past]:
@@ -106,19 +106,21 @@ def past_of(state: Array) -> list[Past]:
         if len(row) != size:
             raise ValueError(f"a row of this layout has {size} numbers, found {len(row)}")
         known = layout.errors and not layout.by_pod
-        out.append(Past(bursts=row[places["errors"]["model"][0]].copy()) if known else Past())
+        out.append(Past(bursts=np.append(0.0, row[places["errors"]["burst_lik"][0]])) if known else Past())
     return out
 
 
 def learn_prior(past: Sequence[Past], *, last: int = 5) -> Prior:
     """The prior that the ``last`` of the past harmless rollouts of a service give; failures use up to 30 of them."""
     learned: dict[str, Array] = {}
+    told = 0
     usual = Prior()
     for name in ("bursts", *pods.FILTERS):
         most = MOST_PAST_ERRORS if name in ("bursts", "errors") else last
         used = [x for x in (getattr(one, name) for one in past) if x is not None][-most:]
         if not used:
             continue
+        told = max(told, len(used))
         default = np.exp(getattr(usual, name))
         z = np.log(default) + sum(x - x.max() for x in used)
         mass = np.exp(z - z.max())
@@ -130,7 +132,7 @@ def learn_prior(past: Sequence[Past], *, last: int = 5) -> Prior:
         else:
             mass = (1 - KEPT_DEFAULT) * mass + KEPT_DEFAULT * default
         learned[name] = np.log(mass)
-    return Prior(**learned, rollouts=len(past))
+    return Prior(**learned, rollouts=told)
 
 
 _FULL: Mapping[str, effects.Grid] = {

@@ -25,6 +25,13 @@ SCORE_LEVELS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0
 def rebucket(edges: ArrayLike, counts: ArrayLike, to: ArrayLike) -> Array:
     """Counts (..., K) on ``edges`` (K-1,) as counts (..., L) on fewer bounds ``to`` (L-1,), all among ``edges``."""
     old, new = (np.asarray(x, dtype=np.float64) for x in (edges, to))
+    for name, bounds in (("edges", old), ("to", new)):
+        if bounds.ndim != 1 or not len(bounds) or not (np.diff(bounds) > 0).all():
+            raise ValueError(f"{name} must be a list of ascending bounds, found {bounds.tolist()}")
+    if np.asarray(counts).shape[-1:] != (len(old) + 1,):
+        raise ValueError(
+            f"counts must have {len(old) + 1} buckets in their last axis, found {np.asarray(counts).shape}"
+        )
     places = np.searchsorted(old, new)
     if (places >= len(old)).any() or (old[np.minimum(places, len(old) - 1)] != new).any():
         bad = next(float(x) for x in new if x not in old)
@@ -70,7 +77,10 @@ def from_native(
             f"choose bounds of schema {schema} or lower before the rollout"
         )
     bounds = np.asarray(edges, dtype=np.float64)
-    first = round(float(np.log2(bounds[0])) * 2**edges_schema)
+    places = np.log2(bounds) * 2.0**edges_schema
+    first = round(float(places[0]))
+    if not np.allclose(places, first + np.arange(len(bounds)), atol=1e-6):
+        raise ValueError(f"edges are not consecutive bounds of schema {edges_schema}; take them from native_edges")
     out = np.zeros(len(bounds) + 1)
     out[0] = zeros
     for index, count in buckets.items():

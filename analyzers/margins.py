@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from analyzers.config import Margins, MonitorConfig
 from analyzers.monitor import Monitor
-from analyzers.windows import Categories, Counts, Histogram, Window
+from analyzers.windows import Categories, Counts, Histogram, Window, checked
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 16.0)
 """Multiples of the default margins that are tried; 1 is the default itself."""
@@ -56,6 +56,11 @@ def learn_margins(past: Sequence[Sequence[Window]], config: MonitorConfig) -> Le
     Cost: one pass over ``past`` for each scale, rollouts of one length and layout side by side.
     """
     wanted = needed(config.false_rollback)
+    for place, rollout in enumerate(past):
+        if not rollout:
+            raise ValueError(f"past rollout {place} holds no window")
+        if checked(rollout[0], 1).pods is not None:
+            raise ValueError(f"past rollout {place} holds counts by pod; pods have no margins, give counts by arm")
     if len(past) < wanted:
         return _learned(
             config.margins,
@@ -74,7 +79,9 @@ def learn_margins(past: Sequence[Sequence[Window]], config: MonitorConfig) -> Le
             "look at what differs between the pods before trusting any margin",
         )
     return _learned(
-        scaled(config.margins, scale), True, f"learned from {len(past)} past rollouts: {scale:g} times the default"
+        scaled(config.margins, scale),
+        True,
+        f"learned from {len(past)} past rollouts: {scale:g} times the configured margins",
     )
 
 

@@ -30,7 +30,7 @@ Index = slice | NDArray[np.int64]
 Said: TypeAlias = dict[str, Any]
 """What one metric says of some rows: "e", its e-value, and the arrays of ``MetricVerdict`` by their names."""
 
-FAMILY = {"rank": 0.29, "tail": 0.425, "errors": 0.195, "predictions": 0.09}
+FAMILY = {"rank": 0.285, "tail": 0.415, "errors": 0.21, "predictions": 0.09}
 """Default shares of the evidence; rank and tail together are latency's."""
 
 CHUNK = 1024
@@ -126,6 +126,8 @@ class Monitor:
         rows = np.asarray(state, dtype=np.float64)
         if rows.ndim != 2 or len(rows) < 1:
             raise ValueError(f"state must have shape (R, D), found {rows.shape}")
+        if np.isnan(rows).any():
+            raise ValueError(f"state holds NaN in row {int(np.isnan(rows).any(1).argmax())}; it was not written so")
         monitor = cls(config, len(rows))
         if rows.shape[1] == len(HEADER):
             return monitor
@@ -142,12 +144,12 @@ class Monitor:
         if rows.shape[1] != layout.places()[1]:
             raise ValueError(f"a row of this layout has {layout.places()[1]} numbers, found {rows.shape[1]}")
         monitor._layout = layout
-        monitor._state = np.ascontiguousarray(rows.T)
+        monitor._state = rows.T.copy()
         return monitor
 
     def state(self) -> Array:
         """(R, D) float64, one row a rollout; all that a continuation needs."""
-        return np.ascontiguousarray(self._state.T)
+        return self._state.T.copy()
 
     def observe(self, window: Window) -> Verdict:
         """Take in one window of all rollouts. Bad input raises ValueError and changes nothing."""
@@ -192,6 +194,11 @@ class Monitor:
             return np.full((self.rollouts, 1), np.nan)
         return pods.placebo(self._views(self._state, "rank")).T
 
+    @property
+    def grouped(self) -> bool:
+        """Whether there are so many stable pods that they are followed in groups."""
+        return self._layout is not None and self._layout.pods[1] > pods.MOST_UNITS
+
     def odd_pods(self) -> Array:
         """(R, U) how many robust standard deviations each stable pod is slower than the median stable pod.
 
@@ -202,6 +209,8 @@ class Monitor:
         """
         if self._layout is None or not self._layout.by_pod or not self._layout.buckets:
             return np.full((self.rollouts, 0), np.nan)
+        if self.grouped:
+            return np.full((self.rollouts, self._layout.pods[1]), np.nan)
         return pods.odd(self._views(self._state, "rank")).T
 
     def explain(self) -> str:
@@ -221,8 +230,9 @@ class Monitor:
             past = min(prior.rollouts for prior in self._priors)
             history = f"{past} past rollouts" if past else "defaults, until past rollouts are given"
             rests = (
-                f"the {canary} canary pods are drawn like the {stable} stable ones; how much pods differ, wander and "
-                f"warm up is learned from the stable pods and from {history}"
+                f"the {canary} canary pods are drawn like the {stable} stable ones; how much the latency of pods "
+                f"differs, wanders and warms up is learned from the stable pods and from {history}, how their failures "
+                f"differ from {history} alone"
             )
         else:
             how = (

@@ -97,12 +97,12 @@ class PairedMonitor:
         monitor = cls(config, int(rows[0, 1]), len(rows))
         if rows.shape[1] != len(monitor._state) or (rows[:, 1] != rows[0, 1]).any():
             raise ValueError("state holds rows of different numbers of classes")
-        monitor._state = np.ascontiguousarray(rows.T)
+        monitor._state = rows.T.copy()
         return monitor
 
     def state(self) -> Array:
         """(R, D) float64, one row a rollout; all that a continuation needs."""
-        return np.ascontiguousarray(self._state.T)
+        return self._state.T.copy()
 
     def observe(self, pairs: ArrayLike) -> PairedVerdict:
         """Take in one window: (R, C, C) counts of requests that stable put in class i (first) and the canary in j."""
@@ -115,7 +115,8 @@ class PairedMonitor:
         back = counts[:, self._upper[1], self._upper[0]].T
         differ = forth.sum(0) + back.sum(0)
         ok = n > 0
-        share = start_share(np.zeros((1, 1)), st["t"], st["t"], self.config.planned_windows, FIRST)[0]
+        compared = (st["pairs"] > 0).astype(float)
+        share = start_share(np.zeros((1, 1)), st["t"], compared, self.config.planned_windows, FIRST)[0]
         share = share * (1.0 - st["spent"]) * ok
         st["spent"] += share
         for way, (one, other) in enumerate(((forth, back), (back, forth))):

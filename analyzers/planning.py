@@ -26,13 +26,18 @@ LADDER = (1, 2, 5, 10, 20, 30, 50)
 
 ROLLOUTS, ROLLOUTS_BY_POD = 400, 128
 """Played for one plan; a median of 400 is known to some 5 %. About a second for an hour of one-minute windows."""
+MOST_REQUESTS, MOST_PODS = 1e9, 1000
+"""A minute; more would not be drawn in time."""
 LONGEST_WINDOWS = 1440
 """Played at most where no length is planned."""
 FLOOR_SIGMA = 3.85
 """3.0 to be believed at the usual boundary and .85 for four findings out of five."""
+HOPELESS_SIGMA = 3.0
+"""Below so many standard deviations not even half of the rollouts find an effect."""
 
 _EDGES_S = tuple(float(x) for x in np.geomspace(0.005, 5.0, 19))
 
+MOST_SLOWER = 1000.0
 NEARLY_ALL = 0.99
 """Share of the rollouts in which an effect is found, beyond which no more windows are played."""
 
@@ -55,9 +60,23 @@ class Stable:
     pod_spread: float = 0.0
     pod_noise: tuple[float, float] = (0.0, 0.8)
 
+    def __post_init__(self) -> None:
+        if not 0 < self.errors < 1:
+            raise ValueError(f"stable's errors are a share between 0 and 1 (0.001: .1 %), found {self.errors:g}")
+        if self.pods is not None and not (1 <= self.pods[0] <= MOST_PODS and 2 <= self.pods[1] <= MOST_PODS):
+            raise ValueError(
+                f"pods are 1 to {MOST_PODS} of the canary and 2 to {MOST_PODS} of stable, found {self.pods}"
+            )
+        if not 0 <= self.pod_spread <= 1:
+            raise ValueError(f"pod_spread is a standard deviation of log latency, 0 to 1, found {self.pod_spread:g}")
+        if not (0 <= self.pod_noise[0] <= 1 and 0 <= self.pod_noise[1] < 1):
+            raise ValueError(f"pod_noise is (0 to 1, correlation 0 up to 1), found {self.pod_noise}")
+
     @staticmethod
     def log_normal(median_s: float = 0.05, log_sd: float = 0.6, **rest: object) -> Stable:
         """A service of which only the median and the spread of log latency are known."""
+        if not (0 < log_sd <= 5 and 0 < median_s < math.inf):
+            raise ValueError(f"the spread of log latency lies above 0 and up to 5, found {log_sd:g}")
         z = (np.log(_EDGES_S) - math.log(median_s)) / log_sd
         below = [0.5 * math.erfc(-x / math.sqrt(2)) for x in z]  # the normal distribution function
         return Stable(buckets=tuple(np.diff(np.concatenate([[0.0], below, [1.0]]))), **rest)  # type: ignore[arg-type]
@@ -81,6 +100,15 @@ class Effect:
     def __post_init__(self) -> None:
         if sum(x is not None for x in (self.slower, self.tail, self.errors, self.moved)) != 1:
             raise ValueError("an effect names exactly one of slower, tail, errors and moved")
+        if self.slower is not None and not 1 < self.slower <= MOST_SLOWER:
+            raise ValueError(f"slower is a ratio above 1 and up to {MOST_SLOWER:g} (1.2: 20 %), found {self.slower:g}")
+        if self.tail is not None and not (0 < self.tail[0] <= 1 < self.tail[1] <= MOST_SLOWER):
+            raise ValueError(f"tail is a share in (0, 1] and a factor above 1, found {self.tail!r}")
+        for name, part in (("errors", self.errors), ("moved", self.moved)):
+            if part is not None and not 0 < part < 1:
+                raise ValueError(f"{name} is a share between 0 and 1 (0.005: .5 %), found {part:g}")
+        if self.onset < 0:
+            raise ValueError(f"onset must not be negative, found {self.onset}")
 
     def __str__(self) -> str:
         if self.slower is not None:
@@ -124,8 +152,12 @@ def plan(
     config : the monitor's, by default the shipped promise and margins. prior : what past rollouts taught.
     Cost: a second or so; deterministic for a seed.
     """
-    if not 0 < weight_percent < 100 or not requests_per_minute > 0:
-        raise ValueError(f"weight_percent must lie between 0 and 100 and traffic be positive, found {weight_percent!r}")
+    if not 0 < weight_percent < 100:
+        raise ValueError(f"the weight must lie between 0 and 100 percent, found {weight_percent:g}")
+    if not 0 < requests_per_minute <= MOST_REQUESTS:
+        raise ValueError(
+            f"requests a minute must lie above 0 and up to {MOST_REQUESTS:g}, found {requests_per_minute:g}"
+        )
     stable, config = stable or Stable.log_normal(), config or MonitorConfig()
     within = _within_margin(effect, stable, config)
     if within:
@@ -170,7 +202,10 @@ def recommend(
     prior: Prior | None = None,
     seed: int = 0,
 ) -> tuple[int | None, str]:
-    """(smallest first weight in percent that finds every effect within the bake time, why); None where none does."""
+    """(smallest first weight in percent at which half of all rollouts find every effect within the bake time, why).
+
+    None where none does.
+    """
     config = config or MonitorConfig(planned_windows=max(1, math.ceil(bake_minutes)))
     slowest = "no effect was named"
     for weight in LADDER:
@@ -183,7 +218,8 @@ def recommend(
         ]  # fmt: skip
         missing = [p for p in plans if p.minutes is None or p.minutes > bake_minutes]
         if plans and not missing:
-            return weight, f"{weight} % finds every named effect in {max(p.minutes or 0.0 for p in plans):.0f} min"
+            slowest_min = max(p.minutes or 0.0 for p in plans)
+            return weight, f"{weight} %: half of all rollouts find every named effect within {slowest_min:.0f} min"
         if missing:
             slowest = missing[0].reason
     return None, f"no first weight finds every named effect within {bake_minutes:.0f} min; at {LADDER[-1]} %: {slowest}"
@@ -293,7 +329,7 @@ def _too_few_pods(effect: Effect, stable: Stable, windows: int) -> str:
         return ""
     wanted = math.log(effect.slower)
     least = floor(stable, windows)
-    if least <= wanted:
+    if least * HOPELESS_SIGMA / FLOOR_SIGMA <= wanted:
         return ""
     k, m = stable.pods
     rest = (wanted / FLOOR_SIGMA) ** 2 / _pod_variance(stable, windows) - 1 / m

@@ -143,10 +143,15 @@ def checked(window: Window, rollouts: int) -> Checked:
         predictions = (pc.T, ps.T)
     pods = ages = None
     if by_pod:
+        for name, counted in (("latency", latency), ("errors", errors)):
+            if counted is not None and name not in by_pod:
+                raise ValueError(f"{name} has no pod axis, but another metric of this window has one")
         shapes = {(len(one.canary), len(one.stable)) for one in by_pod.values()}
         if len(shapes) > 1:
             raise ValueError(f"latency and errors must hold the same pods, found {sorted(shapes)} (canary, stable)")
         pods = shapes.pop()
+        if min(pods) < 1:
+            raise ValueError(f"both arms need at least one pod slot, found {pods} (canary, stable)")
         ages = None if window.pod_age is None else _ages(window.pod_age, rollouts, pods)
     weight = None if window.weight is None else _weight(window.weight, rollouts)
     return Checked(edges, latency, errors, predictions, pods, by_pod, ages, weight)

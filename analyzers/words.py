@@ -34,7 +34,8 @@ def placebo_sentence(monitor: Monitor, row: int = 0) -> str | None:
     if not others.size:
         return None
     return (
-        f"Slower than {int((others < evidence[0]).sum())} of {others.size} placebo canaries (stable pods in its place)."
+        f"Slower than {int((others < evidence[0]).sum())} of {others.size} placebo canaries "
+        f"({'groups of stable pods' if monitor.grouped else 'stable pods'} in its place)."
     )
 
 
@@ -89,7 +90,8 @@ def _latency(monitor: Monitor, verdict: Verdict, row: int) -> str:
     latency = verdict.evidence["latency"]
     low, high = (float(x[row]) for x in (latency.effect_low, latency.effect_high))
     if math.isfinite(low):
-        return f"the canary is {low:.3g} to {high:.3g} times as slow as stable"
+        upper = f"{high:.3g}" if math.isfinite(high) else "more"
+        return f"the canary is {low:.3g} to {upper} times as slow as stable"
     return "the latency of the canary is not known well enough yet"
 
 
@@ -100,7 +102,8 @@ def _errors(monitor: Monitor, verdict: Verdict, row: int) -> str:
     canary = f"{errors.events_canary[row]:.0f} of {errors.n_canary[row]:.0f}"
     stable = f"{errors.events_stable[row]:.0f} of {errors.n_stable[row]:.0f}"
     low, high = (float(x[row]) for x in (errors.effect_low, errors.effect_high))
-    odds = f" ({low:.2g} to {high:.2g} times the odds)" if math.isfinite(low) else ""
+    upper = f"{high:.2g}" if math.isfinite(high) else "more"
+    odds = f" ({low:.2g} to {upper} times the odds)" if low > 0 or math.isfinite(high) else ""
     return f"{canary} canary requests failed and {stable} stable ones{odds}"
 
 

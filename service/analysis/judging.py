@@ -26,7 +26,7 @@ from analyzers import (
     past_of,
     warnings,
 )
-from service.analysis.rows import OTHER, Layout, layout_of, pack, unpack
+from service.analysis.rows import EMPTY, OTHER, Layout, layout_of, pack, unpack
 from service.model.names import ServiceKey
 from service.model.observation import (
     ArmValues,
@@ -111,7 +111,11 @@ def judge_windows(
     batches: dict[tuple[MonitorConfig, Layout, bool], list[_Case]] = {}
     for place, (state, packed, listed) in enumerate(cases):
         readings = {reading.metric: reading for reading in listed}
-        layout, row = unpack(packed)
+        try:
+            layout, row = unpack(packed)
+        except ValueError as error:
+            judged[place] = _uncomparable(_Case(place, state, readings, EMPTY, None), f"its stored row: {error}")
+            continue
         if row is None:
             required = frozenset(m.name for m in state.policy.metrics if m.required)
             layout = layout_of(readings, compared_metrics(state.policy), required)
@@ -121,14 +125,25 @@ def judge_windows(
             key = (monitor_config(state.policy, layout), layout, row is None)
             batches.setdefault(key, []).append(_Case(place, state, readings, layout, row))
     for (config, layout, fresh), batch in batches.items():
-        try:
-            verdicts = _judge_batch(config, layout, fresh, batch, past or {})
-        except ValueError as error:
-            # One batch that the library refuses (a row of another version, odd counts) must not stop the others.
-            verdicts = [_uncomparable(case, str(error)) for case in batch]
-        for case, verdict in zip(batch, verdicts, strict=True):
+        for case, verdict in zip(batch, _verdicts(config, layout, fresh, batch, past or {}), strict=True):
             judged[case.place] = verdict
     return [one for one in judged if one is not None]
+
+
+def _verdicts(
+    config: MonitorConfig,
+    layout: Layout,
+    fresh: bool,
+    batch: Sequence[_Case],
+    past: Mapping[ServiceKey, Sequence[bytes]],
+) -> list[Judged]:
+    """The batch's verdicts; what the library refuses (a row of another version, odd counts) blinds its own rollout."""
+    try:
+        return _judge_batch(config, layout, fresh, batch, past)
+    except (ValueError, OverflowError) as error:
+        if len(batch) == 1:
+            return [_uncomparable(batch[0], str(error))]
+        return [one for case in batch for one in _verdicts(config, layout, fresh, [case], past)]
 
 
 def _uncompared(state: RolloutState, readings: Mapping[str, Reading]) -> Judged:
@@ -215,9 +230,9 @@ def learned(rows: Sequence[bytes]) -> Prior:
     """What the rows of past good rollouts, the newest first, teach; rows that this version cannot read are left out."""
     past: list[Past] = []
     for packed in reversed(rows):
-        _, row = unpack(packed)
-        if row is not None:
-            with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError):
+            _, row = unpack(packed)
+            if row is not None:
                 past += past_of(row[None])
     return learn_prior(past)
 

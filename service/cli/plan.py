@@ -15,6 +15,9 @@ import typer
 if TYPE_CHECKING:
     from analyzers import Effect, Plan
 
+USUAL_POD_SPREAD_PERCENT = 3.0
+LONGEST_MIN = 1440
+
 EffectsOption = Annotated[
     list[float] | None, typer.Option("--slower", help="Find this slow-down of all requests (1.2)")
 ]
@@ -31,7 +34,7 @@ def plan(
     stable_errors: Annotated[float, typer.Option(help="Error rate of stable, percent")] = 0.1,
     spread: Annotated[float, typer.Option(help="Spread of log latency (.3 even, .6 usual, 1 wide)")] = 0.6,
     pods: Annotated[str | None, typer.Option(help="Canary and stable pods, as 2/18: pods are then the units")] = None,
-    pod_spread: Annotated[float, typer.Option(help="How much pods differ in latency, percent")] = 3.0,
+    pod_spread: Annotated[float | None, typer.Option(help="How much pods differ in latency, percent (3)")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="JSON instead of a table")] = False,
 ) -> None:
     """Say what can be found, in how many minutes; needs no service. Exit 1 when an effect cannot be found.
@@ -40,7 +43,7 @@ def plan(
 
     serinus plan --requests 600 --weight 10 --slower 1.1 --errors 0.5
 
-    Without --weight it names the smallest first weight that finds everything in time.
+    Without --weight it names the smallest first weight at which half of all rollouts find everything in time.
     """
     from analyzers import Effect, MonitorConfig, Stable, recommend
     from analyzers import plan as played
@@ -50,8 +53,15 @@ def plan(
         if not effects:
             raise ValueError("name at least one effect: --slower 1.1 or --errors 0.5")
         both = _pods(pods)
+        if not 0 < minutes <= LONGEST_MIN:
+            raise ValueError(f"--minutes must lie between 1 and {LONGEST_MIN}, found {minutes}")
+        if both is None and pod_spread is not None:
+            raise ValueError("--pod-spread says how much pods differ; say how many there are with --pods 2/18")
         stable = Stable.log_normal(
-            log_sd=spread, errors=stable_errors / 100, pods=both, pod_spread=pod_spread / 100 if both else 0.0
+            log_sd=spread,
+            errors=stable_errors / 100,
+            pods=both,
+            pod_spread=(USUAL_POD_SPREAD_PERCENT if pod_spread is None else pod_spread) / 100 if both else 0.0,
         )
         config = MonitorConfig(planned_windows=minutes)
         why = ""
@@ -69,7 +79,8 @@ def plan(
         typer.echo(json.dumps({"weight_percent": None, "why": str(error)}) if json_output else _wrapped(str(error)))
         raise typer.Exit(1) from None
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        typer.echo(_wrapped(f"Error: {error}"), err=True)
+        raise typer.Exit(2) from None
     if json_output:
         rows = [
             {"effect": str(e), "canary_requests": p.canary_requests, "minutes": p.minutes, "found": p.found,
@@ -113,6 +124,6 @@ def _pods(given: str | None) -> tuple[int, int] | None:
     if given is None:
         return None
     canary, slash, stable = given.partition("/")
-    if not (slash and canary.isdigit() and stable.isdigit() and int(canary) > 0 and int(stable) > 1):
-        raise ValueError(f"--pods takes canary/stable, as 2/18 (stable at least 2), found {given!r}")
+    if not (slash and canary.isdecimal() and stable.isdecimal()):
+        raise ValueError(f"--pods takes canary/stable, as 2/18, found {given[:40]!r}")
     return int(canary), int(stable)

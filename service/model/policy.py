@@ -74,6 +74,10 @@ class MetricRule(Value):
     def _comparable(self) -> Self:
         if self.kind is not MetricKind.VALUE and self.name != self.kind.value:
             raise ValueError(f"metric {self.name!r} of kind {self.kind} must be named {self.kind.value!r}")
+        if self.margin is not None and self.kind in (MetricKind.LATENCY, MetricKind.ERRORS) and self.margin < 1:
+            raise ValueError(
+                f"margin of {self.name!r} is {self.margin:g}, but it is a ratio of at least 1: 1.05 tolerates 5 % more"
+            )
         if self.kind is MetricKind.VALUE and self.required:
             raise ValueError(f"metric {self.name!r} is a plain value, which only guards can judge; set required: false")
         return self

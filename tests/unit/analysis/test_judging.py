@@ -181,8 +181,7 @@ def test_a_row_survives_packing() -> None:
 
 def test_a_service_whose_past_releases_burst_is_judged_by_that() -> None:
     s = state()
-    quiet, burst = errors(0, 60, 1, 540), errors(5, 60, 1, 540)
-    of_stable = errors(0, 60, 40, 540)
+    quiet, burst, of_stable = errors(0, 60, 1, 540), errors(4, 60, 1, 540), errors(0, 60, 20, 540)
     rows = []
     for _ in range(10):
         row = b""
@@ -196,8 +195,8 @@ def test_a_service_whose_past_releases_burst_is_judged_by_that() -> None:
         for reading in (quiet, burst):
             (one,) = judge_windows([(s, row, (GOOD[0], reading))], past)
             row = one.monitor or b""
-        evidence[name] = one.log_evidence
-    assert evidence["tenth"] < evidence["first"] - 0.3
+        evidence[name] = one.evidence[1].log_e or 0.0
+    assert evidence["tenth"] < evidence["first"] - 0.2
     assert learned(rows).rollouts == 10
 
 
@@ -207,3 +206,22 @@ def test_past_rows_that_cannot_be_read_are_left_out() -> None:
     other_version = pack(*(lambda layout, row: (layout, row + 1))(*unpack(one.monitor)))  # type: ignore[operator]
     assert learned([other_version, b"", one.monitor]).rollouts == 1
     assert learned([]).rollouts == 0
+
+
+def test_a_row_or_a_count_that_cannot_be_read_blinds_its_own_rollout_alone() -> None:
+    s = state()
+    (before,) = judge([s], [GOOD], [b""])
+    assert before.monitor is not None
+    layout, row = unpack(before.monitor)
+    assert row is not None
+    row[0] += 1
+    broken = {"other version": pack(layout, row), "cut short": before.monitor[:-3]}
+    for packed in broken.values():
+        bad, good = judge([s, s], [GOOD, GOOD], [packed, before.monitor])
+        assert all(one.availability is Availability.NO_SERIES for one in bad.evidence)
+        assert bad.monitor is None
+        assert good == judge([s], [GOOD], [before.monitor])[0]
+    huge = (GOOD[0], errors(0, 60, 3, 10**19))
+    bad, good = judge([s, s], [huge, GOOD], [before.monitor, before.monitor])
+    assert (bad.monitor, good.harmful) == (None, False)
+    assert good.monitor is not None

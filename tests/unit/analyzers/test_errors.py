@@ -26,10 +26,11 @@ from tests.calibration.streams import Law, windows
 COUNTS = ((3, 60, 4, 540), (0, 55, 1, 500), (2, 70, 2, 610), (0, 60, 6, 540))
 
 
-def likelihood(size: float, odds_ratio: float) -> list[float]:
-    """Predictive likelihood of each of COUNTS under a chain of bursts, by summing over all hidden paths.
+def likelihood(odds_ratio: float) -> list[float]:
+    """Predictive likelihood of each of COUNTS under the chain of bursts, by summing over all hidden paths.
 
-    The window itself at ``odds_ratio``, the windows before it as harmless; up to each window's likelihood at no burst.
+    The window itself at ``odds_ratio`` where it is calm, the windows before it as harmless; a burst's size is drawn
+    anew in each window; everything relative to the window's likelihood without a burst.
     """
     rest = 1 / (1 + 2 * ENTER / (1 - STAY))
     start = {0: rest, 1: (1 - rest) / 2, -1: (1 - rest) / 2}
@@ -39,8 +40,8 @@ def likelihood(size: float, odds_ratio: float) -> list[float]:
     def fit(t: int, sign: int, ratio: float) -> float:
         x, n, y, m = COUNTS[t]
         share = n / (n + m)
-        odds = share / (1 - share) * ratio * np.exp(sign * size)
-        return float(binom.pmf(x, x + y, odds / (1 + odds)) / binom.pmf(x, x + y, share))
+        odds = np.array([ratio] if sign == 0 else BURSTS) ** (sign or 1) * share / (1 - share)
+        return float(binom.pmf(x, x + y, odds / (1 + odds)).mean() / binom.pmf(x, x + y, share))
 
     out = []
     for t in range(len(COUNTS)):
@@ -57,8 +58,11 @@ def likelihood(size: float, odds_ratio: float) -> list[float]:
 def test_the_evidence_is_that_of_all_hidden_paths_of_bursts() -> None:
     st = {name: np.zeros((*shape, 1)) for name, shape in errors.fields(bets=True).items()}
     errors.begin(st, LOG_PRIOR[:, None])
-    of_models = [[0.0] * len(COUNTS)] + [list(np.log(likelihood(size, 1.0))) for size in BURSTS]
-    ratios = np.array([likelihood(size, 2.0) for size in (0.0, *BURSTS)]) / np.exp(of_models)
+    plain = [
+        binom.pmf(x, x + y, 2 * n / (2 * n + m)) / binom.pmf(x, x + y, n / (n + m)) for x, n, y, m in COUNTS
+    ]  # fmt: skip
+    harmless = likelihood(1.0)
+    ratios = np.array([plain, np.array(likelihood(2.0)) / harmless])
     for t, (x, n, y, m) in enumerate(COUNTS):
         before = st["bets"].copy()
         spent = st["spent"].copy()
@@ -68,7 +72,24 @@ def test_the_evidence_is_that_of_all_hidden_paths_of_bursts() -> None:
         grown = st["bets"][:, 1, 0] / ratios[:, t] - before[:, 1, 0]
         assert (grown <= newly + 1e-12).all()
         np.testing.assert_allclose(grown, grown[0], rtol=1e-6)
-    np.testing.assert_allclose(st["model"][:, 0], np.sum(of_models, axis=1), rtol=1e-9, atol=1e-12)
+    assert st["burst_lik"][0] == pytest.approx(np.log(harmless).sum(), rel=1e-9)
+
+
+@pytest.mark.parametrize("requests", [600.0, 10_000.0, 100_000.0])
+@pytest.mark.parametrize("times", [3.3, 5.0, 10.0, 20.0])
+def test_failures_that_stay_many_times_as_frequent_are_found_at_any_traffic(requests: float, times: float) -> None:
+    law = Law(canary=0.1 * requests, stable=0.9 * requests, errors=0.005, canary_errors=0.005 * times)
+    assert crossing(law, None, 60, seed=21).mean() > 0.9
+
+
+@pytest.mark.parametrize("requests", [6000.0, 60_000.0])
+@pytest.mark.parametrize("times", [6.0, 20.0])
+def test_bursts_of_one_arm_of_any_size_seldom_roll_back_a_busy_service(requests: float, times: float) -> None:
+    monitor = Monitor(MonitorConfig(planned_windows=60, margins=Margins.none()), 300)
+    for window in windows(Law(canary=0.1 * requests, stable=0.9 * requests, arm_bursts=times), 300, 60, seed=22):
+        verdict = monitor.observe(window)
+    rolled = int(verdict.rollback.sum())
+    assert binomtest(rolled, 300, 0.02, alternative="greater").pvalue > 0.01
 
 
 def crossing(law: Law, prior: Prior | None, rollouts: int, seed: int) -> np.ndarray:
@@ -136,3 +157,23 @@ def test_what_is_not_a_whole_row_of_this_version_teaches_nothing_and_says_so() -
         past_of(row[:, :-1])
     with pytest.raises(ValueError, match="not a row that this version"):
         past_of(row[:, 1:])
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.3, 0.5])
+def test_a_margin_in_odds_is_kept_where_failures_are_frequent(rate: float) -> None:
+    odds = 1.2 * rate / (1 - rate)
+    at_margin = Law(errors=rate, canary_errors=odds / (1 + odds))
+    monitor = Monitor(MonitorConfig(planned_windows=240, margins=Margins(errors=1.2)), 300)
+    ever = np.zeros(300, bool)
+    for window in windows(at_margin, 300, 240, seed=23):
+        verdict = monitor.observe(Window(errors=window.errors))
+        ever |= verdict.safe
+    assert binomtest(int(ever.sum()), 300, 0.01, alternative="greater").pvalue > 0.01
+    of = verdict.evidence["errors"]
+    assert ((of.effect_low <= 1.2) & (of.effect_high >= 1.2)).mean() > 0.9
+
+
+def test_what_lies_beyond_the_grid_of_odds_ratios_is_not_told_as_a_bound() -> None:
+    monitor = Monitor(MonitorConfig(), 1)
+    of = monitor.observe(Window(errors=Counts([0], [60], [0], [540]))).evidence["errors"]
+    assert (of.effect_low[0], of.effect_high[0]) == (0.0, np.inf)

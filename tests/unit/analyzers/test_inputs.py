@@ -84,3 +84,14 @@ def test_score_bins_are_frozen_at_stables_quantiles_and_ties_give_one_bound() ->
 
 def test_new_classes_go_to_the_last_column() -> None:
     np.testing.assert_array_equal(by_class(["a", "b"], {"b": 2, "new": 3, "newer": 1}), [0, 2, 4])
+
+
+def test_bounds_that_do_not_ascend_or_do_not_fit_the_counts_are_refused() -> None:
+    with pytest.raises(ValueError, match="to must be a list of ascending bounds"):
+        rebucket([0.1, 0.2, 0.5], [1, 2, 3, 4], [0.5, 0.1])
+    with pytest.raises(ValueError, match="edges must be a list of ascending bounds"):
+        rebucket([0.2, 0.1], [1, 2, 3], [0.2])
+    with pytest.raises(ValueError, match="counts must have 4 buckets"):
+        rebucket([0.1, 0.2, 0.5], [1, 2, 3], [0.2])
+    with pytest.raises(ValueError, match="not consecutive bounds"):
+        from_native(3, {1: 2.0}, 0, edges=[1.0, 2.0, 2.1], edges_schema=3)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analyzers import Categories, Counts, Histogram, Margins, Monitor, MonitorConfig, Window
+from analyzers import Categories, Counts, Histogram, Margins, Monitor, MonitorConfig, Window, placebo_sentence
 from analyzers.errors import share_at
 from analyzers.latency import rank_statistic
+from tests.calibration import streams
 from tests.conformance import conformance
 
 EDGES = np.geomspace(0.005, 5.0, 19)
@@ -157,7 +158,7 @@ def test_rollback_is_sticky() -> None:
     monitor = Monitor(CONFIG, 1)
     bad = Window(errors=Counts([30], [60], [5], [540]))
     good = Window(errors=Counts([0], [60], [5], [540]))
-    for _ in range(3):
+    for _ in range(5):
         verdict = monitor.observe(bad)
     assert verdict.rollback[0]
     for _ in range(50):
@@ -257,3 +258,53 @@ def test_more_classes_than_twelve_are_compared_with_the_rare_ones_as_one() -> No
         )
     assert verdict.rollback[0]
     assert monitor.state().nbytes < 4096
+
+
+def test_a_state_that_was_taken_does_not_change_with_the_monitor_nor_with_one_restored_from_it() -> None:
+    monitor = Monitor(CONFIG, 1)
+    window = Window(errors=Counts([9], [60], [5], [540]))
+    monitor.observe(window)
+    taken = monitor.state()
+    kept = taken.copy()
+    fork = Monitor.restore(CONFIG, taken)
+    one, other = monitor.observe(window), fork.observe(window)
+    np.testing.assert_array_equal(taken, kept)
+    np.testing.assert_array_equal(one.log_evidence, other.log_evidence)
+
+
+def test_a_row_with_nan_and_a_length_that_is_no_whole_number_are_refused() -> None:
+    monitor = Monitor(CONFIG, 1)
+    monitor.observe(Window(errors=Counts([0], [60], [5], [540])))
+    row = monitor.state()
+    row[0, -1] = np.nan
+    with pytest.raises(ValueError, match="holds NaN in row 0"):
+        Monitor.restore(CONFIG, row)
+    for name in ("planned_windows", "warmup_windows"):
+        for value in (float("nan"), 1.5, -1):
+            with pytest.raises(ValueError, match=name):
+                MonitorConfig(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("slower", [1.2, 2.0, 10.0])
+def test_the_interval_of_the_slow_down_holds_the_truth_for_large_ones_too(slower: float) -> None:
+    monitor = Monitor(MonitorConfig(), 50)
+    for window in streams.windows(streams.Law(slower=slower), 50, 10, seed=31):
+        verdict = monitor.observe(Window(latency=window.latency))
+    of = verdict.evidence["latency"]
+    assert ((of.effect_low <= slower) & (of.effect_high >= slower)).mean() > 0.9
+
+
+def test_pods_that_are_followed_in_groups_are_not_named() -> None:
+    rng = np.random.default_rng(5)
+    monitor = Monitor(MonitorConfig(planned_windows=60), 1)
+    for _ in range(5):
+        latency = [rng.multinomial(20, [0.3, 0.4, 0.3], (1, pods)) for pods in (2, 40)]
+        failed = [np.zeros((1, pods), int) for pods in (2, 40)]
+        total = [x.sum(-1) for x in latency]
+        monitor.observe(
+            Window(Histogram([0.1, 0.2], *latency), Counts(failed[0], total[0], failed[1], total[1]))
+        )  # fmt: skip
+    assert monitor.grouped
+    assert monitor.odd_pods().shape == (1, 40)
+    assert np.isnan(monitor.odd_pods()).all()
+    assert "groups of stable pods" in (placebo_sentence(monitor) or "")

@@ -106,3 +106,12 @@ def test_bad_terms_are_refused(bad: dict[str, float]) -> None:
         PairedConfig(**bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="this version"):
         PairedMonitor.restore(CONFIG, np.zeros((1, 40)))
+
+
+def test_an_empty_first_window_costs_no_start_weight() -> None:
+    nothing, some = np.zeros((1, 2, 2)), np.array([[[50, 1], [6, 40]]])
+    late, prompt = (PairedMonitor(PairedConfig(planned_windows=60), 2, 1) for _ in range(2))
+    late.observe(nothing)
+    for _ in range(3):
+        one, other = late.observe(some), prompt.observe(some)
+    assert one.log_evidence[0] == pytest.approx(other.log_evidence[0], abs=0.1)

@@ -218,3 +218,36 @@ def test_streams_of_one_seed_are_equal() -> None:
         assert a.latency is not None
         assert b.latency is not None
         np.testing.assert_array_equal(np.asarray(a.latency.canary), np.asarray(b.latency.canary))
+
+
+def test_margins_are_not_learned_from_counts_by_pod_nor_from_nothing() -> None:
+    stream = pod_windows(PodLaw(), 1, 2, seed=1)
+    with pytest.raises(ValueError, match="pods have no margins"):
+        learn_margins([list(stream)] * 99, MonitorConfig())
+    with pytest.raises(ValueError, match="past rollout 0 holds no window"):
+        learn_margins([[]] * 99, MonitorConfig())
+
+
+@pytest.mark.parametrize(
+    "bad", [{"slower": 0.8}, {"slower": float("nan")}, {"errors": 1.0}, {"moved": -0.1}, {"moved": 5.0}]
+)
+def test_an_effect_that_cannot_be_is_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="found"):
+        Effect(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"errors": 0.0}, {"pods": (0, 9)}, {"pods": (2, 1)}, {"pod_noise": (0.05, 1.0)}, {"pod_spread": -3.0}]
+)
+def test_a_service_that_cannot_be_is_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="found"):
+        Stable(**bad)  # type: ignore[arg-type]
+
+
+def test_what_is_said_to_be_impossible_with_these_pods_is_hardly_ever_found_when_played() -> None:
+    stable = Stable.log_normal(pods=(2, 18), pod_spread=0.11)
+    told = plan(
+        Effect(slower=1.2), weight_percent=10, requests_per_minute=600, stable=stable,
+        config=MonitorConfig(planned_windows=60),
+    )  # fmt: skip
+    assert "cannot be found at any traffic" in told.reason

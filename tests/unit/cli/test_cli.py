@@ -199,4 +199,29 @@ def test_a_plan_without_a_weight_names_the_smallest_and_one_without_an_effect_sa
     assert json.loads(done.stdout)["weight_percent"] <= 10
     unnamed = serinus("plan", "--requests", "600", "--weight", "10")
     assert (unnamed.returncode, "--slower" in unnamed.stderr) == (2, True)
-    assert "stable at least 2" in serinus("plan", "-r", "600", "--slower", "1.2", "--pods", "2").stderr
+    assert "as 2/18" in serinus("plan", "-r", "600", "--slower", "1.2", "--pods", "2").stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("-r -5 -w 10 --slower 1.2", "requests a minute must lie above 0"),
+        ("-r nan -w 10 --slower 1.2", "requests a minute must lie above 0"),
+        ("-r 600 -w 150 --slower 1.2", "between 0 and 100 percent"),
+        ("-r 600 -w 10 --slower 0.8", "a ratio above 1"),
+        ("-r 600 -w 10 --slower nan", "a ratio above 1"),
+        ("-r 600 -w 10 --errors 100", "a share between 0 and 1"),
+        ("-r 600 -w 10 --errors 1 --stable-errors 0", "stable's errors are a share"),
+        ("-r 600 -w 10 --slower 1.2 --pods 99999/99999", "1 to 1000"),
+        ("-r 600 -w 10 --slower 1.2 --pods 2/18 --pod-spread 99999", "pod_spread"),
+        ("-r 600 -w 10 --slower 1.2 --pod-spread 8", "--pods 2/18"),
+        ("-r 600 -w 10 --slower 1.2 --spread 0", "spread of log latency"),
+        ("-r 600 -w 10 --slower 1.2 --minutes 0", "--minutes must lie between"),
+    ],
+)
+def test_a_plan_for_what_cannot_be_says_what_was_found_in_eighty_columns(options: str, said: str) -> None:
+    done = serinus("plan", *options.split())
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert max(map(len, done.stderr.splitlines())) <= 80

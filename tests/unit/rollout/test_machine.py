@@ -502,3 +502,9 @@ def test_evidence_lines_come_from_the_policy_until_the_statistics_say_otherwise(
     state = Story(policy=policy(false_rollback=0.02, false_pause=0.2)).state
     assert state.log_rollback == pytest.approx(math.log(50))
     assert state.log_pause == pytest.approx(math.log(5))
+
+
+@pytest.mark.parametrize("kind", ["latency", "errors"])
+def test_a_margin_below_one_is_refused_where_the_policy_is_read(kind: str) -> None:
+    with pytest.raises(ValueError, match="a ratio of at least 1"):
+        policy(metrics=[{"name": kind, "kind": kind, "margin": 0.05}], guards=[])
