@@ -17,6 +17,8 @@ Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 CLIP = 50.0
+MOST_RATIO = 1000.0
+"""The largest slow-down that is told as a number."""
 LARGEST = 1e200
 LOG_CAP = np.log(40.0)
 
@@ -248,7 +250,7 @@ def mixture_radius(v: Array, log_level: float) -> Array:
 
 
 def as_ratio(delta: Array, slope: Array) -> Array:
-    """A difference in the probability of being slower as a slow-down ratio, within 1/1000 to 1000.
+    """A difference in the probability of being slower as a slow-down ratio, within 1/1000 to 1000, or 0, or infinite.
 
     Exact for a log-normal latency, where A = Phi(log ratio / (spread sqrt 2)), and to first order for any other. The
     normal quantile is Tukey's lambda of .135 (Joiner and Rosenblatt 1971), right to 1/100 up to a probability of .99.
@@ -256,7 +258,7 @@ def as_ratio(delta: Array, slope: Array) -> Array:
     above = np.clip(0.5 + delta, 0.0, 1.0)
     normal = (above**0.135 - (1.0 - above) ** 0.135) / 0.1975
     with np.errstate(over="ignore"):  # clipped right after
-        out: Array = np.clip(np.exp(normal / (slope * np.sqrt(2.0 * np.pi))), 1e-3, 1e3)
+        out: Array = np.clip(np.exp(normal / (slope * np.sqrt(2.0 * np.pi))), 1 / MOST_RATIO, MOST_RATIO)
     # At the end of the scale every larger ratio looks the same.
     return np.where(above >= 1.0, np.inf, np.where(above <= 0.0, 0.0, out))
 

@@ -474,8 +474,8 @@ def _latency(
     slope = latency.ratio_slope(st["hist"], edges)
     effect, low, high = (latency.as_ratio(x, slope) for x in delta)
     return {
-        "e": e, "effect": effect, "effect_low": low, "effect_high": high, "n_canary": st["n_a"].copy(),
-        "n_stable": st["n_b"].copy(), "blind": ~compared, "safe": safe,
+        "e": e, "effect": np.minimum(effect, latency.MOST_RATIO), "effect_low": low, "effect_high": high,
+        "n_canary": st["n_a"].copy(), "n_stable": st["n_b"].copy(), "blind": ~compared, "safe": safe,
         "slower_probability": 0.5 + np.clip(delta[0], -0.5, 0.5),
         "coarse": st["hist"].max(0) > COARSE * np.maximum(st["hist"].sum(0), 1.0),
     }  # fmt: skip

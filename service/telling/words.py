@@ -111,6 +111,8 @@ def metric_clause(evidence: MetricEvidence, rule: MetricRule) -> str:
     interval = ""
     if evidence.effect_low is not None and evidence.effect_high is not None:
         interval = f" ({significant(evidence.effect_low)} to {significant(evidence.effect_high)})"
+    elif evidence.effect_low:
+        interval = f" (at least {significant(evidence.effect_low)})"
     limit = "" if evidence.limit is None else f", limit {significant(evidence.limit, 3)}"
     if rule.kind is MetricKind.PREDICTIONS:
         return f"{name} differ by {significant(evidence.effect)} nats{interval}{limit}"

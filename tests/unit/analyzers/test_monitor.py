@@ -308,3 +308,12 @@ def test_pods_that_are_followed_in_groups_are_not_named() -> None:
     assert monitor.odd_pods().shape == (1, 40)
     assert np.isnan(monitor.odd_pods()).all()
     assert "groups of stable pods" in (placebo_sentence(monitor) or "")
+
+
+def test_arms_that_do_not_overlap_have_a_slow_down_that_is_a_number_and_no_upper_end() -> None:
+    monitor = Monitor(MonitorConfig(), 1)
+    for _ in range(20):
+        of = monitor.observe(Window(Histogram([0.1, 0.2], [[0, 0, 60]], [[540, 0, 0]]))).evidence["latency"]
+    assert np.isfinite(of.effect[0])
+    assert of.effect_low[0] > 1.5
+    assert of.effect_high[0] == np.inf

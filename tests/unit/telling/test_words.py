@@ -69,6 +69,12 @@ def test_effect_interval_limit_and_counts_stand_together() -> None:
     assert clause == "errors 1.9 times stable's (1.2 to 2.8), limit 1.25, 98 of 4,051 against 464 of 36,520"
 
 
+def test_an_interval_without_an_upper_end_says_at_least() -> None:
+    rule = MetricRule(name="latency", kind=MetricKind.LATENCY)
+    one = MetricEvidence(metric="latency", availability=Availability.ENOUGH, effect=8.0, effect_low=4.2, log_e=9.0)
+    assert "8.0 times stable's (at least 4.2)" in words.metric_clause(one, rule)
+
+
 def test_a_tail_fault_is_not_told_as_a_shift_of_the_middle() -> None:
     evidence = MetricEvidence(
         metric="latency",
