@@ -83,34 +83,35 @@ def fields(*, bets: bool) -> dict[str, tuple[int, ...]]:
     return out
 
 
-def add(st: dict[str, Array], xc: Array, nc: Array, xs: Array, ns: Array, margin: float) -> Flags:
-    """Add one window to the sums that are shown and to the CUSUM; (R,) whether the row could be compared."""
+def add(st: dict[str, Array], xc: Array, nc: Array, xs: Array, ns: Array, margin: float) -> tuple[Flags, Array, Array]:
+    """Add one window to the sums that are shown and to the CUSUM.
+
+    (R,) each: whether the row could be compared, the canary's share of the requests, and the share of the failures
+    that is still tolerated.
+    """
     ok: Flags = (nc > 0) & (ns > 0)
     xc, xs = xc * ok, xs * ok
-    tolerated = as_rates(margin, _stable_rate(st))
+    raw = np.where(ok, nc / np.maximum(nc + ns, 1.0), 0.5)
+    rho = share_at(raw, as_rates(margin, _stable_rate(st)))
     st["x_a"] += xc
     st["n_a"] += nc * ok
     st["x_b"] += xs
     st["n_b"] += ns * ok
-    rho = share_at(np.where(ok, nc / np.maximum(nc + ns, 1.0), 0.5), tolerated)
     step = xc * np.log(CUSUM_PSI) - (xc + xs) * np.log1p(rho * (CUSUM_PSI - 1.0))
     st["cusum"] += np.minimum(step, LOG_CAP_WINDOW)
     np.maximum(st["cusum"], 0.0, out=st["cusum"])
-    return ok
+    return ok, raw, rho
 
 
 def update(
     st: dict[str, Array], xc: Array, nc: Array, xs: Array, ns: Array, t: Array, planned: int | None, margin: float
 ) -> Flags:
     """Take one window into the evidence; (R,) whether the row could be compared. All counts (R,)."""
-    tolerated = as_rates(margin, _stable_rate(st))
-    ok = add(st, xc, nc, xs, ns, margin)
-    raw = np.where(ok, nc / np.maximum(nc + ns, 1.0), 0.5)
+    ok, raw, rho = add(st, xc, nc, xs, ns, margin)
     xc, xs = xc * ok, xs * ok
     judged = st["judged"].copy()
     st["judged"] += ok
     mean = (st["x_a"] + st["x_b"] + 1.0) / (st["judged"] + 2.0)
-    rho = share_at(raw, tolerated)
     norm = np.log1p(rho * (PSI - 1.0))
     needed = 0.85 * NATS_NEEDED / np.maximum(mean * (rho * PSI * np.log(PSI) - norm * (1.0 + rho * (PSI - 1.0))), 1e-9)
     prior = PSI_PRIOR * detectable(needed, planned, 1e-3, REACH)
@@ -144,14 +145,18 @@ def _follow_bursts(st: dict[str, Array], xc: Array, events: Array, raw: Array, r
     seen = xc * _LOG_ODDS[bets:] - events * np.log1p(raw * _EXPM1[bets:])
     up, down = st["bursting"]
     calm = 1.0 - up - down
-    top = np.maximum(against.max(0), 0.0)
-    ratio = np.exp(against - top)
-    burst = up * ratio[bets : bets + sizes].mean(0) + down * ratio[bets + sizes :].mean(0)
+
+    def relative(log_lik: Array) -> tuple[Array, Array, Array, Array]:
+        """(largest log likelihood or that of calm, all, rising, falling), the last three as parts of the largest."""
+        top = np.maximum(log_lik.max(0), 0.0)
+        part = np.exp(log_lik - top)
+        return top, part, up * part[-2 * sizes : -sizes].mean(0), down * part[-sizes:].mean(0)
+
+    top, ratio, rising, falling = relative(against)
+    burst = rising + falling
     harmless = np.maximum(calm * np.exp(-top) + burst, TINY)
     out = np.stack([against[:bets], np.log(np.maximum(calm * ratio[:bets] + burst, TINY) / harmless)])
-    top = np.maximum(seen.max(0), 0.0)
-    ratio = np.exp(seen - top)
-    rising, falling = up * ratio[:sizes].mean(0), down * ratio[sizes:].mean(0)
+    top, _, rising, falling = relative(seen)
     still = calm * np.exp(-top)
     whole = np.maximum(still + rising + falling, TINY)
     st["burst_lik"] += (np.log(whole) + top) * ok

@@ -102,11 +102,8 @@ def past_of(state: Array) -> list[Past]:
     out = []
     for row in np.asarray(state, dtype=np.float64):
         layout = read_layout(row)
-        places, size = layout.places()
-        if len(row) != size:
-            raise ValueError(f"a row of this layout has {size} numbers, found {len(row)}")
         known = layout.errors and not layout.by_pod
-        out.append(Past(bursts=np.append(0.0, row[places["errors"]["burst_lik"][0]])) if known else Past())
+        out.append(Past(bursts=np.append(0.0, row[layout.places()[0]["errors"]["burst_lik"][0]])) if known else Past())
     return out
 
 

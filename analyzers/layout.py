@@ -91,4 +91,8 @@ def read_layout(row: Array) -> Layout:
         raise ValueError("state is not a row that this version of the monitor wrote")
     buckets, classes = int(row[1]), int(row[2])
     edges = tuple(float(x) for x in row[len(HEADER) : len(HEADER) + max(buckets - 1, 0)])
-    return Layout(buckets, classes, bool(row[3]), edges, int(row[6]) or None, (int(row[4]), int(row[5])))
+    layout = Layout(buckets, classes, bool(row[3]), edges, int(row[6]) or None, (int(row[4]), int(row[5])))
+    size = layout.places()[1]
+    if len(row) != size:
+        raise ValueError(f"a row of this layout has {size} numbers, found {len(row)}")
+    return layout

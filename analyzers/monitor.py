@@ -141,8 +141,6 @@ class Monitor:
                 f"state was written for planned_windows={layout.planned}, "
                 f"the configuration has {config.planned_windows}"
             )
-        if rows.shape[1] != layout.places()[1]:
-            raise ValueError(f"a row of this layout has {layout.places()[1]} numbers, found {rows.shape[1]}")
         monitor._layout = layout
         monitor._state = rows.T.copy()
         return monitor
@@ -282,9 +280,6 @@ class Monitor:
             edges = () if counts.edges is None else tuple(float(x) for x in counts.edges)
             if not k and not c and counts.errors is None:
                 raise ValueError("the first window must hold at least one metric")
-            collected = [m for m in ("latency", "errors") if getattr(counts, m) is not None]
-            if counts.pods and any(m not in counts.by_pod for m in collected):
-                raise ValueError("latency and errors must both carry a pod axis, or neither")
             return Layout(k, c, counts.errors is not None, edges, self.config.planned_windows, counts.pods or (0, 0))
         if counts.edges is not None and known.edges != tuple(float(x) for x in counts.edges):
             raise ValueError("latency.edges changed since the first window; counts of other buckets cannot be added")
@@ -390,7 +385,7 @@ class Monitor:
                 x, n = counts.by_pod["errors"], counts.by_pod["totals"]
                 four = part(x.canary), part(n.canary), part(x.stable), part(n.stable)
                 xc, nc, xs, ns = (y.sum(0) for y in four)
-                compared = errors.add(st, xc, nc, xs, ns, margins.errors)
+                compared, _, _ = errors.add(st, xc, nc, xs, ns, margins.errors)
                 pods.update_count("errors", odds, *four, who, pace)
             e, p = pods.score("errors", odds)
             _, low, high = (np.exp(np.clip(x, -7, 7)) for x in pods.interval("errors", odds, p, LOG_INTERVAL))

@@ -38,6 +38,7 @@ HOPELESS_SIGMA = 3.0
 _EDGES_S = tuple(float(x) for x in np.geomspace(0.005, 5.0, 19))
 
 MOST_SLOWER = 1000.0
+"""Beyond it every slow-down is the same one: found at once."""
 NEARLY_ALL = 0.99
 """Share of the rollouts in which an effect is found, beyond which no more windows are played."""
 
@@ -125,8 +126,7 @@ class Plan:
     """Median cost of finding one effect; None where it cannot be found, and ``reason`` says why and what would help.
 
     found : probability that it is found within the planned windows; playing ends at ``NEARLY_ALL``, which is then the
-    least. minutes_p90 : of nine rollouts in ten, None where
-    fewer find it.
+    least. minutes_p90 : of nine rollouts in ten, None where fewer find it.
     """
 
     canary_requests: int | None

@@ -143,9 +143,8 @@ def checked(window: Window, rollouts: int) -> Checked:
         predictions = (pc.T, ps.T)
     pods = ages = None
     if by_pod:
-        for name, counted in (("latency", latency), ("errors", errors)):
-            if counted is not None and name not in by_pod:
-                raise ValueError(f"{name} has no pod axis, but another metric of this window has one")
+        if any(m is not None and name not in by_pod for name, m in (("latency", latency), ("errors", errors))):
+            raise ValueError("latency and errors must both carry a pod axis, or neither")
         shapes = {(len(one.canary), len(one.stable)) for one in by_pod.values()}
         if len(shapes) > 1:
             raise ValueError(f"latency and errors must hold the same pods, found {sorted(shapes)} (canary, stable)")

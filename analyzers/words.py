@@ -82,16 +82,14 @@ def _latency(monitor: Monitor, verdict: Verdict, row: int) -> str:
     for q, name in QUANTILES:
         ratio, low, high = (float(x[row]) for x in monitor.quantiles(q))
         if math.isfinite(low) and math.isfinite(ratio):
-            upper = f"{high:.3g}" if math.isfinite(high) else "more"
-            found.append((low, f"{name} of the canary is {low:.3g} to {upper} times stable's"))
+            found.append((low, f"{name} of the canary is {low:.3g} to {_end(high, 3)} times stable's"))
     surest = max(found, key=lambda one: one[0], default=(0.0, ""))
     if surest[0] > 1.0:
         return surest[1]
     latency = verdict.evidence["latency"]
     low, high = (float(x[row]) for x in (latency.effect_low, latency.effect_high))
     if math.isfinite(low):
-        upper = f"{high:.3g}" if math.isfinite(high) else "more"
-        return f"the canary is {low:.3g} to {upper} times as slow as stable"
+        return f"the canary is {low:.3g} to {_end(high, 3)} times as slow as stable"
     return "the latency of the canary is not known well enough yet"
 
 
@@ -102,8 +100,7 @@ def _errors(monitor: Monitor, verdict: Verdict, row: int) -> str:
     canary = f"{errors.events_canary[row]:.0f} of {errors.n_canary[row]:.0f}"
     stable = f"{errors.events_stable[row]:.0f} of {errors.n_stable[row]:.0f}"
     low, high = (float(x[row]) for x in (errors.effect_low, errors.effect_high))
-    upper = f"{high:.2g}" if math.isfinite(high) else "more"
-    odds = f" ({low:.2g} to {upper} times the odds)" if low > 0 or math.isfinite(high) else ""
+    odds = f" ({low:.2g} to {_end(high, 2)} times the odds)" if low > 0 or math.isfinite(high) else ""
     return f"{canary} canary requests failed and {stable} stable ones{odds}"
 
 
@@ -111,6 +108,10 @@ def _predictions(monitor: Monitor, verdict: Verdict, row: int) -> str:
     predictions = verdict.evidence["predictions"]
     low, high = (float(x[row]) for x in (predictions.effect_low, predictions.effect_high))
     return f"predictions of the canary lie {low:.2g} to {high:.2g} nats from stable's"
+
+
+def _end(high: float, digits: int) -> str:
+    return f"{high:.{digits}g}" if math.isfinite(high) else "more"
 
 
 def _percent(share: float) -> str:

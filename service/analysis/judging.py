@@ -26,7 +26,7 @@ from analyzers import (
     past_of,
     warnings,
 )
-from service.analysis.rows import EMPTY, OTHER, Layout, layout_of, pack, unpack
+from service.analysis.rows import OTHER, Layout, layout_of, pack, unpack
 from service.model.names import ServiceKey
 from service.model.observation import (
     ArmValues,
@@ -67,8 +67,9 @@ class _Case:
     place: int
     state: RolloutState
     readings: dict[str, Reading]
-    layout: Layout
     row: NDArray[np.float64] | None
+    past: Sequence[bytes]
+    """Monitor rows of the service's promoted rollouts, the newest first; only looked at where ``row`` is None."""
     refused: dict[str, str] = field(default_factory=dict)
 
 
@@ -114,7 +115,7 @@ def judge_windows(
         try:
             layout, row = unpack(packed)
         except ValueError as error:
-            judged[place] = _uncomparable(_Case(place, state, readings, EMPTY, None), f"its stored row: {error}")
+            judged[place] = _uncomparable(state, readings, f"its stored row: {error}")
             continue
         if row is None:
             required = frozenset(m.name for m in state.policy.metrics if m.required)
@@ -123,27 +124,22 @@ def judge_windows(
             judged[place] = _uncompared(state, readings)
         else:
             key = (monitor_config(state.policy, layout), layout, row is None)
-            batches.setdefault(key, []).append(_Case(place, state, readings, layout, row))
-    for (config, layout, fresh), batch in batches.items():
-        for case, verdict in zip(batch, _verdicts(config, layout, fresh, batch, past or {}), strict=True):
+            finished = (past or {}).get(state.service, ())
+            batches.setdefault(key, []).append(_Case(place, state, readings, row, finished))
+    for (config, layout, _), batch in batches.items():
+        for case, verdict in zip(batch, _verdicts(config, layout, batch), strict=True):
             judged[case.place] = verdict
     return [one for one in judged if one is not None]
 
 
-def _verdicts(
-    config: MonitorConfig,
-    layout: Layout,
-    fresh: bool,
-    batch: Sequence[_Case],
-    past: Mapping[ServiceKey, Sequence[bytes]],
-) -> list[Judged]:
+def _verdicts(config: MonitorConfig, layout: Layout, batch: Sequence[_Case]) -> list[Judged]:
     """The batch's verdicts; what the library refuses (a row of another version, odd counts) blinds its own rollout."""
     try:
-        return _judge_batch(config, layout, fresh, batch, past)
+        return _judge_batch(config, layout, batch)
     except (ValueError, OverflowError) as error:
         if len(batch) == 1:
-            return [_uncomparable(batch[0], str(error))]
-        return [one for case in batch for one in _verdicts(config, layout, fresh, [case], past)]
+            return [_uncomparable(batch[0].state, batch[0].readings, str(error))]
+        return [one for case in batch for one in _verdicts(config, layout, [case])]
 
 
 def _uncompared(state: RolloutState, readings: Mapping[str, Reading]) -> Judged:
@@ -166,25 +162,18 @@ def _uncompared(state: RolloutState, readings: Mapping[str, Reading]) -> Judged:
     )
 
 
-def _uncomparable(case: _Case, why: str) -> Judged:
+def _uncomparable(state: RolloutState, readings: Mapping[str, Reading], why: str) -> Judged:
     """A window that cannot be compared: every metric is blind, and says why."""
-    blind = {
-        name: Reading(name, Availability.NO_SERIES, None, f"cannot be compared: {why}"[:500]) for name in case.readings
-    }
-    return _uncompared(case.state, blind)
+    blind = {name: Reading(name, Availability.NO_SERIES, None, f"cannot be compared: {why}"[:500]) for name in readings}
+    return _uncompared(state, blind)
 
 
-def _judge_batch(
-    config: MonitorConfig,
-    layout: Layout,
-    fresh: bool,
-    batch: Sequence[_Case],
-    past: Mapping[ServiceKey, Sequence[bytes]],
-) -> list[Judged]:
+def _judge_batch(config: MonitorConfig, layout: Layout, batch: Sequence[_Case]) -> list[Judged]:
+    kept = [case.row for case in batch if case.row is not None]  # a batch begins as a whole or goes on as a whole
     monitor = (
-        Monitor(config, len(batch), prior=[learned(past.get(case.state.service, ())) for case in batch])
-        if fresh
-        else Monitor.restore(config, np.stack([case.row for case in batch if case.row is not None]))
+        Monitor.restore(config, np.stack(kept))
+        if kept
+        else Monitor(config, len(batch), prior=[learned(case.past) for case in batch])
     )
     verdict = monitor.observe(_window(layout, batch))
     rows = monitor.state()

@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 USUAL_POD_SPREAD_PERCENT = 3.0
 LONGEST_MIN = 1440
 
-EffectsOption = Annotated[
-    list[float] | None, typer.Option("--slower", help="Find this slow-down of all requests (1.2)")
-]
-
 
 def plan(
     requests_per_minute: Annotated[float, typer.Option("--requests", "-r", help="Requests a minute, both versions")],
@@ -29,7 +25,7 @@ def plan(
         float | None, typer.Option("--weight", "-w", help="Canary weight in percent; without it the smallest is sought")
     ] = None,
     minutes: Annotated[int, typer.Option("--minutes", "-m", help="Planned length of the comparison")] = 60,
-    slower: EffectsOption = None,
+    slower: Annotated[list[float] | None, typer.Option(help="Find this slow-down of all requests (1.2)")] = None,
     errors: Annotated[list[float] | None, typer.Option(help="Find this error rate of the canary, percent")] = None,
     stable_errors: Annotated[float, typer.Option(help="Error rate of stable, percent")] = 0.1,
     spread: Annotated[float, typer.Option(help="Spread of log latency (.3 even, .6 usual, 1 wide)")] = 0.6,
@@ -70,14 +66,12 @@ def plan(
                 effects, bake_minutes=minutes, requests_per_minute=requests_per_minute, stable=stable, config=config
             )
             if weight is None:
-                raise _NotFound(why)
+                typer.echo(json.dumps({"weight_percent": None, "why": why}) if json_output else _wrapped(why))
+                raise typer.Exit(1)
         plans = [
             played(e, weight_percent=weight, requests_per_minute=requests_per_minute, stable=stable, config=config)
             for e in effects
         ]
-    except _NotFound as error:
-        typer.echo(json.dumps({"weight_percent": None, "why": str(error)}) if json_output else _wrapped(str(error)))
-        raise typer.Exit(1) from None
     except ValueError as error:
         typer.echo(_wrapped(f"Error: {error}"), err=True)
         raise typer.Exit(2) from None
@@ -114,10 +108,6 @@ def _lines(effects: Sequence[Effect], plans: Sequence[Plan]) -> Iterator[str]:
 
 def _wrapped(text: str, indent: str = "") -> str:
     return textwrap.fill(text, 80, initial_indent=indent, subsequent_indent=indent)
-
-
-class _NotFound(Exception):
-    """No weight finds every effect."""
 
 
 def _pods(given: str | None) -> tuple[int, int] | None:

@@ -64,6 +64,10 @@ class Law:
         """The canary's share of requests that is asked for in window ``t``."""
         return RAMP[min(3, 4 * t // length)] if self.ramp else self.canary / (self.canary + self.stable)
 
+    def drift(self, t: int, length: int) -> float:
+        """How much slower both arms are in window ``t`` than in the first, while the share grows."""
+        return 1.0 + 0.2 * t / length if self.ramp else 1.0
+
 
 def windows(law: Law, rollouts: int, length: int, seed: int) -> Iterator[Window]:
     """``length`` windows of ``rollouts`` rollouts side by side."""
@@ -80,7 +84,7 @@ def windows(law: Law, rollouts: int, length: int, seed: int) -> Iterator[Window]
         share, phase = law.share(t, length), 2 * np.pi * t / length
         rate, slow = total * ones, ones
         if law.ramp:
-            slow = slow * (1.0 + 0.2 * t / length)
+            slow = slow * law.drift(t, length)
         if law.day:
             rate, slow = rate * (2.0 + np.cos(phase)) / 3.0, slow * (1.0 + 0.2 * np.sin(phase))
         if law.wandering:

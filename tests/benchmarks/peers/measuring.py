@@ -75,9 +75,14 @@ class Outcome:
     checks: list[str] = field(default_factory=list)
 
 
+def documented(tool: Tool) -> list[Key]:
+    """The settings that a tool's documentation gives it."""
+    return [(tool.name, setting) for setting in tool.defaults]
+
+
 def keys(tool: Tool) -> list[Key]:
     """The settings of a tool in which it is measured."""
-    return [*((tool.name, setting) for setting in tool.defaults), (tool.name, TUNED), (tool.name, KEPT)]
+    return [*documented(tool), (tool.name, TUNED), (tool.name, KEPT)]
 
 
 def sees(tool: str, touches: str) -> bool:

@@ -73,7 +73,7 @@ def cusum(llr: Array) -> Array:
 
 def _latency_weights(law: Law, length: int) -> Array:
     """(T, K) log likelihood ratio of one canary request by its bucket, in each window of the law."""
-    drift = 1.0 + 0.2 * np.arange(length) / length if law.ramp else np.ones(length)
+    drift = np.array([law.drift(t, length) for t in range(length)])
     good = bucket_shares(MEDIAN_S * drift, TAIL_SHARE, TAIL_FACTOR)
     bad = bucket_shares(MEDIAN_S * drift * law.slower, law.tail_share, TAIL_FACTOR * law.tail_slower)
     weights: Array = np.log(bad / good)

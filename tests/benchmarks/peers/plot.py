@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.benchmarks.peers.measuring import ANY_PAIR, KEPT, ORACLE, TOOLS, TUNED, Outcome, keys
+from tests.benchmarks.peers.measuring import ANY_PAIR, ORACLE, TOOLS, TUNED, Outcome, documented
 from tests.benchmarks.peers.scenarios import FAULTS, LENGTH, NULLS
 
 NEVER = 1.35 * LENGTH
@@ -29,7 +29,7 @@ def draw(outcome: Outcome, path: Path) -> bool:
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(16, 9), width_ratios=(2, 3), constrained_layout=True)
-    settings = [key for tool in TOOLS for key in keys(tool) if key[1] not in (TUNED, KEPT)]
+    settings = [key for tool in TOOLS for key in documented(tool)]
     for i, scenario in enumerate(NULLS):
         percent = [100 * outcome.null_alarms[scenario.name][key] / outcome.nulls for key in settings]
         at = np.arange(len(settings)) + 0.1 * (i - 3)

@@ -203,7 +203,9 @@ def test_a_service_whose_past_releases_burst_is_judged_by_that() -> None:
 def test_past_rows_that_cannot_be_read_are_left_out() -> None:
     (one,) = judge([state()], [GOOD], [b""])
     assert one.monitor is not None
-    other_version = pack(*(lambda layout, row: (layout, row + 1))(*unpack(one.monitor)))  # type: ignore[operator]
+    layout, row = unpack(one.monitor)
+    assert row is not None
+    other_version = pack(layout, row + 1)
     assert learned([other_version, b"", one.monitor]).rollouts == 1
     assert learned([]).rollouts == 0
 
