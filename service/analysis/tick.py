@@ -26,11 +26,14 @@ logger = logging.getLogger(__name__)
 CHUNK = 500
 """Rollouts claimed, judged and committed together."""
 
+LEASE_S = 60.0
+"""How long a window is hidden from other replicas: what losing one of them in the middle of a turn costs."""
+
 PAST_ROLLOUTS = 20
 """Promoted rollouts of a service that the statistics learn from when a new one begins."""
 
-LONGEST_SLEEP_S = 1.0
-"""The tick looks again at least this often, so that a new rollout never waits long for its first window."""
+LOOK_EVERY_S = 0.25
+"""How often an idle tick looks for windows that have come due; one read by index."""
 
 
 class Tick:
@@ -68,22 +71,12 @@ class Tick:
                 judged_n = 0
             self.last_turn_at = self._clock.now()
             if judged_n < CHUNK:
-                await self._clock.sleep(await self._pause_s())
-
-    async def _pause_s(self) -> float:
-        try:
-            due_at = await self._store.next_due_at()
-        except Unavailable:
-            return LONGEST_SLEEP_S
-        if due_at is None:
-            return LONGEST_SLEEP_S
-        wait_s = (due_at - self._clock.now()).total_seconds() + self._grace_s
-        return min(max(wait_s, 0.05), LONGEST_SLEEP_S)
+                await self._clock.sleep(LOOK_EVERY_S)
 
     async def turn(self) -> int:
         """Judge one chunk of due windows; how many there were."""
         now = self._clock.now()
-        due = await self._store.due(now, grace_s=self._grace_s, limit=CHUNK)
+        due = await self._store.due(now, grace_s=self._grace_s, limit=CHUNK, lease_s=LEASE_S)
         if not due:
             return 0
         readings = await self._collect(due, now)

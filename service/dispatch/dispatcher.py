@@ -15,7 +15,7 @@ from service.model.instruction import CheckReady, Lane, Page, Publish, SetWeight
 from service.model.stimulus import CandidateReady, Stimulus, WeightsRefused, WeightsWritten
 from service.ring.door import Door, Told
 from service.ring.ports import Bus, Clock, Mesh, Pager, Refused, Unavailable
-from service.ring.store import Owed, Store
+from service.ring.store import Owed, Postponed, Store
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ class Dispatcher:
 
     async def _postpone(self, owed: Owed, pause_s: float, error: str) -> None:
         until = self._clock.now() + timedelta(seconds=pause_s)
-        await self._store.postpone(owed.id, until=until, error=error[:2000])
+        await self._store.postpone([Postponed(owed.id, until, error[:2000])])
 
     def _mesh(self, cluster: str) -> Mesh:
         mesh = self._meshes.get(cluster)

@@ -23,6 +23,29 @@ class Conflict(PortError):
     """Someone else changed the rollout, or started another one for the service, since it was read. Read again."""
 
 
+class TooManyRollbacks(PortError):
+    """The commit would have begun more automatic rollbacks than the limit allows; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackLimit:
+    """Automatic rollbacks that may have begun since a moment, over all services and replicas."""
+
+    at_most: int
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Rollouts of one cluster, or of every cluster but some; by default all. Lets a slow cluster wait alone."""
+
+    only: str | None = None
+    but: frozenset[str] = frozenset()
+
+
+ANYWHERE = Where()
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceHead:
     """The newest event known of a service, so that one that comes late changes nothing."""
@@ -49,11 +72,13 @@ class Change:
     """Types of older owed instructions of this rollout that these orders replace (``set_weights`` and others)."""
     monitor: bytes | None = None
     """The sequential statistics' row, when it changed."""
+    rest_until: datetime | None = None
+    """The next window is not offered before this moment; None: as soon as it is due."""
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A rollout with a window to judge."""
+    """A rollout with a window to judge, leased to the caller."""
 
     state: RolloutState
     monitor: bytes
@@ -67,6 +92,15 @@ class Owed:
     instruction: Instruction
     attempts: int
     owed_since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """A try that failed and may succeed later."""
+
+    owed_id: int
+    until: datetime
+    error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +146,15 @@ class Store(Protocol):
         seen: Sequence[tuple[str, str, datetime]] = (),
         heads: Sequence[ServiceHead] = (),
         settled: Sequence[int] = (),
+        limit: RollbackLimit | None = None,
     ) -> None:
-        """All of it in one transaction, or nothing.
+        """All of it in one transaction, or nothing. A judged window gives back its rollout's lease.
 
         seen : (source, id, at) of events; a repeat is no error.
         settled : ids of owed instructions that are done.
-        Raises Conflict when a ``was_revision`` no longer holds or a service would get a second active rollout.
+        limit : how many automatic rollbacks there may be; exact, whoever else commits at the same moment.
+        Raises Conflict when a ``was_revision`` no longer holds or a service would get a second active rollout, and
+        TooManyRollbacks.
         """
 
     async def unseen(self, events: Sequence[tuple[str, str]]) -> frozenset[tuple[str, str]]:
@@ -132,15 +169,14 @@ class Store(Protocol):
     async def load(self, rollouts: Collection[RolloutId]) -> Mapping[RolloutId, RolloutState]:
         """The states of those that exist."""
 
-    async def due(self, now: datetime, *, grace_s: float, limit: int) -> Sequence[Due]:
-        """Rollouts in a judged phase whose next window ended at least ``grace_s`` before ``now``, the most
-        overdue first."""
+    async def due(
+        self, now: datetime, *, grace_s: float, limit: int, lease_s: float, where: Where = ANYWHERE
+    ) -> Sequence[Due]:
+        """Rollouts in a judged phase whose next window ended at least ``grace_s`` before ``now``, the most overdue
+        first, hidden from other callers for ``lease_s``."""
 
     async def past_monitors(self, services: Collection[ServiceKey], *, last: int) -> Mapping[ServiceKey, list[bytes]]:
         """The statistics' rows of the ``last`` promoted rollouts of each service that has any, the newest first."""
-
-    async def next_due_at(self) -> datetime | None:
-        """End of the earliest window not yet judged, so that a tick knows how long it may sleep."""
 
     async def waking(self, now: datetime, *, limit: int) -> Sequence[RolloutId]:
         """Rollouts whose ``wake_at`` has come."""
@@ -148,11 +184,17 @@ class Store(Protocol):
     async def watched(self, *, limit: int, after: RolloutId | None = None) -> Sequence[RolloutState]:
         """Active rollouts in enforce or recommend mode whose weight is confirmed, for the watch on drift, by id."""
 
-    async def owed(self, lane: Lane, now: datetime, *, limit: int, lease_s: float) -> Sequence[Owed]:
+    async def owed(
+        self, lane: Lane, now: datetime, *, limit: int, lease_s: float, where: Where = ANYWHERE
+    ) -> Sequence[Owed]:
         """Instructions of a lane whose time has come, oldest first, hidden from others for ``lease_s``."""
 
-    async def postpone(self, owed_id: int, *, until: datetime, error: str) -> None:
-        """The try failed and may succeed later: count it, keep the message, do not offer it before ``until``."""
+    async def postpone(self, postponed: Sequence[Postponed]) -> None:
+        """Count the tries, keep their messages, and offer none of them before its ``until``. One transaction."""
+
+    async def lease(self, name: str, holder: str, now: datetime, *, lease_s: float) -> bool:
+        """Whether ``holder`` has the lease ``name`` until ``lease_s`` from now: for work that one replica does for
+        all. Asking again renews it; another holder gets it once it has run out."""
 
     async def owed_summary(self) -> Mapping[Lane, tuple[int, datetime | None]]:
         """Per lane the number owed and since when the oldest is."""

@@ -22,20 +22,28 @@ from service.model.rollout import Phase, RolloutState
 from service.model.stimulus import WindowJudged
 from service.model.value import from_epoch_s
 from service.ring.store import (
+    ANYWHERE,
     Change,
     Conflict,
     Due,
     KillSwitch,
     Owed,
+    Postponed,
+    RollbackLimit,
     RolloutFilter,
     RolloutPage,
     ServiceHead,
+    TooManyRollbacks,
+    Where,
 )
 from service.storage import tables as t
 from service.storage.errors import translated
 
 CHUNK = 400
 """Keys in one IN (...) list; SQLite allows 32,766 variables, PostgreSQL plans long lists badly."""
+
+ROLLBACKS_LOCK = 0x5E21_0001
+"""PostgreSQL's advisory lock for counting rollbacks against the hourly limit."""
 
 YIELD_EVERY = 50
 """States decoded before other tasks get a turn; decoding one takes about 0.1 ms."""
@@ -62,11 +70,13 @@ class SqlStore:
         seen: Sequence[tuple[str, str, datetime]] = (),
         heads: Sequence[ServiceHead] = (),
         settled: Sequence[int] = (),
+        limit: RollbackLimit | None = None,
     ) -> None:
         """See ``Store.commit``."""
         with translated("commit"):
             async with self._write() as connection:
                 await self._check_revisions(connection, changes)
+                await self._check_limit(connection, changes, limit)
                 await self._update(connection, [c for c in changes if c.was_revision is not None])
                 await self._insert(connection, [c for c in changes if c.was_revision is None])
                 await self._record(connection, changes)
@@ -94,23 +104,32 @@ class SqlStore:
             if found.get(rollout) != revision:
                 raise Conflict(f"rollout {rollout} was read at revision {revision}, now it is {found.get(rollout)}")
 
+    async def _check_limit(
+        self, connection: AsyncConnection, changes: Sequence[Change], limit: RollbackLimit | None
+    ) -> None:
+        begun_n = sum(_retreated_at(change) is not None for change in changes)
+        if limit is None or not begun_n:
+            return
+        if not self._one_writer:
+            # Two commits at the same moment would both see the other's rollbacks not yet counted.
+            await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(ROLLBACKS_LOCK)))
+        query = sa.select(sa.func.count()).where(t.rollouts.c.retreated_at >= limit.since.timestamp())
+        used = int((await connection.execute(query)).scalar_one())
+        if used + begun_n > limit.at_most:
+            raise TooManyRollbacks(f"{begun_n} more automatic rollbacks after {used}; at most {limit.at_most} are set")
+
     async def _update(self, connection: AsyncConnection, changes: Sequence[Change]) -> None:
-        for with_monitor in (False, True):
-            rows = [
-                _columns(c) | ({"monitor": c.monitor} if with_monitor else {})
-                for c in changes
-                if (c.monitor is not None) is with_monitor
-            ]
-            if not rows:
-                continue
-            names = [name for name in rows[0] if name not in ("id", "started_at")]
-            values: dict[str, Any] = {
-                name: sa.bindparam(f"new_{name}", type_=t.rollouts.c[name].type) for name in names
-            }
-            # The first retreat counts; later changes of the rollout must not forget it.
-            values["retreated_at"] = sa.func.coalesce(t.rollouts.c.retreated_at, values["retreated_at"])
-            statement = t.rollouts.update().where(t.rollouts.c.id == sa.bindparam("key")).values(values)
-            await connection.execute(statement, [{"key": r["id"], **{f"new_{n}": r[n] for n in names}} for r in rows])
+        rows = [_columns(c) | _of_window(c) for c in changes]
+        if not rows:
+            return
+        names = [name for name in rows[0] if name not in ("id", "started_at")]
+        values: dict[str, Any] = {name: sa.bindparam(f"new_{name}", type_=t.rollouts.c[name].type) for name in names}
+        # The first retreat counts; later changes of the rollout must not forget it.
+        values["retreated_at"] = sa.func.coalesce(t.rollouts.c.retreated_at, values["retreated_at"])
+        for name in ("monitor", "window_not_before"):
+            values[name] = sa.func.coalesce(values[name], t.rollouts.c[name])
+        statement = t.rollouts.update().where(t.rollouts.c.id == sa.bindparam("key")).values(values)
+        await connection.execute(statement, [{"key": r["id"], **{f"new_{n}": r[n] for n in names}} for r in rows])
 
     async def _insert(self, connection: AsyncConnection, changes: Sequence[Change]) -> None:
         rows = [_columns(c) | {"monitor": c.monitor or b""} for c in changes]
@@ -205,15 +224,33 @@ class SqlStore:
     def _insert_into(self, table: sa.Table) -> Any:
         return (sqlite if self._one_writer else postgresql).insert(table)
 
-    async def postpone(self, owed_id: int, *, until: datetime, error: str) -> None:
+    async def postpone(self, postponed: Sequence[Postponed]) -> None:
         """See ``Store.postpone``."""
-        with translated("postpone an instruction"):
+        if not postponed:
+            return
+        statement = (
+            t.outbox.update()
+            .where(t.outbox.c.id == sa.bindparam("key"))
+            .values(
+                not_before=sa.bindparam("until"), attempts=t.outbox.c.attempts + 1, last_error=sa.bindparam("error")
+            )
+        )
+        rows = [{"key": one.owed_id, "until": one.until.timestamp(), "error": one.error} for one in postponed]
+        with translated("postpone instructions"):
             async with self._write() as connection:
-                await connection.execute(
-                    t.outbox.update()
-                    .where(t.outbox.c.id == owed_id)
-                    .values(not_before=until.timestamp(), attempts=t.outbox.c.attempts + 1, last_error=error)
-                )
+                await connection.execute(statement, rows)
+
+    async def lease(self, name: str, holder: str, now: datetime, *, lease_s: float) -> bool:
+        """See ``Store.lease``."""
+        insert = self._insert_into(t.leases).values(name=name, holder=holder, until=now.timestamp() + lease_s)
+        take = insert.on_conflict_do_update(
+            index_elements=["name"],
+            set_={"holder": insert.excluded.holder, "until": insert.excluded.until},
+            where=sa.or_(t.leases.c.holder == holder, t.leases.c.until <= now.timestamp()),
+        ).returning(t.leases.c.holder)
+        with translated(f"take the lease {name}"):
+            async with self._write() as connection:
+                return (await connection.execute(take)).first() is not None
 
     async def set_kill_switch(self, switch: KillSwitch) -> None:
         """See ``Store.set_kill_switch``."""
@@ -230,30 +267,28 @@ class SqlStore:
 
     # --- what is due ------------------------------------------------------------------------------------------------
 
-    async def owed(self, lane: Lane, now: datetime, *, limit: int, lease_s: float) -> Sequence[Owed]:
+    async def owed(
+        self, lane: Lane, now: datetime, *, limit: int, lease_s: float, where: Where = ANYWHERE
+    ) -> Sequence[Owed]:
         """See ``Store.owed``."""
+        o = t.outbox.c
+        query = (
+            sa.select(t.outbox)
+            .where(o.lane == lane.value, o.settled_at.is_(None), o.not_before <= now.timestamp())
+            .order_by(o.id)
+            .limit(limit)
+        )
+        if where != ANYWHERE:
+            query = query.where(o.rollout.in_(sa.select(t.rollouts.c.id).where(*_in(where))))
         with translated("read what is owed"):
-            query = (
-                sa.select(t.outbox)
-                .where(
-                    t.outbox.c.lane == lane.value,
-                    t.outbox.c.settled_at.is_(None),
-                    t.outbox.c.not_before <= now.timestamp(),
-                )
-                .order_by(t.outbox.c.id)
-                .limit(limit)
-            )
-            if self._one_writer:
-                # An empty lane is the usual case; it must not queue behind a writer.
-                async with self._engine.connect() as connection:
-                    if (await connection.execute(query.limit(1))).first() is None:
-                        return []
+            if not await self._any(query):
+                return []
             async with self._write() as connection:
                 rows = (await connection.execute(query.with_for_update(skip_locked=True))).all()
                 if rows:
                     await connection.execute(
                         t.outbox.update()
-                        .where(t.outbox.c.id.in_([row.id for row in rows]))
+                        .where(o.id.in_([row.id for row in rows]))
                         .values(not_before=now.timestamp() + lease_s)
                     )
         return [
@@ -261,16 +296,32 @@ class SqlStore:
             for row in rows
         ]
 
-    async def due(self, now: datetime, *, grace_s: float, limit: int) -> Sequence[Due]:
+    async def due(
+        self, now: datetime, *, grace_s: float, limit: int, lease_s: float, where: Where = ANYWHERE
+    ) -> Sequence[Due]:
         """See ``Store.due``."""
+        r = t.rollouts.c
         query = (
-            sa.select(t.rollouts.c.state, t.rollouts.c.monitor)
-            .where(t.rollouts.c.window_due_at <= now.timestamp() - grace_s)
-            .order_by(t.rollouts.c.window_due_at)
+            sa.select(r.id, r.state, r.monitor)
+            .where(r.window_due_at <= now.timestamp() - grace_s, r.window_not_before <= now.timestamp(), *_in(where))
+            .order_by(r.window_due_at)
             .limit(limit)
         )
-        rows = await self._read("read due windows", query)
+        with translated("read due windows"):
+            if not await self._any(query):
+                return []
+            async with self._write() as connection:
+                rows = (await connection.execute(query.with_for_update(skip_locked=True))).all()
+                for ids in _chunks([row.id for row in rows]):
+                    await connection.execute(
+                        t.rollouts.update().where(r.id.in_(ids)).values(window_not_before=now.timestamp() + lease_s)
+                    )
         return [Due(state, bytes(row.monitor)) async for state, row in self._states(rows)]
+
+    async def _any(self, query: sa.Select[Any]) -> bool:
+        """Whether there is a row; nothing to do is the usual case, and it must not queue behind a writer."""
+        async with self._engine.connect() as connection:
+            return (await connection.execute(query.limit(1))).first() is not None
 
     async def past_monitors(self, services: Collection[ServiceKey], *, last: int) -> Mapping[ServiceKey, list[bytes]]:
         """See ``Store.past_monitors``."""
@@ -290,11 +341,6 @@ class SqlStore:
                 key = ServiceKey(cluster=row.cluster, namespace=row.namespace, name=row.service)
                 out.setdefault(key, []).append(bytes(row.monitor))
         return out
-
-    async def next_due_at(self) -> datetime | None:
-        """See ``Store.next_due_at``."""
-        rows = await self._read("read the next window", sa.select(sa.func.min(t.rollouts.c.window_due_at)))
-        return None if rows[0][0] is None else from_epoch_s(rows[0][0])
 
     async def waking(self, now: datetime, *, limit: int) -> Sequence[RolloutId]:
         """See ``Store.waking``."""
@@ -469,6 +515,12 @@ def _columns(change: Change) -> dict[str, Any]:
     return columns
 
 
+def _of_window(change: Change) -> dict[str, Any]:
+    """What only a judged window changes; None leaves a column as it is."""
+    not_before = change.rest_until.timestamp() if change.rest_until else 0.0
+    return {"monitor": change.monitor, "window_not_before": not_before if change.windows else None}
+
+
 def _retreated_at(change: Change) -> float | None:
     """When Serinus itself began to roll back, for the limit an hour; people's rollbacks do not count."""
     mine = (row.at.timestamp() for row in change.journal if row.kind == "rolling back" and row.actor == "serinus")
@@ -488,6 +540,12 @@ def _cursor(after: str | None) -> tuple[float, str] | None:
 def _is_one_of(table: sa.Table, keys: Sequence[ServiceKey]) -> sa.ColumnElement[bool]:
     columns = sa.tuple_(table.c.cluster, table.c.namespace, table.c.service)
     return columns.in_([(k.cluster, k.namespace, k.name) for k in keys])
+
+
+def _in(where: Where) -> list[sa.ColumnElement[bool]]:
+    cluster = t.rollouts.c.cluster
+    clauses = [] if where.only is None else [cluster == where.only]
+    return [*clauses, cluster.not_in(sorted(where.but))] if where.but else clauses
 
 
 def _chunks(items: Sequence[_T]) -> Iterable[Sequence[_T]]:

@@ -43,6 +43,7 @@ rollouts = Table(
     Column("state", Text, nullable=False),
     Column("monitor", LargeBinary, nullable=False),
     Column("window_due_at", Float),
+    Column("window_not_before", Float, nullable=False, server_default="0"),
     Column("wake_at", Float),
     Column("started_at", Float, nullable=False),
     Column("retreated_at", Float),
@@ -129,4 +130,12 @@ switches = Table(
     Column("actor", String(200), nullable=False),
     Column("reason", Text, nullable=False),
     Column("at", Float, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(253), primary_key=True),
+    Column("holder", String(253), nullable=False),
+    Column("until", Float, nullable=False),
 )

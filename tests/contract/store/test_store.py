@@ -13,9 +13,19 @@ import sqlalchemy as sa
 from service.model.instruction import Lane
 from service.model.journal import first_broken_row
 from service.model.rollout import Phase
-from service.model.stimulus import STIMULUS, Verb
+from service.model.stimulus import STIMULUS, Verb, WindowJudged
 from service.ring.ports import Refused
-from service.ring.store import Change, Conflict, KillSwitch, RolloutFilter, ServiceHead
+from service.ring.store import (
+    Change,
+    Conflict,
+    KillSwitch,
+    Postponed,
+    RollbackLimit,
+    RolloutFilter,
+    ServiceHead,
+    TooManyRollbacks,
+    Where,
+)
 from service.rollout import machine
 from service.rollout.turn import Step
 from service.storage.opening import migrate, open_store
@@ -114,7 +124,7 @@ async def test_a_leased_order_is_hidden_until_the_lease_ends_and_gone_when_settl
     assert await store.owed(Lane.WEIGHTS, START, limit=10, lease_s=30) == []
     later = START + timedelta(seconds=31)
     assert [o.id for o in await store.owed(Lane.WEIGHTS, later, limit=10, lease_s=30)] == [one.id]
-    await store.postpone(one.id, until=later + timedelta(seconds=5), error="409")
+    await store.postpone([Postponed(one.id, later + timedelta(seconds=5), "409")])
     assert await store.owed(Lane.WEIGHTS, later, limit=10, lease_s=30) == []
     (again,) = await store.owed(Lane.WEIGHTS, later + timedelta(seconds=6), limit=10, lease_s=30)
     assert again.attempts == 1
@@ -127,9 +137,8 @@ async def test_windows_are_due_by_their_own_time(store: SqlStore) -> None:
     await keep(store, story)
     assert story.state.windows_from is not None
     end = story.state.windows_from + timedelta(seconds=60)
-    assert await store.next_due_at() == end
-    assert await store.due(end + timedelta(seconds=9), grace_s=10, limit=5) == []
-    (due,) = await store.due(end + timedelta(seconds=10), grace_s=10, limit=5)
+    assert await store.due(end + timedelta(seconds=9), grace_s=10, limit=5, lease_s=30) == []
+    (due,) = await store.due(end + timedelta(seconds=10), grace_s=10, limit=5, lease_s=30)
     assert due.state == story.state
     assert due.monitor == b""
 
@@ -140,8 +149,66 @@ async def test_the_statistics_row_is_kept_beside_the_state(store: SqlStore) -> N
     was = story.state.revision
     story.window()
     await store.commit([Change(story.state, was, monitor=b"\x01\x02")])
-    (due,) = await store.due(START + timedelta(hours=1), grace_s=0, limit=5)
+    (due,) = await store.due(START + timedelta(hours=1), grace_s=0, limit=5, lease_s=30)
     assert due.monitor == b"\x01\x02"
+
+
+async def test_a_claimed_window_is_hidden_until_its_lease_ends_or_it_is_judged(store: SqlStore) -> None:
+    story = Story().progressing()
+    await keep(store, story)
+    later = START + timedelta(hours=1)
+    assert len(await store.due(later, grace_s=0, limit=5, lease_s=30)) == 1
+    assert await store.due(later, grace_s=0, limit=5, lease_s=30) == []
+    assert len(await store.due(later + timedelta(seconds=30), grace_s=0, limit=5, lease_s=30)) == 1
+    for rest_until, offered_n in ((None, 1), (later + timedelta(minutes=2), 0)):
+        was = story.state.revision
+        judged = story.window().facts[-1]
+        assert isinstance(judged, WindowJudged)
+        windows = ((story.state.revision, judged),)
+        await store.commit([Change(story.state, was, windows=windows, rest_until=rest_until)])
+        assert len(await store.due(later, grace_s=0, limit=5, lease_s=0.001)) == offered_n
+
+
+async def test_a_person_does_not_free_a_claimed_window(store: SqlStore) -> None:
+    story = Story().progressing()
+    await keep(store, story)
+    later = START + timedelta(hours=1)
+    await store.due(later, grace_s=0, limit=5, lease_s=30)
+    was = story.state.revision
+    await store.commit([change(story.person(Verb.PAUSE).last, was)])
+    assert await store.due(later, grace_s=0, limit=5, lease_s=30) == []
+
+
+async def test_one_clusters_work_is_claimed_without_anothers(store: SqlStore) -> None:
+    for n, cluster in enumerate(("east", "west")):
+        service = SERVICE.model_copy(update={"cluster": cluster})
+        await keep(store, Story(id=f"e{n}", service=service, rollout=f"r-{cluster}").ready())
+        await keep(
+            store,
+            Story(id=f"f{n}", service=service.model_copy(update={"name": "b"}), rollout=f"s-{cluster}").progressing(),
+        )
+    for where, rollouts in ((Where(only="east"), {"east"}), (Where(but=frozenset({"east"})), {"west"})):
+        owed = await store.owed(Lane.WEIGHTS, START, limit=9, lease_s=30, where=where)
+        due = await store.due(START + timedelta(hours=1), grace_s=0, limit=9, lease_s=30, where=where)
+        assert {o.instruction.service.cluster for o in owed} == {d.state.service.cluster for d in due} == rollouts
+
+
+async def test_a_lease_is_one_holders_until_it_runs_out(store: SqlStore) -> None:
+    for at_s, holder, given in ((0, "a", True), (1, "b", False), (5, "a", True), (14, "b", False), (15, "b", True)):
+        assert await store.lease("watch", holder, START + timedelta(seconds=at_s), lease_s=10) is given
+    assert await store.lease("other", "a", START, lease_s=10)
+
+
+async def test_a_commit_beyond_the_hourly_limit_of_rollbacks_writes_nothing(store: SqlStore) -> None:
+    story = Story().progressing()
+    await keep(store, story)
+    was = story.state.revision
+    story.window(harmful=True, **lean(200))
+    with pytest.raises(TooManyRollbacks):
+        await store.commit([change(story.last, was)], limit=RollbackLimit(0, START))
+    assert (await store.load([story.state.id]))[story.state.id].revision == was
+    await store.commit([change(story.last, was)], limit=RollbackLimit(1, START))
+    assert await store.rollbacks_since(START) == 1
 
 
 async def test_seen_events_and_heads_are_remembered_and_a_repeat_is_no_error(store: SqlStore) -> None:

@@ -31,7 +31,7 @@ class World:
         self.told: list[Told] = []
         self.past: dict[ServiceKey, list[bytes]] = {}
 
-    async def due(self, now: datetime, *, grace_s: float, limit: int) -> Sequence[Due]:
+    async def due(self, now: datetime, *, grace_s: float, limit: int, lease_s: float) -> Sequence[Due]:
         return self.waiting
 
     async def past_monitors(self, services: Collection[ServiceKey], *, last: int) -> dict[ServiceKey, list[bytes]]:
