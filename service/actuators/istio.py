@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from kubernetes.aio import client
@@ -17,6 +18,12 @@ logger = logging.getLogger(__name__)
 GROUP = "networking.istio.io"
 VERSIONS = ("v1", "v1beta1")
 PLURAL = "virtualservices"
+FEW = 5
+"""Up to so many objects of a namespace are read one by one; beyond, the namespace is listed."""
+
+PAGE = 500
+"""Objects in one page of a list."""
+
 MAX_CONFLICTS = 5
 """Other writers in a row before the dispatcher is asked to come again later."""
 
@@ -60,16 +67,19 @@ class IstioMesh:
             f"others changed VirtualService {place.namespace}/{place.virtual_service} {MAX_CONFLICTS} times in a row"
         )
 
-    async def get_weights(self, place: Place) -> WeightsSeen:
+    async def get_weights(self, places: Sequence[Place]) -> Sequence[WeightsSeen]:
         """See ``Mesh.get_weights``."""
-        found = await self._get(place)
-        if found is None:
-            return WeightsSeen(None, None, detail="there is no such VirtualService")
-        try:
-            seen = look(found, _wanted(place, canary_percent=0, fence=0, rollout=""))
-        except CannotEdit as reason:
-            return WeightsSeen(None, None, detail=str(reason))
-        return WeightsSeen(seen.canary_percent, seen.fence)
+        out: dict[int, WeightsSeen] = {}
+        namespaces: dict[str, list[int]] = {}
+        for at, place in enumerate(places):
+            namespaces.setdefault(place.namespace, []).append(at)
+        for namespace, listed in namespaces.items():
+            if len(listed) <= FEW:
+                found = {places[at].virtual_service: await self._get(places[at]) for at in listed}
+            else:
+                found = {one["metadata"]["name"]: one async for one in self._list(namespace)}
+            out |= {at: _seen(found.get(places[at].virtual_service), places[at]) for at in listed}
+        return [out[at] for at in range(len(places))]
 
     async def ready(self, place: Place) -> tuple[bool, str]:
         """See ``Mesh.ready``."""
@@ -136,6 +146,24 @@ class IstioMesh:
                     raise Unavailable(f"the API server answers {error.status}: {message(error)}") from error
         return None
 
+    async def _list(self, namespace: str) -> AsyncIterator[dict[str, Any]]:
+        """Every VirtualService of a namespace, page by page."""
+        more = ""
+        while True:
+            try:
+                with answered(f"list VirtualServices of {namespace}"):
+                    page: Any = await self._custom.list_namespaced_custom_object(
+                        GROUP, self._version, namespace, PLURAL,
+                        limit=PAGE, _continue=more, _request_timeout=self._timeout_s,
+                    )  # fmt: skip
+            except client.ApiException as error:
+                raise Unavailable(f"the API server answers {error.status}: {message(error)}") from error
+            for one in page.get("items") or ():
+                yield one
+            more = (page.get("metadata") or {}).get("continue") or ""
+            if not more:
+                return
+
     async def _patch(self, place: Place, planned: Edit) -> None:
         with answered(f"patch VirtualService {place.namespace}/{place.virtual_service}"):
             await self._custom.patch_namespaced_custom_object(
@@ -149,6 +177,16 @@ class IstioMesh:
                 _content_type="application/json-patch+json",
                 _request_timeout=self._timeout_s,
             )
+
+
+def _seen(found: dict[str, Any] | None, place: Place) -> WeightsSeen:
+    if found is None:
+        return WeightsSeen(None, None, detail="there is no such VirtualService")
+    try:
+        seen = look(found, _wanted(place, canary_percent=0, fence=0, rollout=""))
+    except CannotEdit as reason:
+        return WeightsSeen(None, None, detail=str(reason))
+    return WeightsSeen(seen.canary_percent, seen.fence)
 
 
 def _wanted(place: Place, *, canary_percent: int, fence: int, rollout: str, first: bool = False) -> Wanted:

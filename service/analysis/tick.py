@@ -1,15 +1,19 @@
-"""The tick: every rollout whose next window has closed, collected and judged together.
+"""The tick: every rollout of a cluster whose next window has closed, claimed, collected, judged and told together.
 
 A window closes ``grace_s`` after its end, when every scrape that belongs to it has arrived. Windows that were missed
 while the service or the store was away are judged later at their own time, oldest first; those older than
-``history_s`` can no longer be read and are BLIND.
+``history_s`` can no longer be read and are BLIND. While the store is still away, missed windows are used up no faster
+than time passes, so that there is something left to read when it is back.
+
+Each cluster has a tick of its own, so that a metric store that is slow or away delays nobody else's windows. Several
+claims are under way at once: while one waits for the metric store, another is judged.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from service.analysis.judging import Judged, judge_windows
@@ -19,12 +23,16 @@ from service.model.stimulus import WindowJudged
 from service.model.value import from_epoch_s
 from service.ring.door import Door, Told
 from service.ring.ports import Clock, Source, Unavailable
-from service.ring.store import Due, Store
+from service.ring.store import ANYWHERE, Change, Due, RollbackLimit, Store, TooManyRollbacks, Where
+from service.rollout import machine
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 500
 """Rollouts claimed, judged and committed together."""
+
+WORKERS_N = 2
+"""Chunks under way at once."""
 
 LEASE_S = 60.0
 """How long a window is hidden from other replicas: what losing one of them in the middle of a turn costs."""
@@ -35,48 +43,74 @@ PAST_ROLLOUTS = 20
 LOOK_EVERY_S = 0.25
 """How often an idle tick looks for windows that have come due; one read by index."""
 
+AWAY_S = 1.0
+"""Pause after the database could not be asked."""
+
+MAX_TRIES_AT_LIMIT = 5
+"""Tries to share the hourly limit of rollbacks with other replicas before the chunk is left for its lease's end."""
+
+
+class NoSource:
+    """Stands in for clusters that no metric store is set for (any more): their windows are blind and say so."""
+
+    async def collect(self, queries: Sequence[WindowQuery]) -> Sequence[Sequence[Reading]]:
+        """See ``Source.collect``."""
+        return [
+            [Reading(m, Availability.AWAY, None, f"no metric store is set for cluster {q.cluster}") for m in q.metrics]
+            for q in queries
+        ]
+
 
 class Tick:
-    """Judges due windows for ever. Safe to stop at any point: a window that was not committed is judged again."""
+    """Judges a cluster's due windows for ever. Safe to stop at any point: what was not committed is judged again."""
 
     def __init__(
         self,
         store: Store,
         door: Door,
-        sources: Mapping[str, Source],
+        source: Source,
         clock: Clock,
         *,
         grace_s: float,
+        where: Where = ANYWHERE,
         history_s: float = 6 * 3600.0,
         rollbacks_per_hour: int = 10,
         lagged: Callable[[float], None] | None = None,
     ) -> None:
+        """``lagged`` is told, in seconds, how long after it could be judged each window was."""
         self._store = store
         self._door = door
-        self._sources = sources
+        self._source = source
         self._clock = clock
         self._grace_s = grace_s
+        self._where = where
         self._history_s = history_s
         self._rollbacks_per_hour = rollbacks_per_hour
         self._lagged = lagged or (lambda lag_s: None)
         self.last_turn_at: datetime | None = None
 
     async def run(self) -> None:
-        """Judge what is due, sleep until something is, and so on. Returns only by cancellation."""
+        """Judge what is due, for ever. Returns only by cancellation."""
+        async with asyncio.TaskGroup() as group:
+            for n in range(WORKERS_N):
+                group.create_task(self._work(), name=f"tick {self._where} {n + 1}")
+
+    async def _work(self) -> None:
         while True:
+            pause_s = LOOK_EVERY_S
             try:
-                judged_n = await self.turn()
+                if await self.turn() == CHUNK:
+                    pause_s = 0.0
             except Unavailable as error:
                 logger.warning("windows wait: %s", error, extra={"action": "tick_postponed"})
-                judged_n = 0
+                pause_s = AWAY_S
             self.last_turn_at = self._clock.now()
-            if judged_n < CHUNK:
-                await self._clock.sleep(LOOK_EVERY_S)
+            await self._clock.sleep(pause_s)
 
     async def turn(self) -> int:
         """Judge one chunk of due windows; how many there were."""
         now = self._clock.now()
-        due = await self._store.due(now, grace_s=self._grace_s, limit=CHUNK, lease_s=LEASE_S)
+        due = await self._store.due(now, grace_s=self._grace_s, limit=CHUNK, lease_s=LEASE_S, where=self._where)
         if not due:
             return 0
         readings = await self._collect(due, now)
@@ -84,45 +118,46 @@ class Tick:
         beginning = {one.state.service for one in due if not one.monitor}
         past = await self._store.past_monitors(beginning, last=PAST_ROLLOUTS) if beginning else {}
         judged = await asyncio.to_thread(judge_windows, cases, past)
-        frozen = (await self._store.kill_switch()).frozen
-        used = await self._store.rollbacks_since(now - timedelta(hours=1))
-        left = max(0, self._rollbacks_per_hour - used)
-        told: list[Told] = []
-        for one, verdict in zip(due, judged, strict=True):
-            fact = self._fact(one.state, verdict, frozen=frozen, rollbacks_left=left)
-            told.append(Told(one.state.id, fact, verdict.monitor))
-            self._lagged((self._clock.now() - fact.end).total_seconds())
-            if verdict.harmful and left:
-                # Within one chunk each possible rollback uses up the limit, so a storm cannot slip through together.
-                left -= 1
-        await self._door.tell(told)
+        await self._tell([one.state for one in due], judged)
         return len(due)
 
     async def _collect(self, due: Sequence[Due], now: datetime) -> Sequence[Sequence[Reading]]:
-        """Readings of every due window. Clusters are asked side by side; one that fails blinds only its own."""
-        out: list[Sequence[Reading]] = [()] * len(due)
-        groups: dict[str, list[int]] = {}
-        for i, one in enumerate(due):
-            _, end_s = window_span(one.state)
-            if now.timestamp() - end_s > self._history_s:
-                out[i] = _blind(one.state, "the window is older than the metric store is asked for")
-            else:
-                groups.setdefault(one.state.service.cluster, []).append(i)
+        """Readings of every due window; those that are too old for the metric store are not asked for."""
+        oldest_s = now.timestamp() - self._history_s
+        asked = [i for i, one in enumerate(due) if window_span(one.state)[1] >= oldest_s]
+        answers = await self._source.collect([_query(due[i].state) for i in asked]) if asked else []
+        found = dict(zip(asked, answers, strict=True))
+        return [found[i] if i in found else _too_old(one.state) for i, one in enumerate(due)]
 
-        async def ask(cluster: str, places: list[int]) -> None:
-            source = self._sources.get(cluster)
-            if source is None:
-                for i in places:
-                    out[i] = _blind(due[i].state, f"no metric store is set for cluster {cluster}")
-                return
-            answers = await source.collect([_query(due[i].state) for i in places])
-            for i, answer in zip(places, answers, strict=True):
-                out[i] = answer
+    async def _tell(self, states: Sequence[RolloutState], judged: Sequence[Judged]) -> None:
+        """Hand the verdicts to the door, with no more rollbacks than the hourly limit leaves over all replicas."""
+        frozen = (await self._store.kill_switch()).frozen
+        known = {state.id: state for state in states}
+        limit = RollbackLimit(self._rollbacks_per_hour, self._clock.now() - timedelta(hours=1))
+        for crowded in range(MAX_TRIES_AT_LIMIT):
+            left = max(0, limit.at_most - await self._store.rollbacks_since(limit.since))
+            told: list[Told] = []
+            for state, verdict in zip(states, judged, strict=True):
+                fact = self._fact(state, verdict, frozen=frozen, rollbacks_left=left)
+                told.append(Told(state.id, fact, verdict.monitor, self._rest_until(state, fact)))
+                if crowded and left and _rolls_back(state, fact):
+                    left -= 1
+            try:
+                await self._door.tell(told, known=known, limit=limit)
+            except TooManyRollbacks as error:
+                # A storm, or another replica was first: now the rollbacks that are left are dealt out one by one.
+                logger.info("%s", error, extra={"action": "rollbacks_limited"})
+                continue
+            for one in told:
+                assert isinstance(one.stimulus, WindowJudged)
+                self._lagged((self._clock.now() - one.stimulus.end).total_seconds() - self._grace_s)
+            return
+        raise Unavailable(f"other replicas used up the hourly limit of rollbacks {MAX_TRIES_AT_LIMIT} times in a row")
 
-        async with asyncio.TaskGroup() as group:
-            for cluster, places in groups.items():
-                group.create_task(ask(cluster, places), name=f"collect {cluster}")
-        return out
+    def _rest_until(self, state: RolloutState, fact: WindowJudged) -> datetime | None:
+        """When the next window may be judged: at once, but for missed windows of a store that is away."""
+        away = any(one.availability is Availability.AWAY for one in fact.evidence)
+        return fact.at + timedelta(seconds=state.policy.window_s) if fact.late and away else None
 
     def _fact(self, state: RolloutState, verdict: Judged, *, frozen: bool, rollbacks_left: int) -> WindowJudged:
         start_s, end_s = window_span(state)
@@ -163,5 +198,12 @@ def _query(state: RolloutState) -> WindowQuery:
     return WindowQuery(state.id, state.service.cluster, state.place, names, start_s, end_s)
 
 
-def _blind(state: RolloutState, why: str) -> tuple[Reading, ...]:
-    return tuple(Reading(m.name, Availability.AWAY, None, why) for m in state.policy.metrics)
+def _too_old(state: RolloutState) -> tuple[Reading, ...]:
+    why = "the window is older than the metric store is asked for"
+    return tuple(Reading(m.name, Availability.NO_SERIES, None, why) for m in state.policy.metrics)
+
+
+def _rolls_back(state: RolloutState, fact: WindowJudged) -> bool:
+    """Whether the window begins a rollback that counts against the limit."""
+    step = machine.step(state, fact)
+    return Change(step.state, state.revision, step.journal).retreated_at is not None

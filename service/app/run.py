@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import logging
+import os
+import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -19,7 +21,7 @@ from aiohttp import web
 from service.actuators.cluster import connect
 from service.actuators.istio import IstioMesh
 from service.alerts.pagerduty import NobodyPaged, PagerDutyPager
-from service.analysis.tick import Tick
+from service.analysis.tick import NoSource, Tick
 from service.api.app import Api, Check, build_app
 from service.api.auth import Auth, read_tokens
 from service.app import logs
@@ -31,11 +33,10 @@ from service.dispatch.dispatcher import Dispatcher
 from service.events.connection import Connection
 from service.events.consumer import EventConsumer
 from service.events.publisher import KafkaBus, Producer
-from service.model.instruction import Lane
 from service.model.rollout import Phase
 from service.ring.door import Door
 from service.ring.ports import Mesh, Pager, PortError, Source, Unavailable
-from service.ring.store import RolloutFilter, Store
+from service.ring.store import RolloutFilter, Store, Where
 from service.settings import KafkaSettings, Settings, SettingsError, load, load_catalog, read_secret
 from service.sources.prometheus import PrometheusSource
 from service.storage.opening import open_store
@@ -89,6 +90,7 @@ async def run(settings: Settings, stop: asyncio.Event, *, started: Callable[[Ser
     """Run the service until ``stop`` is set. ``started`` is called once everything listens."""
     catalog, presets = load_catalog(settings)
     clock = SystemClock()
+    replica = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     own = OwnMetrics(version())
     async with AsyncExitStack() as stack:
         store = await open_store(settings.database.url, password=read_secret(settings.database.password_file))
@@ -125,16 +127,23 @@ async def run(settings: Settings, stop: asyncio.Event, *, started: Callable[[Ser
         )
         door.on_owed = dispatcher.poke
         grace_s = max(2 * c.prometheus.scrape_interval_s for c in clusters.values())
-        tick = Tick(
-            store,
-            door,
-            sources,
-            clock,
-            grace_s=grace_s,
-            rollbacks_per_hour=settings.rollbacks_per_hour,
-            lagged=own.window_lag_s.observe,
-        )
-        clockwork = Clockwork(store, door, clock, meshes, watch_every_s=WATCH_EVERY_S)
+        ticks = {
+            str(where): Tick(
+                store,
+                door,
+                source,
+                clock,
+                grace_s=grace_s,
+                where=where,
+                rollbacks_per_hour=settings.rollbacks_per_hour,
+                lagged=own.window_lag_s.observe,
+            )
+            for where, source in (
+                *((Where(only=name), source) for name, source in sources.items()),
+                (Where(but=frozenset(sources)), NoSource()),
+            )
+        }
+        clockwork = Clockwork(store, door, clock, meshes, replica=replica, watch_every_s=WATCH_EVERY_S)
         consumer = EventConsumer(
             connection_of(settings.kafka),
             topic=settings.kafka.topic,
@@ -149,7 +158,7 @@ async def run(settings: Settings, stop: asyncio.Event, *, started: Callable[[Ser
         checks: dict[str, Check] = {
             "database": store.check,
             "event-bus": _bus_check(consumer, clock),
-            "tick": _tick_check(tick, clock),
+            **{f"tick {name}": _tick_check(tick, clock) for name, tick in ticks.items()},
         }
         api = Api(store, door, clock, auth=auth, checks=checks, version=version())
         port = await stack.enter_async_context(
@@ -162,11 +171,11 @@ async def run(settings: Settings, stop: asyncio.Event, *, started: Callable[[Ser
             stop,
             {
                 "events": consumer.run(),
-                "tick": tick.run(),
+                **{f"tick {name}": tick.run() for name, tick in ticks.items()},
                 "wake": clockwork.wake(),
-                "watch": clockwork.watch(),
+                **{f"watch {cluster}": clockwork.watch(cluster) for cluster in meshes},
                 "own metrics": _gauges(own, store, clock),
-                **{f"lane {lane}": dispatcher.run(lane) for lane in Lane},
+                **{f"lane {lane} {where}": dispatcher.run(lane, where) for lane, where in dispatcher.lanes()},
             },
             stop_s=settings.stop_s,
         )

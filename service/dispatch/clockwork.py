@@ -1,11 +1,11 @@
 """Clockwork: what only time or somebody else's hand brings about, turned into facts for the door.
 
-Two loops: rollouts that asked to be woken, and a watch on the weights that stand in the mesh.
+Rollouts that asked to be woken, and, cluster by cluster, a watch on the weights that stand in the mesh. One replica
+watches a cluster for all.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping
 
@@ -13,29 +13,36 @@ from service.model.names import RolloutId
 from service.model.rollout import RolloutState
 from service.model.stimulus import DriftSeen, TimePassed
 from service.ring.door import Door, Told
-from service.ring.ports import Clock, Mesh, PortError, Unavailable
-from service.ring.store import Store
+from service.ring.lease import HeldLease
+from service.ring.ports import Clock, Mesh, PortError, Unavailable, WeightsSeen
+from service.ring.store import Store, Where
 
 logger = logging.getLogger(__name__)
 
-PAGE = 200
+PAGE = 500
 """Rollouts read at once."""
 
 WAKE_EVERY_S = 1.0
-LOOKS_AT_ONCE = 16
-"""API reads under way at once, so that the watch never crowds out a write."""
 
 
 class Clockwork:
-    """Wakes rollouts and watches for drift. Both loops return only by cancellation."""
+    """Wakes rollouts and watches for drift. The loops return only by cancellation."""
 
     def __init__(
-        self, store: Store, door: Door, clock: Clock, meshes: Mapping[str, Mesh], *, watch_every_s: float = 15.0
+        self,
+        store: Store,
+        door: Door,
+        clock: Clock,
+        meshes: Mapping[str, Mesh],
+        *,
+        replica: str = "",
+        watch_every_s: float = 15.0,
     ) -> None:
         self._store = store
         self._door = door
         self._clock = clock
         self._meshes = meshes
+        self._replica = replica
         self._watch_every_s = watch_every_s
 
     async def wake(self) -> None:
@@ -53,36 +60,27 @@ class Clockwork:
         due = await self._store.waking(now, limit=PAGE)
         await self._door.tell([Told(rid, TimePassed(id=f"{rid}/t{now.timestamp():.3f}", at=now)) for rid in due])
 
-    async def watch(self) -> None:
-        """Look at the weights of running rollouts, again and again."""
+    async def watch(self, cluster: str) -> None:
+        """Look at the weights of a cluster's running rollouts, again and again."""
+        lease = HeldLease(self._store, self._clock, f"watch {cluster}", self._replica, lease_s=2 * self._watch_every_s)
         while True:
             await self._clock.sleep(self._watch_every_s)
             try:
-                await self.watch_turn()
-            except Unavailable as error:
-                logger.warning("the watch waits: %s", error, extra={"action": "watch_postponed"})
+                if await lease.mine():
+                    await self.watch_turn(cluster)
+            except PortError as error:
+                logger.warning("the watch waits: %s", error, extra={"action": "watch_postponed", "cluster": cluster})
 
-    async def watch_turn(self) -> None:
+    async def watch_turn(self, cluster: str) -> None:
         """Look once at every running rollout's weights; tell the door of those that stand differently."""
         after: RolloutId | None = None
-        gate = asyncio.Semaphore(LOOKS_AT_ONCE)
-        while page := await self._store.watched(limit=PAGE, after=after):
-            async with asyncio.TaskGroup() as group:
-                looks = [group.create_task(self._look(state, gate)) for state in page]
-            facts = [fact for look in looks if (fact := look.result()) is not None]
-            await self._door.tell(facts)
+        while page := await self._store.watched(limit=PAGE, after=after, where=Where(only=cluster)):
+            seen = await self._meshes[cluster].get_weights([state.place for state in page])
+            facts = [self._fact(state, one) for state, one in zip(page, seen, strict=True)]
+            await self._door.tell([fact for fact in facts if fact is not None])
             after = page[-1].id
 
-    async def _look(self, state: RolloutState, gate: asyncio.Semaphore) -> Told | None:
-        mesh = self._meshes.get(state.service.cluster)
-        if mesh is None:
-            return None
-        try:
-            async with gate:
-                seen = await mesh.get_weights(state.place)
-        except PortError as error:
-            logger.info("weights not seen: %s", error, extra={"action": "watch_failed", "rollout": state.id})
-            return None
+    def _fact(self, state: RolloutState, seen: WeightsSeen) -> Told | None:
         if seen.canary_percent == state.weight_asked and state.drift_since is None:
             return None
         now = self._clock.now()

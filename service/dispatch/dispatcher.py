@@ -1,35 +1,42 @@
-"""The dispatcher: one loop a lane, each taking owed instructions by lease, trying them side by side, a bounded number.
+"""The dispatcher: carries out what the outbox owes, and brings each outcome back by the door.
 
-Everything owed is safe to do twice, so a crash after the effect and before the outcome costs one repetition. What
-fails for now is tried again with growing pauses, for as long as it is owed; what is refused is answered to the core.
+Every lane is worked on its own, and the lanes of a cluster apart from those of every other: a page never waits for a
+mesh write, a rollback never for another write, and nobody for a cluster that hangs. Within a lane many instructions
+are under way at once, one after the other only for each rollout, so that its page is resolved after it was sent. What
+fails is tried again with growing pauses, for as long as it is owed; what is refused is answered to the core.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from datetime import timedelta
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 
-from service.model.instruction import CheckReady, Lane, Page, Publish, SetWeights
-from service.model.stimulus import CandidateReady, Stimulus, WeightsRefused, WeightsWritten
+from service.dispatch.effects import TRY_S, Done, Effects, Later
+from service.dispatch.outcomes import Outcomes
+from service.model.instruction import Lane
+from service.ring.breaker import Breaker
 from service.ring.door import Door, Told
-from service.ring.ports import Bus, Clock, Mesh, Pager, Refused, Unavailable
-from service.ring.store import Owed, Postponed, Store
+from service.ring.ports import Bus, Clock, Mesh, Pager, Unavailable
+from service.ring.store import ANYWHERE, Owed, Postponed, Store, Where
 
 logger = logging.getLogger(__name__)
 
-BATCH = {Lane.RETREAT: 32, Lane.WEIGHTS: 16, Lane.READINESS: 64, Lane.PAGES: 8, Lane.PUBLISH: 64}
-"""Instructions of a lane under way at once."""
+AT_ONCE = {Lane.RETREAT: 64, Lane.WEIGHTS: 32, Lane.READINESS: 64, Lane.PAGES: 8, Lane.PUBLISH: 64}
+"""Instructions of a lane under way at once, for each cluster where the lane belongs to one."""
 
-LEASE_S = 60.0
+OF_A_CLUSTER = frozenset({Lane.RETREAT, Lane.WEIGHTS, Lane.READINESS})
+"""Lanes that are worked cluster by cluster; the others lead to one place for all."""
+
+LEASE_S = 30.0
 """How long an instruction is hidden from other replicas; every try is cut off well before it."""
 
-TRY_S = 30.0
 IDLE_S = 1.0
-READY_POLL_S = 2.0
+GATHER_S = 0.02
+"""After one instruction is done the lane waits so long before it claims more, so that it claims several at once."""
+
 FROZEN_POLL_S = 2.0
-LONGEST_PAUSE_S = 30.0
 
 
 class Dispatcher:
@@ -47,140 +54,118 @@ class Dispatcher:
         done: Callable[[str, str], None] | None = None,
     ) -> None:
         self._store = store
-        self._door = door
         self._clock = clock
-        self._meshes = meshes
-        self._pager = pager
-        self._bus = bus
+        self._clusters = frozenset(meshes)
+        self._effects = Effects(clock, meshes=meshes, pager=pager, bus=bus)
+        self._outcomes = Outcomes(store, door, clock)
         self._done = done or (lambda kind, outcome: None)
-        self._news = {lane: asyncio.Event() for lane in Lane}
+        self._news: dict[Lane, list[asyncio.Event]] = {lane: [] for lane in Lane}
+        self._under_way: set[int] = set()
 
     def poke(self, lanes: frozenset[Lane]) -> None:
         """There is new work in these lanes."""
         for lane in lanes:
-            self._news[lane].set()
+            for news in self._news[lane]:
+                news.set()
 
-    async def run(self, lane: Lane) -> None:
+    def lanes(self) -> Sequence[tuple[Lane, Where]]:
+        """What ``run`` must be called with so that everything owed is worked on, whatever cluster it is for."""
+        elsewhere = Where(but=self._clusters)
+        places = [*(Where(only=cluster) for cluster in sorted(self._clusters)), elsewhere]
+        return [(lane, where) for lane in Lane for where in (places if lane in OF_A_CLUSTER else [ANYWHERE])]
+
+    async def run(self, lane: Lane, where: Where = ANYWHERE) -> None:
         """Carry out one lane's instructions. Returns only by cancellation."""
-        while True:
-            self._news[lane].clear()
-            try:
-                carried_n = await self.turn(lane)
-            except Unavailable as error:
-                logger.warning("lane %s waits: %s", lane, error, extra={"action": "lane_postponed", "lane": lane.value})
-                carried_n = 0
-                await self._clock.sleep(IDLE_S)
-            if carried_n < BATCH[lane]:
-                await self._idle(lane)
-
-    async def _idle(self, lane: Lane) -> None:
-        """Until there is news, or a postponed instruction may have come due."""
-        waits = {asyncio.create_task(self._news[lane].wait()), asyncio.create_task(self._clock.sleep(IDLE_S))}
+        news = asyncio.Event()
+        self._news[lane].append(news)
+        breaker = Breaker(self._clock, longest_pause_s=5.0)
+        chains: set[asyncio.Task[None]] = set()
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            while True:
+                news.clear()
+                pause_s = IDLE_S
+                try:
+                    if await self._frozen(lane):
+                        pause_s = FROZEN_POLL_S
+                    else:
+                        chains |= await self._start(lane, where, breaker, room=AT_ONCE[lane] - len(chains))
+                except Unavailable as error:
+                    logger.warning("lane %s waits: %s", lane, error, extra={"action": "lane_postponed", "lane": lane})
+                chains = await self._until_room(chains, news, pause_s)
+        finally:
+            self._news[lane].remove(news)
+            for chain in chains:
+                chain.cancel()
+
+    async def turn(self, lane: Lane, where: Where = ANYWHERE) -> int:
+        """Try once what is owed in a lane now, to the end; how many rollouts it was for."""
+        if await self._frozen(lane):
+            return 0
+        chains = await self._start(lane, where, Breaker(self._clock), room=AT_ONCE[lane])
+        await asyncio.gather(*chains)
+        return len(chains)
+
+    async def _until_room(
+        self, chains: set[asyncio.Task[None]], news: asyncio.Event, pause_s: float
+    ) -> set[asyncio.Task[None]]:
+        """Until something ended, there is news, or a postponed instruction may have come due; what is under way."""
+        waits = {asyncio.create_task(news.wait()), asyncio.create_task(self._clock.sleep(pause_s))}
+        try:
+            await asyncio.wait({*chains, *waits}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()
+        if any(chain.done() for chain in chains):
+            await self._clock.sleep(GATHER_S)
+        for chain in chains:
+            if chain.done():
+                chain.result()  # a bug in carrying out must not be swallowed
+        return {chain for chain in chains if not chain.done()}
 
-    async def turn(self, lane: Lane) -> int:
-        """Try what is owed in a lane now; how many there were."""
-        owed = await self._store.owed(lane, self._clock.now(), limit=BATCH[lane], lease_s=LEASE_S)
-        if not owed:
-            return 0
-        if lane in (Lane.WEIGHTS, Lane.RETREAT) and (await self._store.kill_switch()).frozen:
-            for one in owed:
-                await self._postpone(one, FROZEN_POLL_S, "the kill switch is on: all weights are frozen")
-            return 0
-        if lane is Lane.PUBLISH:
-            # One after the other: decisions of a service must reach the topic in the order they were made.
-            for one in owed:
-                if not await self._carry(one):
-                    break
-            return len(owed)
-        async with asyncio.TaskGroup() as group:
-            for one in owed:
-                group.create_task(self._carry(one), name=f"{lane} {one.id}")
-        return len(owed)
+    async def _frozen(self, lane: Lane) -> bool:
+        """Whether the kill switch keeps this lane's instructions where they are."""
+        return lane in (Lane.WEIGHTS, Lane.RETREAT) and (await self._store.kill_switch()).frozen
 
-    async def _carry(self, owed: Owed) -> bool:
-        """Try one instruction and bring the outcome back; False when it is owed still."""
-        kind = owed.instruction.type
+    async def _start(self, lane: Lane, where: Where, breaker: Breaker, *, room: int) -> set[asyncio.Task[None]]:
+        """Claim what there is room for and begin it, one task for each rollout."""
+        if room <= 0 or not breaker.admits():
+            return set()
+        now = self._clock.now()
+        owed = await self._store.owed(lane, now, limit=1 if breaker.open else room, lease_s=LEASE_S, where=where)
+        chains: dict[str, list[Owed]] = {}
+        for one in owed:
+            # A lease that ran out while the database was away: it is being carried out here all the same.
+            if one.id not in self._under_way:
+                chains.setdefault(one.instruction.rollout, []).append(one)
+        return {
+            asyncio.create_task(self._carry(chain, now + timedelta(seconds=LEASE_S), breaker), name=f"{lane} {rollout}")
+            for rollout, chain in chains.items()
+        }
+
+    async def _carry(self, chain: Sequence[Owed], leased_until: datetime, breaker: Breaker) -> None:
+        """One rollout's instructions in their order. The first that has to wait makes the later ones wait with it."""
+        ids = {one.id for one in chain}
+        self._under_way |= ids
         try:
-            async with asyncio.timeout(TRY_S):
-                outcome = await self._do(owed)
-        except Refused as refused:
-            self._done(kind, "refused")
-            await self._refused(owed, str(refused))
-            return True
-        except (Unavailable, TimeoutError) as error:
-            self._done(kind, "unavailable")
-            wished_s = error.retry_after_s if isinstance(error, Unavailable) else None
-            pause_s = min(LONGEST_PAUSE_S, 0.25 * 2 ** min(owed.attempts, 10))
-            await self._postpone(owed, max(pause_s, wished_s or 0.0), str(error) or "timed out")
-            return False
-        if outcome is None:
-            await self._postpone(owed, READY_POLL_S, "not ready yet")
-            return True
-        self._done(kind, "done")
-        await self._door.tell([Told(owed.instruction.rollout, fact) for fact in outcome], settled=[owed.id])
-        return True
-
-    async def _do(self, owed: Owed) -> tuple[Stimulus, ...] | None:
-        """The facts that came of it; None: not yet, without anything having failed."""
-        order = owed.instruction
-        match order:
-            case SetWeights():
-                seen = await self._mesh(order.service.cluster).set_weights(
-                    order.place,
-                    canary_percent=order.canary_percent,
-                    fence=order.fence,
-                    rollout=order.rollout,
-                    first=order.first,
-                )
-                return (
-                    WeightsWritten(
-                        id=f"{order.rollout}/f{order.fence}",
-                        at=self._clock.now(),
-                        fence=order.fence,
-                        canary_percent=seen.canary_percent or 0,
-                        changed=seen.changed,
-                    ),
-                )
-            case CheckReady():
-                ready, detail = await self._mesh(order.service.cluster).ready(order.place)
-                if not ready:
-                    return None
-                return (CandidateReady(id=f"{order.rollout}/ready/{owed.id}", at=self._clock.now(), detail=detail),)
-            case Page():
-                await self._pager.send(order)
-                return ()
-            case Publish():
-                await self._bus.publish(order)
-                return ()
-
-    async def _refused(self, owed: Owed, reason: str) -> None:
-        order = owed.instruction
-        logger.error(
-            "%s refused: %s", order.type, reason, extra={"action": "refused", "rollout": order.rollout, "owed": owed.id}
-        )
-        facts: list[Told] = []
-        if isinstance(order, SetWeights):
-            fact = WeightsRefused(
-                id=f"{order.rollout}/f{order.fence}", at=self._clock.now(), fence=order.fence, reason=reason[:2000]
-            )
-            facts.append(Told(order.rollout, fact))
-        elif isinstance(order, CheckReady):
-            # The right or the object may still come; the rollout's own time-out tells people.
-            await self._postpone(owed, LONGEST_PAUSE_S, reason)
-            return
-        await self._door.tell(facts, settled=[owed.id])
-
-    async def _postpone(self, owed: Owed, pause_s: float, error: str) -> None:
-        until = self._clock.now() + timedelta(seconds=pause_s)
-        await self._store.postpone([Postponed(owed.id, until, error[:2000])])
-
-    def _mesh(self, cluster: str) -> Mesh:
-        mesh = self._meshes.get(cluster)
-        if mesh is None:
-            raise Refused(f"no API server is set for cluster {cluster}; known: {', '.join(sorted(self._meshes))}")
-        return mesh
+            for place, owed in enumerate(chain):
+                if self._clock.now() + timedelta(seconds=TRY_S) > leased_until:
+                    return  # somebody else may have them by now; what they find owed, they carry out
+                outcome = await self._effects.carry_out(owed)
+                kind = owed.instruction.type
+                match outcome:
+                    case Done(facts=facts, refused=refused):
+                        breaker.worked()
+                        self._done(kind, "refused" if refused else "done")
+                        await self._outcomes.settle(owed.id, [Told(owed.instruction.rollout, fact) for fact in facts])
+                    case Later(pause_s=pause_s, why=why, failed=failed):
+                        self._done(kind, "unavailable" if failed else "not_yet")
+                        if failed:
+                            breaker.failed(why)
+                        else:
+                            breaker.worked()
+                        until = self._clock.now() + timedelta(seconds=pause_s)
+                        later = [Postponed(one.id, until, "waits for an earlier one", 0) for one in chain[place + 1 :]]
+                        await self._outcomes.postpone([Postponed(owed.id, until, why), *later])
+                        return
+        finally:
+            self._under_way -= ids

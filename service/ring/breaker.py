@@ -11,7 +11,7 @@ from service.ring.ports import Clock
 
 
 class Breaker:
-    """Counts failures in a row. Open after ``after_n`` of them, for ``pause_s``, twice as long after each failed try."""
+    """Counts failures in a row. Open after ``after_n`` of them for ``pause_s``, twice as long after each failed try."""
 
     def __init__(self, clock: Clock, *, after_n: int = 5, pause_s: float = 1.0, longest_pause_s: float = 30.0) -> None:
         self._clock = clock

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TypeVar
@@ -29,7 +29,7 @@ from service.model.stimulus import (
 )
 from service.ring.answer import Answer
 from service.ring.ports import Clock, Unavailable
-from service.ring.store import Change, Conflict, ServiceHead, Store
+from service.ring.store import Change, Conflict, RollbackLimit, ServiceHead, Store
 from service.rollout import intake, machine
 from service.rollout.turn import Step
 
@@ -52,6 +52,7 @@ class _Draft:
     orders: list[Instruction] = field(default_factory=list)
     drops: set[str] = field(default_factory=set)
     monitor: bytes | None = None
+    rest_until: datetime | None = None
 
     def take(self, step: Step, stimulus: Stimulus) -> None:
         """Add an accepted step."""
@@ -76,16 +77,20 @@ class _Draft:
             orders=tuple(self.orders),
             drops=frozenset(self.drops),
             monitor=self.monitor,
+            rest_until=self.rest_until,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One fact for one rollout, with the statistics' row that belongs to it where it is a window."""
+    """One fact for one rollout, with what belongs to it where it is a window."""
 
     rollout: RolloutId
     stimulus: Stimulus
     monitor: bytes | None = None
+    """The statistics' row."""
+    rest_until: datetime | None = None
+    """The next window is not to be judged before this moment."""
 
 
 class Door:
@@ -103,11 +108,23 @@ class Door:
         if events:
             await self._until_no_conflict(lambda: self._events_once(events))
 
-    async def tell(self, facts: Sequence[Told], *, settled: Sequence[int] = ()) -> Sequence[Answer]:
-        """Take in facts for rollouts, with the owed instructions that they settle. One answer a fact, in order."""
+    async def tell(
+        self,
+        facts: Sequence[Told],
+        *,
+        settled: Sequence[int] = (),
+        known: Mapping[RolloutId, RolloutState] | None = None,
+        limit: RollbackLimit | None = None,
+    ) -> Sequence[Answer]:
+        """Take in facts for rollouts, with the owed instructions that they settle. One answer a fact, in order.
+
+        known : states that the caller has just read; whether they still hold, the commit finds out
+        limit : automatic rollbacks that there may be; beyond it nothing is taken in, and TooManyRollbacks is raised
+        """
         if not facts and not settled:
             return []
-        return await self._until_no_conflict(lambda: self._tell_once(facts, settled))
+        fresh = iter([known] if known is not None else [])
+        return await self._until_no_conflict(lambda: self._tell_once(facts, settled, next(fresh, None), limit))
 
     async def act(self, rollout: RolloutId, verb: Verb, *, actor: str, reason: str, request_id: str) -> Answer:
         """Carry a person's order to the rollout. The same ``request_id`` twice has the effect of once."""
@@ -127,8 +144,14 @@ class Door:
                 await asyncio.sleep(0)
         raise Unavailable(f"other writers changed the same rollouts {MAX_CONFLICTS} times in a row; try again")
 
-    async def _tell_once(self, facts: Sequence[Told], settled: Sequence[int]) -> Sequence[Answer]:
-        states = await self._store.load({fact.rollout for fact in facts})
+    async def _tell_once(
+        self,
+        facts: Sequence[Told],
+        settled: Sequence[int],
+        known: Mapping[RolloutId, RolloutState] | None,
+        limit: RollbackLimit | None,
+    ) -> Sequence[Answer]:
+        states = await self._store.load({fact.rollout for fact in facts}) if known is None else known
         drafts = {rid: _Draft(state, state.revision) for rid, state in states.items()}
         answers: list[Answer] = []
         begun: list[_Draft] = []
@@ -141,6 +164,7 @@ class Door:
             if step.accepted:
                 draft.take(step, fact.stimulus)
                 draft.monitor = fact.monitor or draft.monitor
+                draft.rest_until = fact.rest_until
             else:
                 logger.info(
                     "%s",
@@ -152,7 +176,7 @@ class Door:
             if step.begin is not None:
                 begun.append(_begin(step.begin))
         heads = await self._fences(draft.state for draft in drafts.values() if draft.state.phase.terminal)
-        await self._commit([*drafts.values(), *begun], heads=heads, settled=settled)
+        await self._commit([*drafts.values(), *begun], heads=heads, settled=settled, limit=limit)
         return answers
 
     async def _fences(self, ended: Iterable[RolloutState]) -> Sequence[ServiceHead]:
@@ -230,11 +254,12 @@ class Door:
         seen: Sequence[tuple[str, str, datetime]] = (),
         heads: Sequence[ServiceHead] = (),
         settled: Sequence[int] = (),
+        limit: RollbackLimit | None = None,
     ) -> None:
         changes = [draft.change() for draft in drafts if draft.changed]
         if not (changes or seen or heads or settled):
             return
-        await self._store.commit(changes, seen=seen, heads=heads, settled=settled)
+        await self._store.commit(changes, seen=seen, heads=heads, settled=settled, limit=limit)
         lanes = frozenset(order.lane for change in changes for order in change.orders)
         if lanes:
             self.on_owed(lanes)

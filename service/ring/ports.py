@@ -58,8 +58,11 @@ class Mesh(Protocol):
         else's destination with weight, no right: Refused. Conflict past N tries, time-out, 5xx: Unavailable.
         """
 
-    async def get_weights(self, place: Place) -> WeightsSeen:
-        """The share that stands there now; a missing object or route is an answer (None), not an error."""
+    async def get_weights(self, places: Sequence[Place]) -> Sequence[WeightsSeen]:
+        """The shares that stand at these places now; a missing object or route is an answer (None), not an error.
+
+        The number of requests grows with namespaces and pages of objects, not with places.
+        """
 
     async def ready(self, place: Place) -> tuple[bool, str]:
         """Whether the candidate has ready endpoints, and one clause for people saying what was looked at."""

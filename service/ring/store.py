@@ -13,7 +13,7 @@ from typing import Protocol
 
 from service.model.instruction import Instruction, Lane
 from service.model.journal import JournalEntry
-from service.model.names import RolloutId, ServiceKey
+from service.model.names import Mode, RolloutId, ServiceKey
 from service.model.rollout import Phase, RolloutState
 from service.model.stimulus import WindowJudged
 from service.ring.ports import PortError
@@ -41,6 +41,10 @@ class Where:
 
     only: str | None = None
     but: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        """For names of tasks and logs."""
+        return self.only or ("elsewhere" if self.but else "everywhere")
 
 
 ANYWHERE = Where()
@@ -75,6 +79,15 @@ class Change:
     rest_until: datetime | None = None
     """The next window is not offered before this moment; None: as soon as it is due."""
 
+    @property
+    def retreated_at(self) -> datetime | None:
+        """When Serinus itself began to roll back, which the hourly limit counts; people's rollbacks do not count, nor
+        those that are only told."""
+        if self.state.mode is Mode.OBSERVE:
+            return None
+        mine = (row.at for row in self.journal if row.kind == "rolling back" and row.actor == "serinus")
+        return next(mine, None)
+
 
 @dataclass(frozen=True, slots=True)
 class Due:
@@ -96,11 +109,13 @@ class Owed:
 
 @dataclass(frozen=True, slots=True)
 class Postponed:
-    """A try that failed and may succeed later."""
+    """An instruction that is to be tried again later."""
 
     owed_id: int
     until: datetime
     error: str
+    tries_n: int = 1
+    """Tries to count; 0 where it only waits for another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +196,18 @@ class Store(Protocol):
     async def waking(self, now: datetime, *, limit: int) -> Sequence[RolloutId]:
         """Rollouts whose ``wake_at`` has come."""
 
-    async def watched(self, *, limit: int, after: RolloutId | None = None) -> Sequence[RolloutState]:
+    async def watched(
+        self, *, limit: int, after: RolloutId | None = None, where: Where = ANYWHERE
+    ) -> Sequence[RolloutState]:
         """Active rollouts in enforce or recommend mode whose weight is confirmed, for the watch on drift, by id."""
 
     async def owed(
         self, lane: Lane, now: datetime, *, limit: int, lease_s: float, where: Where = ANYWHERE
     ) -> Sequence[Owed]:
-        """Instructions of a lane whose time has come, oldest first, hidden from others for ``lease_s``."""
+        """Instructions of a lane whose time has come, oldest first, hidden from others for ``lease_s``.
+
+        An instruction is not offered while an older one of its lane and rollout is postponed or with somebody else.
+        """
 
     async def postpone(self, postponed: Sequence[Postponed]) -> None:
         """Count the tries, keep their messages, and offer none of them before its ``until``. One transaction."""

@@ -95,7 +95,7 @@ def unsafe_metrics(state: RolloutState) -> tuple[str, ...]:
 
 
 def baked(state: RolloutState, at: datetime) -> bool:
-    """The present stage has lasted its bake time since the mesh confirmed its weight."""
+    """The windows up to ``at`` cover the present stage's bake time since the mesh confirmed its weight."""
     entered = state.stage.entered_at
     return entered is not None and at >= entered + timedelta(seconds=state.stages[state.stage.index].bake_s)
 
@@ -192,7 +192,7 @@ def _blindness(state: RolloutState, window: WindowJudged) -> Ruling | None:
 
 
 def _forward(state: RolloutState, window: WindowJudged) -> Ruling | None:
-    at = window.at
+    at = window.end  # not the moment of judging: missed windows, judged late, count for the time that they show
     waits_for_safety = state.phase is Phase.HELD and state.waiting is Waiting.SAFETY
     if state.phase is not Phase.PROGRESSING and not waits_for_safety:
         return None

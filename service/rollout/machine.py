@@ -7,6 +7,7 @@ changes, and the answer says why. A handler that left the table would be a bug, 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
@@ -43,6 +44,9 @@ from service.rollout.judgement import (
 )
 from service.rollout.turn import Step, Turn
 from service.telling import words
+
+WINDOW_PHASES = 12
+"""Moments within a window's length at which windows end; a minute's windows end every five seconds."""
 
 P = Phase
 _BACK = frozenset({P.ROLLING_BACK, P.ROLLED_BACK, P.ENDED})
@@ -212,9 +216,20 @@ def _confirmed(turn: Turn, at: datetime) -> None:
     if stage.entered_at is None:
         turn.set(stage=stage.model_copy(update={"entered_at": at}))
     if turn.state.windows_from is None:
-        window_s = turn.state.policy.window_s
-        start = math.floor(at.timestamp() / window_s + 1) * window_s
-        turn.set(windows_from=datetime.fromtimestamp(start, at.tzinfo))
+        turn.set(windows_from=_first_window(turn.state, at))
+
+
+def _first_window(state: RolloutState, after: datetime) -> datetime:
+    """When the first window begins: within one window's length, at a phase of the rollout's own.
+
+    Rollouts that start in the same second are so judged evenly over the window's length, and those of one phase share
+    their windows' ends and with them their queries.
+    """
+    window_s = state.policy.window_s
+    step_s = max(1.0, window_s / WINDOW_PHASES)
+    phase_s = zlib.crc32(state.id.encode()) % max(1, int(window_s // step_s)) * step_s
+    start_s = (math.floor((after.timestamp() - phase_s) / window_s) + 1) * window_s + phase_s
+    return datetime.fromtimestamp(start_s, after.tzinfo)
 
 
 def _on_ready(turn: Turn, fact: CandidateReady) -> str | None:
@@ -361,8 +376,8 @@ def _take_in(turn: Turn, fact: WindowJudged) -> None:
         blind_since=None if blind is None else (state.blind_since or fact.at),
         frozen=fact.frozen,
     )
-    undecided = baked(turn.state, fact.at) and bool(unsafe_metrics(turn.state)) and state.weight_asked < ALL_TRAFFIC
-    turn.set(undecided_since=(state.undecided_since or fact.at) if undecided else None)
+    undecided = baked(turn.state, fact.end) and bool(unsafe_metrics(turn.state)) and state.weight_asked < ALL_TRAFFIC
+    turn.set(undecided_since=(state.undecided_since or fact.end) if undecided else None)
 
 
 def _stay(turn: Turn, before: RolloutState, fact: WindowJudged) -> None:

@@ -45,6 +45,9 @@ CHUNK = 400
 ROLLBACKS_LOCK = 0x5E21_0001
 """PostgreSQL's advisory lock for counting rollbacks against the hourly limit."""
 
+CLAIM_LOCKS = {lane: 0x5E21_0100 + place for place, lane in enumerate(Lane)}
+"""PostgreSQL's advisory locks for claiming instructions of a lane."""
+
 YIELD_EVERY = 50
 """States decoded before other tasks get a turn; decoding one takes about 0.1 ms."""
 
@@ -107,7 +110,7 @@ class SqlStore:
     async def _check_limit(
         self, connection: AsyncConnection, changes: Sequence[Change], limit: RollbackLimit | None
     ) -> None:
-        begun_n = sum(_retreated_at(change) is not None for change in changes)
+        begun_n = sum(change.retreated_at is not None for change in changes)
         if limit is None or not begun_n:
             return
         if not self._one_writer:
@@ -232,10 +235,15 @@ class SqlStore:
             t.outbox.update()
             .where(t.outbox.c.id == sa.bindparam("key"))
             .values(
-                not_before=sa.bindparam("until"), attempts=t.outbox.c.attempts + 1, last_error=sa.bindparam("error")
+                not_before=sa.bindparam("until"),
+                attempts=t.outbox.c.attempts + sa.bindparam("tries_n"),
+                last_error=sa.bindparam("error"),
             )
         )
-        rows = [{"key": one.owed_id, "until": one.until.timestamp(), "error": one.error} for one in postponed]
+        rows = [
+            {"key": one.owed_id, "until": one.until.timestamp(), "error": one.error, "tries_n": one.tries_n}
+            for one in postponed
+        ]
         with translated("postpone instructions"):
             async with self._write() as connection:
                 await connection.execute(statement, rows)
@@ -271,10 +279,21 @@ class SqlStore:
         self, lane: Lane, now: datetime, *, limit: int, lease_s: float, where: Where = ANYWHERE
     ) -> Sequence[Owed]:
         """See ``Store.owed``."""
-        o = t.outbox.c
+        o, older = t.outbox.c, t.outbox.alias("older")
+        waits = (
+            sa.select(older.c.id)
+            .where(
+                older.c.rollout == o.rollout,
+                older.c.lane == o.lane,
+                older.c.settled_at.is_(None),
+                older.c.id < o.id,
+                older.c.not_before > now.timestamp(),
+            )
+            .exists()
+        )
         query = (
             sa.select(t.outbox)
-            .where(o.lane == lane.value, o.settled_at.is_(None), o.not_before <= now.timestamp())
+            .where(o.lane == lane.value, o.settled_at.is_(None), o.not_before <= now.timestamp(), ~waits)
             .order_by(o.id)
             .limit(limit)
         )
@@ -284,7 +303,10 @@ class SqlStore:
             if not await self._any(query):
                 return []
             async with self._write() as connection:
-                rows = (await connection.execute(query.with_for_update(skip_locked=True))).all()
+                if not self._one_writer:
+                    # Two claims at the same moment would not see each other's, and part a rollout's instructions.
+                    await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(CLAIM_LOCKS[lane])))
+                rows = (await connection.execute(query.with_for_update(skip_locked=True, of=t.outbox))).all()
                 if rows:
                     await connection.execute(
                         t.outbox.update()
@@ -347,9 +369,12 @@ class SqlStore:
         query = sa.select(t.rollouts.c.id).where(t.rollouts.c.wake_at <= now.timestamp()).limit(limit)
         return [RolloutId(row.id) for row in await self._read("read who wakes", query)]
 
-    async def watched(self, *, limit: int, after: RolloutId | None = None) -> Sequence[RolloutState]:
+    async def watched(
+        self, *, limit: int, after: RolloutId | None = None, where: Where = ANYWHERE
+    ) -> Sequence[RolloutState]:
         """See ``Store.watched``."""
-        query = sa.select(t.rollouts.c.state).where(t.rollouts.c.watched).order_by(t.rollouts.c.id).limit(limit)
+        r = t.rollouts.c
+        query = sa.select(r.state).where(r.watched, *_in(where)).order_by(r.id).limit(limit)
         if after is not None:
             query = query.where(t.rollouts.c.id > after)
         rows = await self._read("read whom to watch", query)
@@ -510,7 +535,7 @@ def _columns(change: Change) -> dict[str, Any]:
         "window_due_at": due_at,
         "wake_at": state.wake_at.timestamp() if state.wake_at else None,
         "started_at": state.event_at.timestamp(),
-        "retreated_at": _retreated_at(change),
+        "retreated_at": change.retreated_at.timestamp() if change.retreated_at else None,
     }
     return columns
 
@@ -519,12 +544,6 @@ def _of_window(change: Change) -> dict[str, Any]:
     """What only a judged window changes; None leaves a column as it is."""
     not_before = change.rest_until.timestamp() if change.rest_until else 0.0
     return {"monitor": change.monitor, "window_not_before": not_before if change.windows else None}
-
-
-def _retreated_at(change: Change) -> float | None:
-    """When Serinus itself began to roll back, for the limit an hour; people's rollbacks do not count."""
-    mine = (row.at.timestamp() for row in change.journal if row.kind == "rolling back" and row.actor == "serinus")
-    return next(mine, None)
 
 
 def _cursor(after: str | None) -> tuple[float, str] | None:

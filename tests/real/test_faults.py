@@ -43,7 +43,7 @@ async def test_a_write_whose_reply_was_lost_is_found_done_and_not_done_twice(tmp
         (tmp_path / "through").write_text(json.dumps(through))
         api = await connect(tmp_path / "through")
         mesh = IstioMesh(api)
-        await mesh.get_weights(where)
+        await mesh.get_weights([where])
         patched = client.CustomObjectsApi.patch_namespaced_custom_object
 
         async def cut_after_the_write(self: object, *given: object, **named: object) -> object:

@@ -130,7 +130,7 @@ async def test_an_older_decision_never_lands_after_a_newer_one(world: World) -> 
     await mesh.set_weights(where, canary_percent=0, fence=9, rollout="r-1")
     with pytest.raises(Refused, match="newer decision"):
         await mesh.set_weights(where, canary_percent=60, fence=8, rollout="r-1")
-    assert (await mesh.get_weights(where)).canary_percent == 0
+    assert (await mesh.get_weights([where]))[0].canary_percent == 0
 
 
 async def test_somebody_elses_destination_is_never_taken(world: World) -> None:
@@ -145,7 +145,7 @@ async def test_a_release_never_starts_on_a_canary_that_carries_production(world:
     for percent in (10, 0):
         with pytest.raises(Refused, match="did not give it"):
             await IstioMesh(world.api).set_weights(where, canary_percent=percent, fence=1, rollout="r-1", first=True)
-    assert (await IstioMesh(world.api).get_weights(where)).canary_percent == 100
+    assert (await IstioMesh(world.api).get_weights([where]))[0].canary_percent == 100
 
 
 async def test_a_missing_object_is_refused_when_written_and_told_when_read(world: World) -> None:
@@ -153,14 +153,14 @@ async def test_a_missing_object_is_refused_when_written_and_told_when_read(world
     mesh = IstioMesh(world.api)
     with pytest.raises(Refused, match="no VirtualService"):
         await mesh.set_weights(where, canary_percent=10, fence=1, rollout="r-1")
-    seen = await mesh.get_weights(where)
+    (seen,) = await mesh.get_weights([where])
     assert seen.canary_percent is None
     assert seen.detail
 
 
 async def test_a_hand_edit_in_between_is_seen(world: World) -> None:
     where = await world.route(stable=40, canary=60)
-    assert (await IstioMesh(world.api).get_weights(where)).canary_percent == 60
+    assert (await IstioMesh(world.api).get_weights([where]))[0].canary_percent == 60
 
 
 async def test_a_deployment_is_ready_only_by_its_status(world: World) -> None:
@@ -236,5 +236,5 @@ async def test_a_server_that_is_gone_is_unavailable(tmp_path: Path) -> None:
     api = await connect(lab.kubeconfig(tmp_path / "k"))
     await lab.stop()
     with pytest.raises(Unavailable, match="does not answer"):
-        await IstioMesh(api).get_weights(World.place("x"))
+        await IstioMesh(api).get_weights([World.place("x")])
     await api.close()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from service.dispatch.clockwork import Clockwork
 from service.dispatch.dispatcher import Dispatcher
@@ -17,13 +19,14 @@ from service.model.names import Mode
 from service.model.rollout import Phase, Waiting
 from service.model.stimulus import DeploymentEvent, EventKind
 from service.model.target import Destination, Place, Route, Target
+from service.ring.breaker import Breaker
 from service.ring.door import Door, Told
 from service.ring.ports import Refused, Unavailable, WeightsSeen
 from service.ring.store import KillSwitch
 from service.storage.opening import open_store
 from service.storage.store import SqlStore
-from tests.contract.store.test_store import keep
-from tests.stories import SERVICE, START, Story, lean, request
+from tests.contract.store.test_store import change, keep
+from tests.stories import SERVICE, START, Story, lean, place, request
 
 
 class Outside:
@@ -61,8 +64,8 @@ class Outside:
         self.percent, self.fence = canary_percent, fence
         return WeightsSeen(canary_percent, fence, changed=True)
 
-    async def get_weights(self, place: Place) -> WeightsSeen:
-        return WeightsSeen(self.percent, self.fence)
+    async def get_weights(self, places: Sequence[Place]) -> Sequence[WeightsSeen]:
+        return [WeightsSeen(self.percent, self.fence) for _ in places]
 
     async def ready(self, place: Place) -> tuple[bool, str]:
         return self.is_ready, "as told"
@@ -209,13 +212,132 @@ async def test_decisions_reach_the_bus_in_their_order(store: SqlStore) -> None:
     ]
 
 
+async def test_a_page_is_resolved_only_after_it_was_sent(store: SqlStore) -> None:
+    outside = Outside()
+    outside.pager_error = Unavailable("503")
+    _, dispatcher = made(store, outside)
+    story = Story().progressing().window(harmful=True, **lean(200))
+    await keep(store, story)
+    await dispatcher.turn(Lane.PAGES)
+    story.written()
+    assert any(order.type == "page" and order.action == "resolve" for order in story.last.orders)
+    await store.commit([change(story.last, story.steps[-2].state.revision)])
+    outside.pager_error = None
+    assert await dispatcher.turn(Lane.PAGES) == 0  # the newer ones wait for the older ones' pause to end
+    await outside.sleep(1)
+    await dispatcher.turn(Lane.PAGES)
+    actions = [p.action for p in outside.pages if p.dedup_key.endswith("/rollback")]
+    assert actions == ["trigger", "resolve"]
+
+
+async def test_one_target_that_hangs_does_not_delay_the_others_of_its_lane(store: SqlStore) -> None:
+    outside = Outside()
+    _, dispatcher = made(store, outside)
+    stuck = asyncio.Event()
+    write = outside.set_weights
+
+    async def sometimes(place: Place, **asked: Any) -> WeightsSeen:
+        if place.virtual_service == "stuck-route":
+            await stuck.wait()
+        return await write(place, **asked)
+
+    outside.set_weights = sometimes  # type: ignore[method-assign,assignment]
+    running = asyncio.create_task(dispatcher.run(Lane.WEIGHTS))
+    stories = []
+    for n in range(60):
+        service = SERVICE.model_copy(update={"name": f"s{n}"})
+        where = place(virtual_service="stuck-route" if n == 0 else f"r{n}")
+        # The one fence of this outside is that of the newest decision.
+        story = Story(id=f"e{n}", rollout=f"r{n}", service=service, place=where, at=START + timedelta(seconds=n))
+        await keep(store, story.ready())
+        stories.append(story)
+    async with asyncio.timeout(20):
+        while (await store.owed_summary())[Lane.WEIGHTS][0] > 1:
+            await asyncio.sleep(0.01)
+    assert len(outside.writes) == 59
+    running.cancel()
+    stuck.set()
+    await asyncio.wait([running])
+
+
+async def test_a_mesh_that_is_away_is_asked_once_a_pause_and_not_by_every_instruction(store: SqlStore) -> None:
+    outside = Outside()
+    outside.mesh_error = Unavailable("connection refused")
+    tried: list[str] = []
+    door = Door(store, Catalog(), outside)
+    ports = {"meshes": {"default": outside}, "pager": outside, "bus": outside}
+    dispatcher = Dispatcher(store, door, outside, **ports, done=lambda kind, outcome: tried.append(outcome))  # type: ignore[arg-type]
+    for n in range(200):
+        service = SERVICE.model_copy(update={"name": f"s{n}"})
+        await keep(store, Story(id=f"e{n}", rollout=f"r{n}", service=service).ready())
+    running = asyncio.create_task(dispatcher.run(Lane.WEIGHTS))
+    while outside.moment < START + timedelta(minutes=5):
+        await asyncio.sleep(0)
+    assert len(tried) < 32 + 5 * 60 / 5 + 20
+    outside.mesh_error = None
+    async with asyncio.timeout(20):
+        while (await store.owed_summary())[Lane.WEIGHTS][0]:
+            await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait([running])
+
+
+async def test_outcomes_that_come_together_are_written_together(store: SqlStore) -> None:
+    outside = Outside()
+    _, dispatcher = made(store, outside)
+    for n in range(40):
+        service = SERVICE.model_copy(update={"name": f"s{n}"})
+        await keep(store, Story(id=f"e{n}", rollout=f"r{n}", service=service))
+    commits = 0
+
+    def count(*_: object) -> None:
+        nonlocal commits
+        commits += 1
+
+    sa.event.listen(store._engine.sync_engine, "commit", count)
+    assert await dispatcher.turn(Lane.READINESS) == 40
+    assert commits <= 4
+    assert (await store.owed_summary())[Lane.WEIGHTS][0] == 40
+
+
+async def test_outcomes_wait_for_a_database_that_is_away(store: SqlStore) -> None:
+    outside = Outside()
+    door, dispatcher = made(store, outside)
+    story = Story().ready()
+    await keep(store, story)
+    tell, away = door.tell, 3
+
+    async def sometimes(*facts: Any, **given: Any) -> Any:
+        nonlocal away
+        away -= 1
+        if away >= 0:
+            raise Unavailable("the database is away")
+        return await tell(*facts, **given)
+
+    door.tell = sometimes  # type: ignore[method-assign]
+    await dispatcher.turn(Lane.WEIGHTS)
+    assert (await store.load([story.state.id]))[story.state.id].weight_seen == 10
+    assert len(outside.writes) == 1
+
+
+async def test_an_instruction_whose_lease_cannot_cover_a_try_is_left_to_others(store: SqlStore) -> None:
+    outside = Outside()
+    _, dispatcher = made(store, outside)
+    await keep(store, Story().ready())
+    owed = await store.owed(Lane.WEIGHTS, outside.now(), limit=1, lease_s=30)
+    until = outside.now() + timedelta(seconds=30)
+    await outside.sleep(25)  # the process stood still
+    await dispatcher._carry(owed, until, Breaker(outside))
+    assert outside.writes == []
+
+
 async def test_a_crash_after_the_write_and_before_the_outcome_costs_one_repetition(store: SqlStore) -> None:
     outside = Outside()
     _, dispatcher = made(store, outside)
     story = Story().ready()
     await keep(store, story)
     (owed,) = await store.owed(Lane.WEIGHTS, outside.now(), limit=1, lease_s=60)
-    await dispatcher._do(owed)  # the effect happens, and the process dies here
+    await dispatcher._effects.carry_out(owed)  # the effect happens, and the process dies here
     assert outside.percent == 10
     await outside.sleep(61)
     await dispatcher.turn(Lane.WEIGHTS)
@@ -231,13 +353,13 @@ async def test_drift_is_seen_by_the_watch_and_put_back(store: SqlStore) -> None:
     story = Story().progressing()
     await keep(store, story)
     outside.percent, outside.fence = 10, story.state.fence
-    await watch.watch_turn()
+    await watch.watch_turn("default")
     assert (await store.load([story.state.id]))[story.state.id].revision == story.state.revision
     outside.percent = 70
     await outside.sleep(60)
-    await watch.watch_turn()
+    await watch.watch_turn("default")
     await outside.sleep(61)
-    await watch.watch_turn()
+    await watch.watch_turn("default")
     await dispatcher.turn(Lane.WEIGHTS)
     assert outside.percent == 10
 

@@ -1,0 +1,125 @@
+"""What each instruction does to the world, and what comes of it. No store, no lanes: one try of one instruction."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from service.model.instruction import CheckReady, Page, Publish, SetWeights
+from service.model.stimulus import CandidateReady, Stimulus, WeightsRefused, WeightsWritten
+from service.ring.ports import Bus, Clock, Mesh, Pager, Refused, Unavailable
+from service.ring.store import Owed
+
+logger = logging.getLogger(__name__)
+
+TRY_S = 12.0
+"""One try is cut off after this time."""
+
+LONGEST_PAUSE_S = 15.0
+READY_POLL_S = 2.0
+REFUSED_LOOK_S = 30.0
+"""Where readiness may not be looked at: the right or the object may still come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Carried out, or never to be: settled with the facts that came of it."""
+
+    facts: tuple[Stimulus, ...] = ()
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Owed still."""
+
+    pause_s: float
+    why: str
+    failed: bool
+    """False where the other side answered well, and only what was hoped for is not there yet."""
+
+
+Outcome: TypeAlias = Done | Later
+
+
+class Effects:
+    """Carries out single instructions. Every effect is safe to repeat, and safe to be cut off at any point."""
+
+    def __init__(self, clock: Clock, *, meshes: Mapping[str, Mesh], pager: Pager, bus: Bus) -> None:
+        self._clock = clock
+        self._meshes = meshes
+        self._pager = pager
+        self._bus = bus
+
+    async def carry_out(self, owed: Owed) -> Outcome:
+        """Try one instruction, for at most ``TRY_S``. Never raises for what the outside does."""
+        try:
+            async with asyncio.timeout(TRY_S):
+                return await self._do(owed)
+        except Refused as refused:
+            return self._refused(owed, str(refused))
+        except (Unavailable, TimeoutError) as error:
+            wished_s = error.retry_after_s if isinstance(error, Unavailable) else None
+            pause_s = min(LONGEST_PAUSE_S, 0.25 * 2 ** min(owed.attempts, 10))
+            why = str(error) or f"no answer within {TRY_S:g} s"
+            return Later(max(pause_s, wished_s or 0.0), why[:2000], failed=True)
+
+    async def _do(self, owed: Owed) -> Outcome:
+        order = owed.instruction
+        match order:
+            case SetWeights():
+                seen = await self._mesh(order.service.cluster).set_weights(
+                    order.place,
+                    canary_percent=order.canary_percent,
+                    fence=order.fence,
+                    rollout=order.rollout,
+                    first=order.first,
+                )
+                written = WeightsWritten(
+                    id=f"{order.rollout}/f{order.fence}",
+                    at=self._clock.now(),
+                    fence=order.fence,
+                    canary_percent=seen.canary_percent or 0,
+                    changed=seen.changed,
+                )
+                return Done((written,))
+            case CheckReady():
+                ready, detail = await self._mesh(order.service.cluster).ready(order.place)
+                if not ready:
+                    # A candidate that takes minutes to load is asked less and less often.
+                    pause_s = min(LONGEST_PAUSE_S, READY_POLL_S * 1.3 ** min(owed.attempts, 20))
+                    return Later(pause_s, f"not ready yet: {detail}"[:2000], failed=False)
+                ready_id = f"{order.rollout}/ready/{owed.id}"
+                return Done((CandidateReady(id=ready_id, at=self._clock.now(), detail=detail),))
+            case Page():
+                await self._pager.send(order)
+                return Done()
+            case Publish():
+                await self._bus.publish(order)
+                return Done()
+
+    def _refused(self, owed: Owed, reason: str) -> Outcome:
+        order = owed.instruction
+        logger.error(
+            "%s refused: %s", order.type, reason, extra={"action": "refused", "rollout": order.rollout, "owed": owed.id}
+        )
+        match order:
+            case SetWeights():
+                fact = WeightsRefused(
+                    id=f"{order.rollout}/f{order.fence}", at=self._clock.now(), fence=order.fence, reason=reason[:2000]
+                )
+                return Done((fact,), refused=True)
+            case CheckReady():
+                # The rollout's own time-out tells people.
+                return Later(REFUSED_LOOK_S, reason[:2000], failed=False)
+            case _:
+                return Done(refused=True)
+
+    def _mesh(self, cluster: str) -> Mesh:
+        mesh = self._meshes.get(cluster)
+        if mesh is None:
+            raise Refused(f"no API server is set for cluster {cluster}; known: {', '.join(sorted(self._meshes))}")
+        return mesh
