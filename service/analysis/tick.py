@@ -40,7 +40,7 @@ LEASE_S = 60.0
 PAST_ROLLOUTS = 20
 """Promoted rollouts of a service that the statistics learn from when a new one begins."""
 
-LOOK_EVERY_S = 0.25
+LOOK_EVERY_S = 0.5
 """How often an idle tick looks for windows that have come due; one read by index."""
 
 AWAY_S = 1.0

@@ -1,0 +1,406 @@
+"""`make bench-scale`: many rollouts at one-minute windows on one or more replicas, with a world around them.
+
+The service runs as processes of its own, as in production. Around it, in other processes: a Prometheus-compatible
+store that answers real bytes (``load_store``), the lab's Kafka, API server and PagerDuty, and SQLite or a real
+PostgreSQL. Every rollout is begun by an event, gets its first weight by a patch, and is judged once a minute on
+latency, errors and predictions.
+
+Printed each minute: the replicas' CPU and memory, windows judged, and their lag: from the moment at which a window
+could be judged (its end and two scrape intervals) to its verdict, from each window's own record in the database.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import sqlalchemy as sa
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.events.connection import Connection as Kafka
+from service.events.publisher import Producer
+from service.events.sending import message
+from service.lab.broker import EmbeddedBroker
+from service.lab.kube_api import KubeApi
+from service.lab.pagerduty_api import PagerDutyApi
+from service.model.stimulus import WindowJudged
+from tests.benchmarks.load_store import LoadStore
+
+ROOT = Path(__file__).parents[2]
+NAMESPACE = "ml-serving"
+SCRAPE_S = 15.0
+PARTITIONS = 16
+TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+
+POLICY = {
+    "name": "scale",
+    "stages": [{"weight_percent": 10, "bake": "6h", "min_requests": 1000}],
+    "window": "1m",
+    "metrics": [
+        {"name": "latency", "kind": "latency"},
+        {"name": "errors", "kind": "errors"},
+        {"name": "predictions", "kind": "predictions"},
+    ],
+}
+TARGET = {
+    "namespace": NAMESPACE,
+    "service": "*",
+    "route": {
+        "virtual_service": "${service}",
+        "stable": {"host": "${service}", "subset": "v1"},
+        "canary": {"host": "${service}", "subset": "v2"},
+    },
+    "metrics": "http",
+    "labels": {"job": "${service}"},
+    "stable_labels": {"version": "v1"},
+    "canary_labels": {"version": "v2"},
+    "policy": "scale",
+}
+
+
+# --- the world around the service -----------------------------------------------------------------------------------
+
+
+def world(told: Connection, rollouts_n: int, folder: str) -> None:
+    """Kafka, API server and PagerDuty in one process, until it is told to end."""
+    asyncio.run(_world(told, rollouts_n, Path(folder)))
+
+
+async def _world(told: Connection, rollouts_n: int, folder: Path) -> None:
+    with EmbeddedBroker() as broker:
+        broker.create_topic("cd.events", PARTITIONS)
+        for topic in ("cd.events.dead-letter", "canary.decisions"):
+            broker.create_topic(topic)
+        async with KubeApi() as kube, PagerDutyApi() as pagerduty:
+            for n in range(rollouts_n):
+                kube.put("virtualservices", _route(f"model-{n}"))
+            told.send((broker.bootstrap, str(kube.kubeconfig(folder / "kubeconfig")), pagerduty.url))
+            with contextlib.suppress(EOFError):
+                await asyncio.to_thread(told.recv)
+
+
+def _route(name: str) -> dict[str, Any]:
+    destinations = [{"destination": {"host": name, "subset": s}, "weight": w} for s, w in (("v1", 100), ("v2", 0))]
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "VirtualService",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {"hosts": [name], "http": [{"route": destinations}]},
+    }
+
+
+@contextlib.contextmanager
+def around(rollouts_n: int, folder: Path) -> Iterator[tuple[str, str, str]]:
+    """(Kafka's address, kubeconfig, PagerDuty's URL)."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=world, args=(theirs, rollouts_n, str(folder)), daemon=True)
+    process.start()
+    try:
+        yield ours.recv()
+    finally:
+        ours.send("end")
+        process.join(10)
+
+
+# --- the service ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Replica:
+    """One process of the service."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    cpu_s: float = 0.0
+
+    def spent_cpu_s(self) -> float:
+        """CPU seconds since this was last asked."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        now_s = (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
+        spent_s, self.cpu_s = now_s - self.cpu_s, now_s
+        return spent_s
+
+    def peak_mib(self) -> float:
+        """The most memory it has had."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+
+    def stop(self) -> None:
+        """SIGTERM, and wait."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(30)
+
+
+def configure(folder: Path, database: str, parts: tuple[str, str, str], store_url: str, port: int) -> Path:
+    """The files of one replica."""
+    bootstrap, kubeconfig, pagerduty = parts
+    for kind, body in (("policies", POLICY), ("targets", [TARGET])):
+        (folder / "config" / kind).mkdir(parents=True, exist_ok=True)
+        (folder / "config" / kind / "scale.yaml").write_text(yaml.safe_dump(body))
+    (folder / "config" / "metrics").mkdir(exist_ok=True)
+    (folder / "config" / "metrics" / "http.yaml").write_text((ROOT / "config/metrics/http.yaml").read_text())
+    (folder / "key").write_text("k" * 32)
+    settings = {
+        "mode": "enforce",
+        "config_dir": str(folder / "config"),
+        "kafka": {"bootstrap_servers": bootstrap},
+        "prometheus": {"url": store_url, "scrape_interval": f"{SCRAPE_S:g}s"},
+        "kubernetes": {"kubeconfig": kubeconfig},
+        "database": {"url": database},
+        "api": {"host": "127.0.0.1", "port": port, "auth": "off"},
+        "pagerduty": {"routing_key_file": str(folder / "key"), "url": pagerduty},
+    }
+    file = folder / f"serinus-{port}.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+async def started(folder: Path, file: Path, port: int, session: aiohttp.ClientSession) -> Replica:
+    """A replica that is ready."""
+    with (folder / f"service-{port}.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service.cli.main", "serve", "--config", str(file)],
+            stdout=log, stderr=log, cwd=ROOT,
+        )  # fmt: skip
+    replica = Replica(f"http://127.0.0.1:{port}", process)
+    async with asyncio.timeout(60):
+        while process.poll() is None:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with session.get(f"{replica.url}/readyz") as answer:
+                    if answer.status == 200:
+                        return replica
+            await asyncio.sleep(0.1)
+    raise SystemExit(f"the service ended:\n{(folder / f'service-{port}.log').read_text()[-3000:]}")
+
+
+async def windows_judged(replica: Replica, session: aiohttp.ClientSession) -> float:
+    """Windows that this replica has judged since its start."""
+    async with session.get(f"{replica.url}/metrics") as answer:
+        for family in text_string_to_metric_families(await answer.text()):
+            for sample in family.samples:
+                if sample.name == "serinus_window_lag_seconds_count":
+                    return sample.value
+    return 0.0
+
+
+# --- what is measured -----------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Minute:
+    """One minute's figures."""
+
+    cpu_s: list[float]
+    judged: list[float]
+    lag_s: np.ndarray[Any, np.dtype[np.float64]]
+    peak_mib: float
+    store_cpu_s: float
+    availability: Counter[str] = field(default_factory=Counter)
+
+
+class Records:
+    """The database as a reader beside the service sees it."""
+
+    def __init__(self, url: str) -> None:
+        parsed = sa.make_url(url)
+        driver = "sqlite" if parsed.get_backend_name() == "sqlite" else "postgresql+asyncpg"
+        self._url = parsed.set(drivername=driver)
+        self._seen: dict[str, int] = {}
+
+    async def under_way(self) -> int:
+        """Rollouts whose first weight stands."""
+        rows = await self._all(sa.text("SELECT count(*) FROM rollouts WHERE window_due_at IS NOT NULL"))
+        return int(rows[0][0])
+
+    async def judged_since(self, moment_s: float) -> list[WindowJudged]:
+        """Each rollout's last window, where it was judged after the moment."""
+        query = sa.text(
+            "SELECT w.body FROM windows w JOIN (SELECT rollout, max(n) AS n FROM windows GROUP BY rollout) l "
+            "ON w.rollout = l.rollout AND w.n = l.n"
+        )
+        judged = [read_window(row[0]) for row in await self._all(query)]
+        return [one for one in judged if one.at.timestamp() > moment_s]
+
+    async def _all(self, query: sa.TextClause) -> list[Any]:
+        if self._url.get_backend_name() == "sqlite":
+            return await asyncio.to_thread(self._sync, query)
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        engine = create_async_engine(self._url)
+        try:
+            async with engine.connect() as connection:
+                return list((await connection.execute(query)).all())
+        finally:
+            await engine.dispose()
+
+    def _sync(self, query: sa.TextClause) -> list[Any]:
+        engine = sa.create_engine(self._url)
+        with engine.connect() as connection:
+            rows = list(connection.execute(query).all())
+        engine.dispose()
+        return rows
+
+
+def read_window(body: Any) -> WindowJudged:
+    """A row of the windows table."""
+    return WindowJudged.from_json(body)
+
+
+async def announce(bootstrap: str, rollouts_n: int, spread_s: float) -> None:
+    """One event a service, spread over some time."""
+    producer = Producer(Kafka(bootstrap))
+    began = time.monotonic()
+    for n in range(rollouts_n):
+        sent = message(
+            kind="upgraded", namespace=NAMESPACE, service=f"model-{n}", at=datetime.now(UTC),
+            version="2.13.0", stable_version="2.12.0",
+        )  # fmt: skip
+        await producer.send("cd.events", key=sent.key, value=sent.value, headers=list(sent.headers))
+        ahead_s = spread_s * n / rollouts_n - (time.monotonic() - began)
+        if ahead_s > 0.05:
+            await asyncio.sleep(ahead_s)
+    await producer.stop()
+
+
+@contextlib.asynccontextmanager
+async def database(kind: str, folder: Path) -> AsyncIterator[str]:
+    """Its URL."""
+    if kind == "sqlite":
+        yield f"sqlite:///{folder / 'serinus.db'}"
+        return
+    from tests.real.parts.postgres import DURABLE, PostgresServer
+
+    server = PostgresServer(settings=DURABLE).start()
+    try:
+        yield server.database()
+    finally:
+        server.stop()
+
+
+async def measure(rollouts_n: int, minutes: int, kind: str, replicas_n: int, pods: int) -> list[Minute]:
+    """Run it, print each minute, and give the minutes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with LoadStore(rollouts_n, pods=pods, scrape_s=SCRAPE_S) as store, around(rollouts_n, folder) as parts:
+            async with database(kind, folder) as url, aiohttp.ClientSession() as session:
+                replicas: list[Replica] = []
+                try:
+                    for _ in range(replicas_n):
+                        port = free_port()
+                        file = configure(folder, url, parts, store.url, port)
+                        replicas.append(await started(folder, file, port, session))
+                    began = time.monotonic()
+                    await announce(parts[0], rollouts_n, min(60.0, rollouts_n / 200))
+                    records = Records(url)
+                    while (under_way_n := await records.under_way()) < rollouts_n:
+                        if time.monotonic() > began + 600:
+                            raise SystemExit(f"only {under_way_n} rollouts are under way after ten minutes")
+                        await asyncio.sleep(1)
+                    print(
+                        f"{rollouts_n} rollouts, {kind}, {replicas_n} replica(s), {pods} pod(s) an arm: "
+                        f"all under way {time.monotonic() - began:.0f} s after the first event",
+                        flush=True,
+                    )
+                    await asyncio.sleep(100)  # every rollout has begun its comparison
+                    return [await one_minute(n, replicas, records, store, session) for n in range(1, minutes + 1)]
+                finally:
+                    for replica in replicas:
+                        replica.stop()
+
+
+async def one_minute(
+    number: int, replicas: list[Replica], records: Records, store: LoadStore, session: aiohttp.ClientSession
+) -> Minute:
+    """Wait for a minute and tell it."""
+    began_s = time.time()
+    store_cpu_s = store.spent().cpu_s
+    judged = [await windows_judged(replica, session) for replica in replicas]
+    for replica in replicas:
+        replica.spent_cpu_s()
+    await asyncio.sleep(60 - (time.time() - began_s))
+    cpu_s = [replica.spent_cpu_s() for replica in replicas]
+    judged = [await windows_judged(replica, session) - n for replica, n in zip(replicas, judged, strict=True)]
+    windows = await records.judged_since(began_s)
+    lag_s = np.array([(w.at - w.end).total_seconds() - 2 * SCRAPE_S for w in windows])
+    minute = Minute(
+        cpu_s,
+        judged,
+        lag_s,
+        max(replica.peak_mib() for replica in replicas),
+        store.spent().cpu_s - store_cpu_s,
+        Counter(e.availability.value for w in windows for e in w.evidence),
+    )
+    print(
+        f"  minute {number:2}: windows {'+'.join(f'{n:.0f}' for n in judged)}; lag p50 {np.median(lag_s):.2f} "
+        f"p99 {np.percentile(lag_s, 99):.2f} max {lag_s.max():.2f} s; CPU "
+        f"{'+'.join(f'{s / 60:.2f}' for s in cpu_s)} cores, {1e3 * sum(cpu_s) / sum(judged):.2f} ms a window; peak "
+        f"{minute.peak_mib:.0f} MiB; store {minute.store_cpu_s / 60:.2f} cores; "
+        f"{json.dumps(dict(minute.availability))}",
+        flush=True,
+    )
+    return minute
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def report(rollouts_n: int, minutes: list[Minute]) -> int:
+    """The whole run in one line; 1 when a figure is past its limit."""
+    lag_s = np.concatenate([m.lag_s for m in minutes])
+    cores = sum(sum(m.cpu_s) for m in minutes) / 60 / len(minutes)
+    judged = sum(sum(m.judged) for m in minutes)
+    cost_ms = 1e3 * sum(sum(m.cpu_s) for m in minutes) / judged
+    p99_s, peak_mib = float(np.percentile(lag_s, 99)), max(m.peak_mib for m in minutes)
+    print(
+        f"  whole: {judged:.0f} windows in {len(minutes)} minutes ({judged / len(minutes) / rollouts_n:.3f} a rollout "
+        f"and minute), lag p99 {p99_s:.2f} s, {cores:.2f} cores, {cost_ms:.2f} ms a rollout-window, peak "
+        f"{peak_mib:.0f} MiB"
+    )
+    return int(p99_s > 10 or cores > 1 or peak_mib > 1024)
+
+
+def main() -> int:
+    """Read the arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rollouts", default="100,1000,10000", help="numbers of rollouts, one run each")
+    parser.add_argument("--minutes", type=int, default=5)
+    parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
+    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--pods", type=int, default=1, help="pods of each arm")
+    given = parser.parse_args()
+    worst = 0
+    for rollouts_n in map(int, given.rollouts.split(",")):
+        minutes = asyncio.run(measure(rollouts_n, given.minutes, given.database, given.replicas, given.pods))
+        worst = max(worst, report(rollouts_n, minutes))
+    return worst
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
