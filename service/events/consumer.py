@@ -18,13 +18,18 @@ from service.events.connection import Connection
 from service.events.decode import DeadLetter, Ignored, Record, decode
 from service.events.publisher import Producer
 from service.model.stimulus import DeploymentEvent
+from service.model.value import from_epoch_s
 from service.ring.ports import Clock, Refused, Unavailable
+from service.ring.seen import ANYTHING, UNSEEN, About, Observer
+from service.ring.stopping import Stopping
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 BATCH = 500
+LOOP = "events"
+ASK_EVERY_S = 10.0
 LARGEST_FETCH_BYTES = 16 * 1024 * 1024
 LETTER_VALUE_BYTES = 512 * 1024
 """A dead letter keeps this much of its value; the original stays on its topic."""
@@ -43,7 +48,8 @@ class EventConsumer:
         producer: Producer,
         handle: Callable[[Sequence[DeploymentEvent]], Awaitable[None]],
         clock: Clock,
-        counted: Callable[[str], None] | None = None,
+        seen: Observer = UNSEEN,
+        stopping: Stopping | None = None,
     ) -> None:
         self._connection = connection
         self._topic = topic
@@ -52,16 +58,18 @@ class EventConsumer:
         self._producer = producer
         self._handle = handle
         self._clock = clock
-        self._counted = counted or (lambda outcome: None)
-        self.last_poll_at: datetime | None = None
-        """When the brokers were last heard of."""
+        self._seen = seen
+        self._stopping = stopping or Stopping()
+        self.last_heard_at: datetime | None = None
+        """When the brokers last answered."""
         self.assigned_n = 0
         """Partitions that are ours now."""
 
     async def run(self) -> None:
-        """Consume for ever; returns only by cancellation. A lost broker is tried again and again."""
+        """Consume until a stop is asked, then leave the group. A lost broker is tried again and again."""
         tries = 0
-        while True:
+        while not self._stopping.asked:
+            self._seen.turned(LOOP)
             consumer = AIOKafkaConsumer(
                 self._topic,
                 **self._connection.arguments(),
@@ -95,16 +103,17 @@ class EventConsumer:
                 await _stopped(consumer)
 
     async def _consume(self, consumer: AIOKafkaConsumer) -> None:
-        while True:
+        while not self._stopping.asked:
+            self._seen.turned(LOOP)
             batch: Mapping[TopicPartition, list[ConsumerRecord]] = await consumer.getmany(
                 timeout_ms=int(POLL_S * 1000), max_records=BATCH
             )
-            self.last_poll_at = self._clock.now()
-            self.assigned_n = len(consumer.assignment())
+            await self._listen(consumer)
             records = [record for listed in batch.values() for record in listed]
             if not records:
                 continue
-            await self._until_taken(records)
+            if not await self._taken(records):
+                return
             offsets = {partition: listed[-1].offset + 1 for partition, listed in batch.items() if listed}
             try:
                 await consumer.commit(offsets)
@@ -112,33 +121,66 @@ class EventConsumer:
                 # The partition has moved to another replica; it will read these events again and find them seen.
                 logger.info("offsets not committed: %r", error, extra={"action": "commit_failed"})
 
-    async def _until_taken(self, records: Sequence[ConsumerRecord]) -> None:
-        """Decode and hand over, again and again until it worked: an event is never skipped."""
+    async def _listen(self, consumer: AIOKafkaConsumer) -> None:
+        """Note when the brokers were last heard of: by their answers for our partitions, or by asking a broker where
+        none is ours (a standby of the group)."""
+        now = self._clock.now()
+        mine = consumer.assignment()
+        self.assigned_n = len(mine)
+        heard_ms = [at for at in map(consumer.last_poll_timestamp, mine) if at is not None]
+        if heard_ms:
+            self.last_heard_at = from_epoch_s(max(heard_ms) / 1000)
+        elif self.last_heard_at is None or (now - self.last_heard_at).total_seconds() > ASK_EVERY_S:
+            await consumer.topics()
+            self.last_heard_at = now
+        tops = [(consumer.highwater(one), await consumer.position(one)) for one in mine if consumer.highwater(one)]
+        self._seen.behind(sum(max(0, top - at) for top, at in tops))
+
+    async def _taken(self, records: Sequence[ConsumerRecord]) -> bool:
+        """Decode and hand over, again and again until it worked: an event is never skipped. False when a stop was
+        asked before it did; the offsets are then not committed and the events are read again."""
         tries = 0
         events: list[DeploymentEvent] = []
+        outcomes: list[tuple[str, ConsumerRecord]] = []
         letters: list[tuple[ConsumerRecord, DeadLetter]] = []
         for record in records:
             match decode(Record(record.value, record.headers, record.timestamp)):
                 case DeploymentEvent() as event:
                     events.append(event)
-                    self._counted("read")
+                    outcomes.append(("taken", record))
                 case DeadLetter() as letter:
                     letters.append((record, letter))
-                    self._counted("dead_letter")
+                    outcomes.append(("dead_letter", record))
                 case Ignored():
-                    self._counted("ignored")
+                    outcomes.append(("ignored", record))
         while True:
+            self._seen.turned(LOOP)
             try:
                 while letters:
                     await self._bury(*letters[0])
                     letters.pop(0)
-                await self._handle(events)
-                return
+                one = About.event(events[0]) if len(events) == 1 else ANYTHING
+                with self._seen.handling("event" if len(events) == 1 else "events", one):
+                    await self._handle(events)
+                self._tell(events, outcomes)
+                return True
             except Unavailable as error:
                 pause_s = RETRY_S[min(tries, len(RETRY_S) - 1)]
                 tries += 1
                 logger.warning("events wait: %s", error, extra={"action": "events_postponed"})
+                if self._stopping.asked:
+                    return False
                 await self._clock.sleep(pause_s)
+
+    def _tell(self, events: Sequence[DeploymentEvent], outcomes: Sequence[tuple[str, ConsumerRecord]]) -> None:
+        now_s = self._clock.now().timestamp()
+        for outcome, record in outcomes:
+            self._seen.event(outcome, now_s - record.timestamp / 1000)
+        for event in events:
+            logger.info(
+                "event taken in",
+                extra={"action": "event_taken", **About.event(event).keys(), "event_source": event.source},
+            )
 
     async def _bury(self, record: ConsumerRecord, letter: DeadLetter) -> None:
         """Keep what cannot be read, with the reason and where it came from."""

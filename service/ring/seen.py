@@ -15,6 +15,7 @@ from structlog.contextvars import bound_contextvars
 
 from service.model.instruction import Instruction
 from service.model.names import ServiceKey
+from service.model.rollout import RolloutState
 from service.model.stimulus import DeploymentEvent
 from service.model.trace import made_traceparent, trace_id_of
 
@@ -41,6 +42,11 @@ class About:
     def order(cls, order: Instruction, owed: int | None = None) -> About:
         """An owed instruction."""
         return cls(order.rollout, order.service, order.trigger_id, order.traceparent, owed)
+
+    @classmethod
+    def state(cls, state: RolloutState) -> About:
+        """A rollout."""
+        return cls(state.id, state.service, state.event_id, state.traceparent)
 
     def keys(self) -> dict[str, str | int]:
         """As log keys; what is not known is left out."""
@@ -87,7 +93,7 @@ class Observer(Protocol):
         """One try of an owed instruction: ``done``, ``not_yet``, ``unavailable`` or ``refused``."""
 
     def left_alone(self, part: str, cluster: str, is_open: bool) -> None:
-        """A circuit breaker has opened or closed: ``part`` is ``mesh``, ``pager``, ``bus`` or ``source``."""
+        """Whether a circuit breaker is open: ``part`` is a lane, or ``source``; said again and again is no harm."""
 
 
 class Unseen:
