@@ -19,7 +19,11 @@ KEYS = (
     "ts", "level", "event", "logger", "trace_id", "span_id", "cluster", "namespace", "service", "rollout", "event_id",
 )  # fmt: skip
 
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+_CONTROLS = {
+    code: f"\\u{code:04x}"
+    for code in (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
+"""Characters that a terminal obeys: controls, line ends, and those that turn the direction of reading."""
 
 
 def set_up(settings: LogSettings, stream: TextIO | None = None) -> None:

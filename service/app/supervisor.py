@@ -47,8 +47,9 @@ async def run_until(
     try:
         everyone: set[asyncio.Task[Any]] = {*running, stopper}
         done, _ = await asyncio.wait(everyone, return_when=asyncio.FIRST_COMPLETED)
-        # Also when a task has failed: the others finish what they have in hand.
-        stopping.ask()
+        if not stopping.asked:
+            # A task has failed or ended: the others still finish what they have in hand.
+            stopping.ask()
         logger.info("stopping", extra={"action": "stopping"})
         for task in running:
             if task.get_name() in set(at_once):
