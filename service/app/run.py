@@ -35,7 +35,7 @@ from service.app.tracing import open_tracer
 from service.dispatch.clockwork import Clockwork
 from service.dispatch.dispatcher import Dispatcher
 from service.events.connection import Connection
-from service.events.consumer import EventConsumer
+from service.events.consumer import SILENT_S, EventConsumer
 from service.events.publisher import KafkaBus, Producer
 from service.ring.door import Door
 from service.ring.lease import HeldLease
@@ -47,9 +47,6 @@ from service.sources.prometheus import PrometheusSource
 from service.storage.opening import open_store
 
 logger = logging.getLogger(__name__)
-
-SILENT_S = 60.0
-"""Brokers that have not been heard of for so long are called not ready."""
 
 COUNT_EVERY_S = 10.0
 """How often one replica counts in the database what its gauges show."""
@@ -260,6 +257,8 @@ def _bus_check(consumer: EventConsumer, clock: SystemClock) -> Check:
 
     async def check() -> str:
         at = consumer.last_heard_at
+        if consumer.waits_for:
+            return f"events wait for another part: {consumer.waits_for}"
         if at is None:
             raise Unavailable("the brokers have not been heard of yet; see the log of the event bus, or run the doctor")
         silent_s = (clock.now() - at).total_seconds()

@@ -12,13 +12,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaConnectionError, KafkaError
 
 from service.events.connection import Connection
 from service.events.decode import DeadLetter, Ignored, Record, decode
 from service.events.publisher import Producer
 from service.model.stimulus import DeploymentEvent
-from service.model.value import from_epoch_s
 from service.ring.ports import Clock, Refused, Unavailable
 from service.ring.seen import ANYTHING, UNSEEN, About, Observer
 from service.ring.stopping import Stopping
@@ -30,6 +29,9 @@ RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 BATCH = 500
 LOOP = "events"
 ASK_EVERY_S = 10.0
+SILENT_S = 60.0
+"""A client that hears nothing of its brokers for so long is made anew."""
+
 LARGEST_FETCH_BYTES = 16 * 1024 * 1024
 LETTER_VALUE_BYTES = 512 * 1024
 """A dead letter keeps this much of its value; the original stays on its topic."""
@@ -62,6 +64,10 @@ class EventConsumer:
         self._stopping = stopping or Stopping()
         self.last_heard_at: datetime | None = None
         """When the brokers last answered."""
+        self.waits_for = ""
+        """Why the events in hand cannot be taken in yet; empty when they can."""
+        self._answered_ms = 0
+        self._next_offset: dict[TopicPartition, int] = {}
         self.assigned_n = 0
         """Partitions that are ours now."""
 
@@ -100,23 +106,34 @@ class EventConsumer:
                 await self._clock.sleep(pause_s)
             finally:
                 self.assigned_n = 0
+                self._next_offset = {}
+                self._seen.behind(0)
                 await _stopped(consumer)
 
     async def _consume(self, consumer: AIOKafkaConsumer) -> None:
+        since = self._clock.now()
         while not self._stopping.asked:
             self._seen.turned(LOOP)
             batch: Mapping[TopicPartition, list[ConsumerRecord]] = await consumer.getmany(
                 timeout_ms=int(POLL_S * 1000), max_records=BATCH
             )
-            await self._listen(consumer)
             records = [record for listed in batch.values() for record in listed]
+            await self._listen(consumer)
             if not records:
+                now = self._clock.now()
+                if _older(since, now, SILENT_S) and _older(self.last_heard_at, now, SILENT_S):
+                    raise KafkaConnectionError(f"nothing heard of the brokers for {SILENT_S:g} s; connecting anew")
                 continue
+            self._next_offset |= {partition: listed[0].offset for partition, listed in batch.items() if listed}
+            self._tell_backlog(consumer)
             if not await self._taken(records):
                 return
             offsets = {partition: listed[-1].offset + 1 for partition, listed in batch.items() if listed}
+            self._next_offset |= offsets
+            self._tell_backlog(consumer)
             try:
                 await consumer.commit(offsets)
+                self.last_heard_at = self._clock.now()
             except (CommitFailedError, IllegalStateError) as error:
                 # The partition has moved to another replica; it will read these events again and find them seen.
                 logger.info("offsets not committed: %r", error, extra={"action": "commit_failed"})
@@ -127,14 +144,21 @@ class EventConsumer:
         now = self._clock.now()
         mine = consumer.assignment()
         self.assigned_n = len(mine)
-        heard_ms = [at for at in map(consumer.last_poll_timestamp, mine) if at is not None]
-        if heard_ms:
-            self.last_heard_at = from_epoch_s(max(heard_ms) / 1000)
-        elif self.last_heard_at is None or (now - self.last_heard_at).total_seconds() > ASK_EVERY_S:
+        # Only whether it has changed is asked of the client's time: its clock may be set, ours never jumps.
+        answered_ms = max((at for at in map(consumer.last_poll_timestamp, mine) if at is not None), default=0)
+        if answered_ms not in (0, self._answered_ms):
+            self._answered_ms = answered_ms
+            self.last_heard_at = now
+        elif not mine and _older(self.last_heard_at, now, ASK_EVERY_S):
             await consumer.topics()
             self.last_heard_at = now
-        tops = [(consumer.highwater(one), await consumer.position(one)) for one in mine if consumer.highwater(one)]
-        self._seen.behind(sum(max(0, top - at) for top, at in tops))
+
+    def _tell_backlog(self, consumer: AIOKafkaConsumer) -> None:
+        """Records of our partitions whose effect is not committed yet, as far as the brokers have told."""
+        mine = consumer.assignment()
+        self._next_offset = {one: at for one, at in self._next_offset.items() if one in mine}
+        tops = {one: consumer.highwater(one) or 0 for one in mine}
+        self._seen.behind(sum(max(0, tops[one] - at) for one, at in self._next_offset.items()))
 
     async def _taken(self, records: Sequence[ConsumerRecord]) -> bool:
         """Decode and hand over, again and again until it worked: an event is never skipped. False when a stop was
@@ -163,10 +187,12 @@ class EventConsumer:
                 with self._seen.handling("event" if len(events) == 1 else "events", one):
                     await self._handle(events)
                 self._tell(events, outcomes)
+                self.waits_for = ""
                 return True
             except Unavailable as error:
                 pause_s = RETRY_S[min(tries, len(RETRY_S) - 1)]
                 tries += 1
+                self.waits_for = str(error)
                 logger.warning("events wait: %s", error, extra={"action": "events_postponed"})
                 if self._stopping.asked:
                     return False
@@ -203,6 +229,10 @@ class EventConsumer:
         except Refused:
             # Too large even when cut: the reason and the origin are worth more than the value.
             await self._producer.send(self._dead_letter_topic, key=None, value=None, headers=headers)
+
+
+def _older(at: datetime | None, now: datetime, seconds: float) -> bool:
+    return at is None or (now - at).total_seconds() > seconds
 
 
 async def _stopped(consumer: AIOKafkaConsumer) -> None:
