@@ -203,7 +203,8 @@ class EventConsumer:
         for outcome, record in outcomes:
             self._seen.event(outcome, now_s - record.timestamp / 1000)
         for event in events:
-            logger.info(
+            # Not louder: what came of it is told by its journal row, or by why it changed nothing.
+            logger.debug(
                 "event taken in",
                 extra={"action": "event_taken", **About.event(event).keys(), "event_source": event.source},
             )

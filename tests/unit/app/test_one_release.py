@@ -124,7 +124,7 @@ def lines() -> Iterator[Any]:
     root = logging.getLogger()
     before = (root.handlers[:], root.level)
     stream = io.StringIO()
-    logs.set_up(LogSettings(), stream)
+    logs.set_up(LogSettings(level="debug"), stream)
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
     root.handlers[:], root.level = before
 
