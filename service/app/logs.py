@@ -51,7 +51,10 @@ def set_up(settings: LogSettings, stream: TextIO | None = None) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(settings.level.upper())
+    # Libraries' debug lines hold whole statements and answers; only our own are meant by `level: debug`.
+    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    root.setLevel(max(level, logging.INFO))
+    logging.getLogger("service").setLevel(level)
     # While a broker is away aiokafka repeats the same line every 100 ms; the service says it once itself.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from structlog.contextvars import bound_contextvars
 
@@ -22,7 +22,8 @@ from service.settings import SettingsError, TracingSettings
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.sdk.trace.export import SpanExporter
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,33 @@ def open_tracer(settings: TracingSettings, version: str, exporter: SpanExporter 
         ) from error
 
 
+class _Telling:
+    """An exporter that says once that its collector takes no spans, and once that it does again; the library says it
+    several times every few seconds."""
+
+    def __init__(self, exporter: SpanExporter, where: str) -> None:
+        self._exporter = exporter
+        self._where = where
+        self._fails = False
+        logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = self._exporter.export(spans)
+        fails = result.name != "SUCCESS"
+        if fails and not self._fails:
+            logger.warning("%s takes no spans; they are dropped", self._where, extra={"action": "spans_dropped"})
+        elif self._fails and not fails:
+            logger.info("%s takes spans again", self._where, extra={"action": "spans_taken"})
+        self._fails = fails
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return self._exporter.force_flush(timeout_millis)
+
+
 class _Otel:
     """Implements ``Tracer``."""
 
@@ -116,7 +144,7 @@ class _Otel:
         )
         self._provider.add_span_processor(
             BatchSpanProcessor(
-                exporter,
+                cast("SpanExporter", _Telling(exporter, settings.endpoint or "the exporter")),
                 max_queue_size=QUEUE_SPANS,
                 max_export_batch_size=BATCH_SPANS,
                 schedule_delay_millis=2_000,

@@ -24,7 +24,7 @@ ABOUT = About("r-1", SERVICE, "e-1", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067
 @pytest.fixture
 def into() -> Iterator[Lines]:
     root = logging.getLogger()
-    before = (root.handlers[:], root.level)
+    before = (root.handlers[:], root.level, logging.getLogger("service").level)
 
     def set_up(**settings: Any) -> Callable[[], str]:
         stream = io.StringIO()
@@ -32,7 +32,9 @@ def into() -> Iterator[Lines]:
         return stream.getvalue
 
     yield set_up
-    root.handlers[:], root.level = before
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    logging.getLogger("service").setLevel(before[2])
 
 
 def test_the_keys_come_first_in_their_order_and_only_where_they_apply(into: Lines) -> None:
@@ -80,6 +82,13 @@ def test_a_name_from_outside_is_one_lines_data_whatever_it_holds(into: Lines, fo
         assert json.loads(line)["event"] == f"dead letter: {name}"
     else:
         assert "dead letter" in line
+
+
+def test_debug_means_the_services_own_lines(into: Lines) -> None:
+    written = into(level="debug")
+    logger.debug("ours")
+    logging.getLogger("aiosqlite").debug("executing %s", "a whole statement")
+    assert [json.loads(line)["event"] for line in written().splitlines()] == ["ours"]
 
 
 def test_an_exception_is_told_with_its_place(into: Lines) -> None:

@@ -122,11 +122,13 @@ async def ring(tmp_path: Path, spans: InMemorySpanExporter) -> AsyncIterator[Rin
 def lines() -> Iterator[Any]:
     """What is logged, line by line."""
     root = logging.getLogger()
-    before = (root.handlers[:], root.level)
+    before = (root.handlers[:], root.level, logging.getLogger("service").level)
     stream = io.StringIO()
     logs.set_up(LogSettings(level="debug"), stream)
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
-    root.handlers[:], root.level = before
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    logging.getLogger("service").setLevel(before[2])
 
 
 async def test_every_line_of_a_release_carries_its_trace_its_event_and_its_rollout(ring: Ring, lines: Any) -> None:

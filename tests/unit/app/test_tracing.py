@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import logging
 import sys
 import threading
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from service.app.tracing import QUEUE_SPANS, UNTRACED, open_tracer
-from service.model.trace import made_traceparent
+from service.app.tracing import QUEUE_SPANS, UNTRACED, _Telling, open_tracer
+from service.model.trace import made_traceparent, trace_id_of
 from service.ring.seen import ANYTHING, About
 from service.settings import SettingsError, TracingSettings
 
@@ -76,6 +80,54 @@ def test_a_part_of_nothing_leaves_no_span() -> None:
         pass
     tracer.close(5)
     assert [span.name for span in spans.get_finished_spans()] == ["judge", "windows"]
+
+
+def test_spans_leave_by_otlp_over_http_with_the_service_and_the_releases_ids() -> None:
+    taken: list[ExportTraceServiceRequest] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
+            taken.append(ExportTraceServiceRequest.FromString(body))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        settings = TracingSettings(endpoint=f"http://127.0.0.1:{server.server_port}/v1/traces")
+        tracer = open_tracer(settings, "1.2")
+        (about,) = releases(1)
+        with tracer.span("event", about), tracer.part("commit"):
+            pass
+        tracer.close(10)
+        server.shutdown()
+    (resource,) = [one for request in taken for one in request.resource_spans]
+    said = {one.key: one.value.string_value for one in resource.resource.attributes}
+    assert said == {"service.name": "serinus", "service.version": "1.2"}
+    spans = {span.name: span for scope in resource.scope_spans for span in scope.spans}
+    assert {span.trace_id.hex() for span in spans.values()} == {trace_id_of(about.traceparent)}
+    assert spans["commit"].parent_span_id == spans["event"].span_id
+
+
+def test_a_collector_that_is_away_is_told_once_and_not_every_few_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    results = [SpanExportResult.FAILURE] * 3 + [SpanExportResult.SUCCESS] * 2
+
+    class Away(SpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            return results.pop(0)
+
+    telling = _Telling(Away(), "http://collector")
+    with caplog.at_level(logging.INFO):
+        while results:
+            telling.export([])
+    assert [record.message for record in caplog.records] == [
+        "http://collector takes no spans; they are dropped",
+        "http://collector takes spans again",
+    ]
 
 
 class Stuck(SpanExporter):
