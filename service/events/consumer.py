@@ -19,7 +19,7 @@ from service.events.decode import DeadLetter, Ignored, Record, decode
 from service.events.publisher import Producer
 from service.model.stimulus import DeploymentEvent
 from service.ring.ports import Clock, Refused, Unavailable
-from service.ring.seen import ANYTHING, UNSEEN, About, Observer
+from service.ring.seen import UNSEEN, About, Observer
 from service.ring.stopping import Stopping
 
 logger = logging.getLogger(__name__)
@@ -183,10 +183,10 @@ class EventConsumer:
                 while letters:
                     await self._bury(*letters[0])
                     letters.pop(0)
-                one = About.event(events[0]) if len(events) == 1 else ANYTHING
-                with self._seen.handling("event" if len(events) == 1 else "events", one):
-                    await self._handle(events)
-                self._tell(events, outcomes)
+                await self._hand_over(events)
+                now_s = self._clock.now().timestamp()
+                for outcome, record in outcomes:
+                    self._seen.event(outcome, now_s - record.timestamp / 1000)
                 self.waits_for = ""
                 return True
             except Unavailable as error:
@@ -198,16 +198,18 @@ class EventConsumer:
                     return False
                 await self._clock.sleep(pause_s)
 
-    def _tell(self, events: Sequence[DeploymentEvent], outcomes: Sequence[tuple[str, ConsumerRecord]]) -> None:
-        now_s = self._clock.now().timestamp()
-        for outcome, record in outcomes:
-            self._seen.event(outcome, now_s - record.timestamp / 1000)
+    async def _hand_over(self, events: Sequence[DeploymentEvent]) -> None:
+        """Have the events taken in. Many together are one piece of work, and still one story each."""
+        if len(events) == 1:
+            with self._seen.handling("event", About.event(events[0])):
+                await self._handle(events)
+                _log_taken(events[0])
+            return
+        with self._seen.handling("events"):
+            await self._handle(events)
         for event in events:
-            # Not louder: what came of it is told by its journal row, or by why it changed nothing.
-            logger.debug(
-                "event taken in",
-                extra={"action": "event_taken", **About.event(event).keys(), "event_source": event.source},
-            )
+            with self._seen.handling("event", About.event(event)):
+                _log_taken(event)
 
     async def _bury(self, record: ConsumerRecord, letter: DeadLetter) -> None:
         """Keep what cannot be read, with the reason and where it came from."""
@@ -242,3 +244,8 @@ async def _stopped(consumer: AIOKafkaConsumer) -> None:
             await consumer.stop()
     except (KafkaError, OSError, TimeoutError) as error:
         logger.info("consumer did not leave its group: %r", error, extra={"action": "leave_failed"})
+
+
+def _log_taken(event: DeploymentEvent) -> None:
+    # Not louder: what came of it is told by its journal row, or by why it changed nothing.
+    logger.debug("event taken in", extra={"action": "event_taken", "event_source": event.source})

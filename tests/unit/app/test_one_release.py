@@ -198,6 +198,21 @@ async def test_events_of_one_batch_keep_their_own_traces_and_lines(ring: Ring, l
             assert line["trace_id"] == taken[line["event_id"]]
 
 
+async def test_events_of_one_batch_are_each_the_root_of_their_releases_trace(
+    ring: Ring, spans: InMemorySpanExporter
+) -> None:
+    await ring.play(event_ids=("e-1", "e-2", "e-3"))
+    ring.tracer.close(5)
+    finished = spans.get_finished_spans()
+    roots = {s.context.trace_id: s.context.span_id for s in finished if s.name == "event" and s.parent is None}
+    assert {f"{trace_id:032x}" for trace_id in roots} == {
+        trace_id_of(made_traceparent("/ci", e)) for e in ("e-1", "e-2", "e-3")
+    }
+    writes = [s for s in finished if s.name == "set_weights"]
+    assert len(writes) == 3
+    assert all(s.parent is not None and s.parent.span_id == roots[s.context.trace_id] for s in writes)
+
+
 async def test_decisions_are_published_with_the_senders_trace_and_with_no_made_one(ring: Ring) -> None:
     await ring.play(GIVEN, event_ids=("e-1",))
     await ring.play("", event_ids=("e-2",))

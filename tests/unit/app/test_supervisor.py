@@ -170,6 +170,16 @@ async def test_a_failing_root_task_lets_the_others_finish_and_its_error_is_raise
     assert order == ["finished"]
 
 
+async def test_a_stop_that_is_asked_before_the_start_is_no_fault_of_the_tasks_that_see_it_at_once() -> None:
+    stopping = Stopping()
+    stopping.ask()
+
+    async def sees_it() -> None:
+        assert stopping.asked
+
+    await run_until(stopping, {str(n): sees_it() for n in range(5)}, stop_s=60)
+
+
 async def test_an_error_while_stopping_is_raised_too() -> None:
     stopping = Stopping()
 
