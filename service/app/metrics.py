@@ -66,9 +66,9 @@ class OwnMetrics(Unseen):
             "window_lag_seconds", "From when a window could be judged (its end and the grace) to its verdict.", LAG_S
         )
         self._phase_s = self._histogram("tick_phase_seconds", "A phase of one turn of the tick.", QUICK_S, "phase")
-        self._query_s = self._histogram("query_seconds", "One request to a metric store.", QUICK_S, "cluster")
+        self._query_s = self._histogram("query_seconds", "One question to a metric store.", QUICK_S, "cluster")
         self._query_errors = self._counter(
-            "query_errors_total", "Failed requests to a metric store.", "cluster", "reason"
+            "query_errors_total", "Questions to a metric store without a whole answer.", "cluster", "reason"
         )
         self._tries = self._counter("instructions_total", "Tries of owed instructions.", "type", "outcome")
         self._try_s = self._histogram("instruction_seconds", "One try of an owed instruction.", QUICK_S, "type")
@@ -119,11 +119,12 @@ class OwnMetrics(Unseen):
         """See ``Observer.behind``."""
         self._behind.set(records_n)
 
-    def asked(self, cluster: str, reason: str, took_s: float) -> None:
+    def asked(self, cluster: str, outcome: str, took_s: float) -> None:
         """See ``Observer.asked``."""
-        self._query_s.labels(cluster).observe(took_s)
-        if reason:
-            self._query_errors.labels(cluster, reason).inc()
+        if outcome != "open":
+            self._query_s.labels(cluster).observe(took_s)
+        if outcome not in ("ok", "early"):
+            self._query_errors.labels(cluster, outcome).inc()
 
     def tried(self, kind: str, outcome: str, took_s: float) -> None:
         """See ``Observer.tried``."""

@@ -85,9 +85,9 @@ class Observer(Protocol):
     def behind(self, records_n: int) -> None:
         """Records of our partitions that wait to be read."""
 
-    def asked(self, cluster: str, reason: str, took_s: float) -> None:
-        """One request to a cluster's metric store; ``reason`` of its failure (``timeout``, ``too_much``, ``status``,
-        ``network``, ``unreadable``), or empty."""
+    def asked(self, cluster: str, outcome: str, took_s: float) -> None:
+        """One question to a cluster's metric store: ``ok``, or in a word why there is no whole answer (``timeout``,
+        ``away``); ``early`` where the window is not over there, ``open`` where a breaker kept it from being asked."""
 
     def tried(self, kind: str, outcome: str, took_s: float) -> None:
         """One try of an owed instruction: ``done``, ``not_yet``, ``unavailable`` or ``refused``."""
@@ -119,7 +119,7 @@ class Unseen:
     def behind(self, records_n: int) -> None:
         """See ``Observer.behind``."""
 
-    def asked(self, cluster: str, reason: str, took_s: float) -> None:
+    def asked(self, cluster: str, outcome: str, took_s: float) -> None:
         """See ``Observer.asked``."""
 
     def tried(self, kind: str, outcome: str, took_s: float) -> None:

@@ -84,6 +84,20 @@ async def test_a_failed_call_of_the_store_is_counted_by_its_reason_and_raised(er
         assert own.registry.get_sample_value("serinus_store_errors_total", labels) == 1
 
 
+def test_questions_to_a_metric_store_are_counted_by_what_came_of_them() -> None:
+    own = OwnMetrics("1")
+    for outcome in ("ok", "ok", "timeout", "early", "open", "open"):
+        own.asked("eu", outcome, 0.5)
+
+    def value(name: str, **labels: str) -> float | None:
+        return own.registry.get_sample_value(f"serinus_{name}", {"cluster": "eu", **labels})
+
+    assert value("query_seconds_count") == 4
+    assert (value("query_errors_total", reason="timeout"), value("query_errors_total", reason="open")) == (1, 2)
+    assert value("query_errors_total", reason="ok") is None
+    assert value("query_errors_total", reason="early") is None
+
+
 def test_every_name_is_in_base_units_and_counters_end_in_total() -> None:
     own = OwnMetrics("1")
     own.counted.show(COUNTED)
