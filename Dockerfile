@@ -7,7 +7,7 @@ COPY analyzers analyzers
 COPY service service
 COPY config config
 ENV UV_PROJECT_ENVIRONMENT=/opt/serinus UV_COMPILE_BYTECODE=1
-RUN uv sync --locked --no-dev --no-editable --extra postgres
+RUN uv sync --locked --no-dev --no-editable --extra postgres --extra otel
 
 FROM python:3.13-slim
 # The same number as in the chart; it owns nothing in the image.

@@ -135,6 +135,15 @@ class LogSettings(_Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class TracingSettings(_Section):
+    """OpenTelemetry traces; off without an endpoint. Needs the extra ``otel``."""
+
+    endpoint: str = Field(default="", pattern=r"^(https?://\S+)?$")
+    """OTLP over HTTP, the whole URL, for example http://otel-collector:4318/v1/traces."""
+    sample_ratio: float = Field(default=1.0, ge=0, le=1)
+    """Share of the releases that are traced; a release whose sender samples its trace always is."""
+
+
 class Settings(BaseSettings):
     """Everything that can be set."""
 
@@ -156,6 +165,7 @@ class Settings(BaseSettings):
     api: ApiSettings
     pagerduty: PagerDutySettings = PagerDutySettings()
     log: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
     stop_s: Seconds = Field(default=10.0, alias="stop_within")
     """How long a graceful stop may take."""
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from service.analysis.judging import Judged, judge_windows
@@ -23,6 +23,8 @@ from service.model.stimulus import WindowJudged
 from service.model.value import from_epoch_s
 from service.ring.door import Door, Told
 from service.ring.ports import Clock, Source, Unavailable
+from service.ring.seen import UNSEEN, Observer
+from service.ring.stopping import Stopping
 from service.ring.store import ANYWHERE, Change, Due, RollbackLimit, Store, TooManyRollbacks, Where
 from service.rollout import machine
 
@@ -75,9 +77,9 @@ class Tick:
         where: Where = ANYWHERE,
         history_s: float = 6 * 3600.0,
         rollbacks_per_hour: int = 10,
-        lagged: Callable[[float], None] | None = None,
+        seen: Observer = UNSEEN,
+        stopping: Stopping | None = None,
     ) -> None:
-        """``lagged`` is told, in seconds, how long after it could be judged each window was."""
         self._store = store
         self._door = door
         self._source = source
@@ -86,17 +88,19 @@ class Tick:
         self._where = where
         self._history_s = history_s
         self._rollbacks_per_hour = rollbacks_per_hour
-        self._lagged = lagged or (lambda lag_s: None)
-        self.last_turn_at: datetime | None = None
+        self._seen = seen
+        self._stopping = stopping or Stopping()
 
     async def run(self) -> None:
-        """Judge what is due, for ever. Returns only by cancellation."""
+        """Judge what is due until a stop is asked; chunks that are claimed by then are judged to the end."""
         async with asyncio.TaskGroup() as group:
             for n in range(WORKERS_N):
-                group.create_task(self._work(), name=f"tick {self._where} {n + 1}")
+                name = f"tick {self._where} {n + 1}"
+                group.create_task(self._work(name), name=name)
 
-    async def _work(self) -> None:
-        while True:
+    async def _work(self, name: str) -> None:
+        while not self._stopping.asked:
+            self._seen.turned(name)
             pause_s = LOOK_EVERY_S
             try:
                 if await self.turn() == CHUNK:
@@ -104,22 +108,29 @@ class Tick:
             except Unavailable as error:
                 logger.warning("windows wait: %s", error, extra={"action": "tick_postponed"})
                 pause_s = AWAY_S
-            self.last_turn_at = self._clock.now()
             await self._clock.sleep(pause_s)
 
     async def turn(self) -> int:
         """Judge one chunk of due windows; how many there were."""
         now = self._clock.now()
-        due = await self._store.due(now, grace_s=self._grace_s, limit=CHUNK, lease_s=LEASE_S, where=self._where)
+        with self._seen.phase("claim"):
+            due = await self._store.due(now, grace_s=self._grace_s, limit=CHUNK, lease_s=LEASE_S, where=self._where)
         if not due:
             return 0
-        readings = await self._collect(due, now)
-        cases = [(one.state, one.monitor, read) for one, read in zip(due, readings, strict=True)]
-        beginning = {one.state.service for one in due if not one.monitor}
-        past = await self._store.past_monitors(beginning, last=PAST_ROLLOUTS) if beginning else {}
-        judged = await asyncio.to_thread(judge_windows, cases, past)
-        await self._tell([one.state for one in due], judged)
+        with self._seen.handling("windows"):
+            await self._judge(due, now)
         return len(due)
+
+    async def _judge(self, due: Sequence[Due], now: datetime) -> None:
+        with self._seen.phase("collect"):
+            readings = await self._collect(due, now)
+        with self._seen.phase("judge"):
+            cases = [(one.state, one.monitor, read) for one, read in zip(due, readings, strict=True)]
+            beginning = {one.state.service for one in due if not one.monitor}
+            past = await self._store.past_monitors(beginning, last=PAST_ROLLOUTS) if beginning else {}
+            judged = await asyncio.to_thread(judge_windows, cases, past)
+        with self._seen.phase("commit"):
+            await self._tell([one.state for one in due], judged)
 
     async def _collect(self, due: Sequence[Due], now: datetime) -> Sequence[Sequence[Reading]]:
         """Readings of every due window; those that are too old for the metric store are not asked for."""
@@ -148,9 +159,6 @@ class Tick:
                 # A storm, or another replica was first: now the rollbacks that are left are dealt out one by one.
                 logger.info("%s", error, extra={"action": "rollbacks_limited"})
                 continue
-            for one in told:
-                assert isinstance(one.stimulus, WindowJudged)
-                self._lagged((self._clock.now() - one.stimulus.end).total_seconds() - self._grace_s)
             return
         raise Unavailable(f"other replicas used up the hourly limit of rollbacks {MAX_TRIES_AT_LIMIT} times in a row")
 

@@ -13,6 +13,7 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.api.auth import Auth, Caller, Role
+from service.api.health import Health
 from service.api.openapi import Operation, document
 from service.api.problems import Problem, as_problems
 from service.model.journal import JournalEntry, first_broken_row
@@ -20,16 +21,13 @@ from service.model.names import RolloutId, ServiceKey
 from service.model.rollout import Phase, RolloutState
 from service.model.stimulus import Verb, WindowJudged
 from service.ring.answer import PeoplesDoor
-from service.ring.ports import Clock, PortError
+from service.ring.ports import Clock
 from service.ring.store import KillSwitch, RolloutFilter, Store
 from service.telling.view import DecisionDocument, RolloutView, RowView, decision_document, rollout_view, row_view
 
 MAX_BODY_BYTES = 64 * 1024
 WINDOWS_SHOWN = 240
 LONGEST_PAGE = 200
-
-Check = Callable[[], Awaitable[None]]
-"""Raises PortError when a part is not ready."""
 
 
 class Order(BaseModel):
@@ -161,14 +159,12 @@ class Api:
         clock: Clock,
         *,
         auth: Auth,
-        checks: Mapping[str, Check],
         version: str,
     ) -> None:
         self._store = store
         self._door = door
         self._clock = clock
         self._auth = auth
-        self._checks = checks
         self._version = version
         self._document = json.dumps(document(OPERATIONS, version)).encode()
 
@@ -278,23 +274,6 @@ class Api:
     async def _get_version(self, _: web.Request, __: Caller) -> web.Response:
         return _json(VersionView(version=self._version))
 
-    async def livez(self, _: web.Request) -> web.Response:
-        """The process answers; nothing outside is asked."""
-        return web.Response(text="ok\n")
-
-    async def readyz(self, request: web.Request) -> web.Response:
-        """Every part is ready; ``?verbose`` says which is not."""
-        lines, ready = [], True
-        for name, check in self._checks.items():
-            try:
-                await check()
-                lines.append(f"[+] {name} ok")
-            except PortError as error:
-                ready = False
-                lines.append(f"[-] {name}: {error}")
-        text = "\n".join(lines) if "verbose" in request.query else "ok" if ready else "not ready"
-        return web.Response(status=200 if ready else 503, text=text + "\n")
-
     async def openapi(self, _: web.Request) -> web.Response:
         """The document."""
         return web.Response(body=self._document, content_type="application/json")
@@ -307,13 +286,13 @@ class Api:
         return state
 
 
-def build_app(api: Api, registry: CollectorRegistry) -> web.Application:
+def build_app(api: Api, health: Health, registry: CollectorRegistry) -> web.Application:
     """The application with all its routes."""
     app = web.Application(middlewares=[as_problems], client_max_size=MAX_BODY_BYTES)
     for operation in OPERATIONS:
         app.router.add_route(operation.method, operation.path, api.guarded(operation))
-    app.router.add_get("/livez", api.livez)
-    app.router.add_get("/readyz", api.readyz)
+    app.router.add_get("/livez", health.livez)
+    app.router.add_get("/readyz", health.readyz)
     app.router.add_get("/openapi.json", api.openapi)
     app.router.add_get("/metrics", make_aiohttp_handler(registry=registry))
     return app

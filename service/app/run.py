@@ -9,7 +9,8 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,29 +23,36 @@ from service.actuators.cluster import connect
 from service.actuators.istio import IstioMesh
 from service.alerts.pagerduty import NobodyPaged, PagerDutyPager
 from service.analysis.tick import NoSource, Tick
-from service.api.app import Api, Check, build_app
+from service.api.app import Api, build_app
 from service.api.auth import Auth, read_tokens
+from service.api.health import Check, Health
 from service.app import logs
 from service.app.clock import SystemClock
-from service.app.metrics import OwnMetrics
+from service.app.metrics import Counted, OwnMetrics
+from service.app.observed_store import observed
 from service.app.supervisor import run_until
+from service.app.tracing import open_tracer
 from service.dispatch.clockwork import Clockwork
 from service.dispatch.dispatcher import Dispatcher
 from service.events.connection import Connection
-from service.events.consumer import EventConsumer
+from service.events.consumer import SILENT_S, EventConsumer
 from service.events.publisher import KafkaBus, Producer
-from service.model.rollout import Phase
 from service.ring.door import Door
+from service.ring.lease import HeldLease
 from service.ring.ports import Mesh, Pager, PortError, Source, Unavailable
+from service.ring.stopping import Stopping
 from service.ring.store import RolloutFilter, Store, Where
-from service.settings import KafkaSettings, Settings, SettingsError, load, load_catalog, read_secret
+from service.settings import ApiSettings, KafkaSettings, Settings, SettingsError, load, load_catalog, read_secret
 from service.sources.prometheus import PrometheusSource
 from service.storage.opening import open_store
 
 logger = logging.getLogger(__name__)
 
-STUCK_AFTER_S = 60.0
-"""Without a poll or a tick for so long, the part is called not ready."""
+COUNT_EVERY_S = 10.0
+"""How often one replica counts in the database what its gauges show."""
+
+LAST_SHARE = 0.05
+"""Of the time that a stop may take, for each of: writing outcomes, sending what the producer and the tracer hold."""
 
 WATCH_EVERY_S = 15.0
 
@@ -79,22 +87,41 @@ def serve(config: Path | None) -> int:
 
 
 async def _serve(settings: Settings) -> None:
-    stop = asyncio.Event()
+    stopping = Stopping()
+    last_resort = threading.Timer(settings.stop_s, _give_up)
+    last_resort.daemon = True
+
+    def ask() -> None:
+        if not stopping.asked:
+            last_resort.start()
+        stopping.ask()
+
     loop = asyncio.get_running_loop()
     for sign in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(sign, stop.set)
-    await run(settings, stop)
+        loop.add_signal_handler(sign, ask)
+    await run(settings, stopping)
 
 
-async def run(settings: Settings, stop: asyncio.Event, *, started: Callable[[Service], None] | None = None) -> None:
-    """Run the service until ``stop`` is set. ``started`` is called once everything listens."""
+def _give_up() -> None:
+    """End the process where the stop hangs: what is not settled is owed still, as after any crash."""
+    logger.critical("the stop takes too long, the process ends without it", extra={"action": "stop_given_up"})
+    os._exit(1)
+
+
+async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Service], None] | None = None) -> None:
+    """Run the service until a stop is asked. ``started`` is called once everything listens."""
     catalog, presets = load_catalog(settings)
     clock = SystemClock()
     replica = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    own = OwnMetrics(version())
+    last_s = LAST_SHARE * settings.stop_s
+    tracer = open_tracer(settings.tracing, version())
+    own = OwnMetrics(version(), clock_behind_s=lambda: clock.behind_s, tracer=tracer)
+    grace_s = max(2 * c.prometheus.scrape_interval_s for c in settings.all_clusters().values())
     async with AsyncExitStack() as stack:
-        store = await open_store(settings.database.url, password=read_secret(settings.database.password_file))
-        stack.push_async_callback(store.close)
+        stack.callback(tracer.close, last_s)
+        opened = await open_store(settings.database.url, password=read_secret(settings.database.password_file))
+        stack.push_async_callback(opened.close)
+        store = observed(opened, own, clock, grace_s=grace_s)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64)))
         clusters = settings.all_clusters()
         meshes: dict[str, Mesh] = {}
@@ -113,7 +140,6 @@ async def run(settings: Settings, stop: asyncio.Event, *, started: Callable[[Ser
                 token=read_secret(cluster.prometheus.token_file),
             )
         producer = Producer(connection_of(settings.kafka))
-        stack.push_async_callback(producer.stop)
         bus = KafkaBus(producer, settings.kafka.decisions_topic)
         door = Door(store, catalog, clock)
         dispatcher = Dispatcher(
@@ -123,10 +149,10 @@ async def run(settings: Settings, stop: asyncio.Event, *, started: Callable[[Ser
             meshes=meshes,
             pager=_pager(settings, session, clock),
             bus=bus,
-            done=lambda kind, outcome: own.instructions.labels(kind, outcome).inc(),
+            seen=own,
+            stopping=stopping,
         )
         door.on_owed = dispatcher.poke
-        grace_s = max(2 * c.prometheus.scrape_interval_s for c in clusters.values())
         ticks = {
             str(where): Tick(
                 store,
@@ -136,14 +162,15 @@ async def run(settings: Settings, stop: asyncio.Event, *, started: Callable[[Ser
                 grace_s=grace_s,
                 where=where,
                 rollbacks_per_hour=settings.rollbacks_per_hour,
-                lagged=own.window_lag_s.observe,
+                seen=own,
+                stopping=stopping,
             )
             for where, source in (
                 *((Where(only=name), source) for name, source in sources.items()),
                 (Where(but=frozenset(sources)), NoSource()),
             )
         }
-        clockwork = Clockwork(store, door, clock, meshes, replica=replica, watch_every_s=WATCH_EVERY_S)
+        clockwork = Clockwork(store, door, clock, meshes, replica=replica, seen=own, watch_every_s=WATCH_EVERY_S)
         consumer = EventConsumer(
             connection_of(settings.kafka),
             topic=settings.kafka.topic,
@@ -152,34 +179,48 @@ async def run(settings: Settings, stop: asyncio.Event, *, started: Callable[[Ser
             producer=producer,
             handle=door.events,
             clock=clock,
-            counted=lambda outcome: own.events.labels(outcome).inc(),
+            seen=own,
+            stopping=stopping,
         )
         auth = Auth(read_tokens(settings.api.tokens_file) if settings.api.tokens_file else None)
         checks: dict[str, Check] = {
             "database": store.check,
             "event-bus": _bus_check(consumer, clock),
-            **{f"tick {name}": _tick_check(tick, clock) for name, tick in ticks.items()},
         }
-        api = Api(store, door, clock, auth=auth, checks=checks, version=version())
+        health = Health(checks, silent_s=own.beats.silent_s, stopping=lambda: stopping.asked)
+        api = Api(store, door, clock, auth=auth, version=version())
         port = await stack.enter_async_context(
-            _listening(build_app(api, own.registry), settings.api.host, settings.api.port)
+            _listening(build_app(api, health, own.registry), settings.api, stop_s=2 * last_s)
         )
+        # What comes after the API here is closed before it, so that probes are answered to the end.
+        stack.push_async_callback(_within, last_s, "producer", producer.stop)
+        stack.push_async_callback(_within, last_s, "outcomes", dispatcher.settled)
         if started is not None:
             started(Service(settings, store, door, port))
         logger.info("serinus %s listens on %s:%s in mode %s", version(), settings.api.host, port, settings.mode.value)
         await run_until(
-            stop,
+            stopping,
             {
                 "events": consumer.run(),
                 **{f"tick {name}": tick.run() for name, tick in ticks.items()},
                 "wake": clockwork.wake(),
                 **{f"watch {cluster}": clockwork.watch(cluster) for cluster in meshes},
-                "own metrics": _gauges(own, store, clock),
+                "own metrics": _count(own, store, clock, replica, grace_s),
                 **{f"lane {lane} {where}": dispatcher.run(lane, where) for lane, where in dispatcher.lanes()},
             },
             stop_s=settings.stop_s,
+            at_once=("wake", "own metrics", *(f"watch {cluster}" for cluster in meshes)),
         )
-        logger.info("stopped", extra={"action": "stopped"})
+    logger.info("stopped", extra={"action": "stopped"})
+
+
+async def _within(seconds: float, what: str, close: Callable[[], Awaitable[None]]) -> None:
+    """One step of the stop, which must not hold up the next."""
+    try:
+        async with asyncio.timeout(seconds):
+            await close()
+    except TimeoutError:
+        logger.warning("closing without waiting longer for %s", what, extra={"action": "stop_late"})
 
 
 def connection_of(kafka: KafkaSettings) -> Connection:
@@ -212,42 +253,47 @@ def _pager(settings: Settings, session: aiohttp.ClientSession, clock: SystemCloc
 
 
 def _bus_check(consumer: EventConsumer, clock: SystemClock) -> Check:
-    async def check() -> None:
-        at = consumer.last_poll_at
-        if at is None or clock.now() - at > timedelta(seconds=STUCK_AFTER_S):
-            raise Unavailable("the event bus has not been heard of" if at is None else f"silent since {at.isoformat()}")
+    """Ready with partitions or as a standby of the group: as long as the brokers are heard of."""
+
+    async def check() -> str:
+        at = consumer.last_heard_at
+        if consumer.waits_for:
+            return f"events wait for another part: {consumer.waits_for}"
+        if at is None:
+            raise Unavailable("the brokers have not been heard of yet; see the log of the event bus, or run the doctor")
+        silent_s = (clock.now() - at).total_seconds()
+        if silent_s > SILENT_S:
+            raise Unavailable(f"the brokers have not been heard of for {silent_s:.0f} s; see whether they are up")
+        return f"{consumer.assigned_n} partitions are ours, brokers heard of {silent_s:.1f} s ago"
 
     return check
 
 
-def _tick_check(tick: Tick, clock: SystemClock) -> Check:
-    async def check() -> None:
-        at = tick.last_turn_at
-        if at is None or clock.now() - at > timedelta(seconds=STUCK_AFTER_S):
-            raise Unavailable("no tick yet" if at is None else f"no tick since {at.isoformat()}")
-
-    return check
-
-
-async def _gauges(own: OwnMetrics, store: Store, clock: SystemClock) -> None:
-    """Refresh the gauges that are counted in the database."""
+async def _count(own: OwnMetrics, store: Store, clock: SystemClock, replica: str, grace_s: float) -> None:
+    """Count what the gauges of the database show: one replica for all, by a lease; the others show none."""
+    lease = HeldLease(store, clock, "own metrics", replica, lease_s=3 * COUNT_EVERY_S)
     while True:
+        own.turned("own metrics")
         try:
-            for lane, (owed_n, since) in (await store.owed_summary()).items():
-                own.owed.labels(lane.value).set(owed_n)
-                own.owed_age_s.labels(lane.value).set(0 if since is None else (clock.now() - since).total_seconds())
-            counts = (await store.rollouts(RolloutFilter(), limit=1)).counts
-            for phase in Phase:
-                own.rollouts.labels(phase.value).set(counts.get(phase, 0))
+            own.counted.show(await _counted(store, clock, grace_s) if await lease.mine() else None)
         except Unavailable as error:
             logger.info("gauges wait: %s", error, extra={"action": "gauges_postponed"})
-        await clock.sleep(10)
+        await clock.sleep(COUNT_EVERY_S)
+
+
+async def _counted(store: Store, clock: SystemClock, grace_s: float) -> Counted:
+    now = clock.now()
+    grace = timedelta(seconds=grace_s)
+    overdue_n, ended_at = await store.overdue(now - grace)
+    counts = (await store.rollouts(RolloutFilter(), limit=1)).counts
+    return Counted(now, await store.owed_summary(), counts, overdue_n, ended_at + grace if ended_at else None)
 
 
 @asynccontextmanager
-async def _listening(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
+async def _listening(app: web.Application, settings: ApiSettings, *, stop_s: float) -> AsyncIterator[int]:
     """The API on its port; yields the port, which matters when 0 was asked for."""
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
+    host, port = settings.host, settings.port
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=stop_s)
     await runner.setup()
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -15,6 +15,7 @@ from service.model.stimulus import DriftSeen, TimePassed
 from service.ring.door import Door, Told
 from service.ring.lease import HeldLease
 from service.ring.ports import Clock, Mesh, PortError, Unavailable, WeightsSeen
+from service.ring.seen import UNSEEN, Observer
 from service.ring.store import Store, Where
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Clockwork:
         meshes: Mapping[str, Mesh],
         *,
         replica: str = "",
+        seen: Observer = UNSEEN,
         watch_every_s: float = 15.0,
     ) -> None:
         self._store = store
@@ -43,11 +45,13 @@ class Clockwork:
         self._clock = clock
         self._meshes = meshes
         self._replica = replica
+        self._seen = seen
         self._watch_every_s = watch_every_s
 
     async def wake(self) -> None:
         """Tell each rollout whose moment has come that time has passed."""
         while True:
+            self._seen.turned("wake")
             try:
                 await self.wake_turn()
             except Unavailable as error:
@@ -64,6 +68,7 @@ class Clockwork:
         """Look at the weights of a cluster's running rollouts, again and again."""
         lease = HeldLease(self._store, self._clock, f"watch {cluster}", self._replica, lease_s=2 * self._watch_every_s)
         while True:
+            self._seen.turned(f"watch {cluster}")
             await self._clock.sleep(self._watch_every_s)
             try:
                 if await lease.mine():
@@ -79,6 +84,7 @@ class Clockwork:
             facts = [self._fact(state, one) for state, one in zip(page, seen, strict=True)]
             await self._door.tell([fact for fact in facts if fact is not None])
             after = page[-1].id
+            self._seen.turned(f"watch {cluster}")
 
     def _fact(self, state: RolloutState, seen: WeightsSeen) -> Told | None:
         if seen.canary_percent == state.weight_asked and state.drift_since is None:

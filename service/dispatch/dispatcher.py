@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
-from service.dispatch.effects import TRY_S, Done, Effects, Later
+from service.dispatch.effects import TRY_S, Done, Effects, Later, Outcome
 from service.dispatch.outcomes import Outcomes
 from service.model.instruction import Lane
 from service.ring.breaker import Breaker
 from service.ring.door import Door, Told
 from service.ring.ports import Bus, Clock, Mesh, Pager, Unavailable
+from service.ring.seen import UNSEEN, About, Observer
+from service.ring.stopping import Stopping
 from service.ring.store import ANYWHERE, Owed, Postponed, Store, Where
 
 logger = logging.getLogger(__name__)
@@ -51,14 +54,16 @@ class Dispatcher:
         meshes: Mapping[str, Mesh],
         pager: Pager,
         bus: Bus,
-        done: Callable[[str, str], None] | None = None,
+        seen: Observer = UNSEEN,
+        stopping: Stopping | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
         self._clusters = frozenset(meshes)
         self._effects = Effects(clock, meshes=meshes, pager=pager, bus=bus)
         self._outcomes = Outcomes(store, door, clock)
-        self._done = done or (lambda kind, outcome: None)
+        self._seen = seen
+        self._stopping = stopping or Stopping()
         self._news: dict[Lane, list[asyncio.Event]] = {lane: [] for lane in Lane}
         self._under_way: set[int] = set()
 
@@ -75,13 +80,15 @@ class Dispatcher:
         return [(lane, where) for lane in Lane for where in (places if lane in OF_A_CLUSTER else [ANYWHERE])]
 
     async def run(self, lane: Lane, where: Where = ANYWHERE) -> None:
-        """Carry out one lane's instructions. Returns only by cancellation."""
+        """Carry out one lane's instructions until a stop is asked; then finish those that are under way."""
         news = asyncio.Event()
         self._news[lane].append(news)
         breaker = Breaker(self._clock, longest_pause_s=5.0)
         chains: set[asyncio.Task[None]] = set()
         try:
-            while True:
+            while not self._stopping.asked:
+                self._seen.turned(f"lane {lane} {where}")
+                self._seen.left_alone(lane.value, str(where), breaker.open)
                 news.clear()
                 pause_s = IDLE_S
                 try:
@@ -92,10 +99,15 @@ class Dispatcher:
                 except Unavailable as error:
                     logger.warning("lane %s waits: %s", lane, error, extra={"action": "lane_postponed", "lane": lane})
                 chains = await self._until_room(chains, news, pause_s)
+            await asyncio.gather(*chains)
         finally:
             self._news[lane].remove(news)
             for chain in chains:
                 chain.cancel()
+
+    async def settled(self) -> None:
+        """Return once every outcome that was brought home is written; to be awaited before the store is closed."""
+        await self._outcomes.written()
 
     async def turn(self, lane: Lane, where: Where = ANYWHERE) -> int:
         """Try once what is owed in a lane now, to the end; how many rollouts it was for."""
@@ -109,7 +121,7 @@ class Dispatcher:
         self, chains: set[asyncio.Task[None]], news: asyncio.Event, pause_s: float
     ) -> set[asyncio.Task[None]]:
         """Until something ended, there is news, or a postponed instruction may have come due; what is under way."""
-        waits = {asyncio.create_task(news.wait()), asyncio.create_task(self._clock.sleep(pause_s))}
+        waits = {asyncio.create_task(one) for one in (news.wait(), self._clock.sleep(pause_s), self._stopping.wait())}
         try:
             await asyncio.wait({*chains, *waits}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -148,17 +160,14 @@ class Dispatcher:
         self._under_way |= ids
         try:
             for place, owed in enumerate(chain):
-                if self._clock.now() + timedelta(seconds=TRY_S) > leased_until:
+                if self._clock.now() + timedelta(seconds=TRY_S) > leased_until or (place and self._stopping.asked):
                     return  # somebody else may have them by now; what they find owed, they carry out
-                outcome = await self._effects.carry_out(owed)
-                kind = owed.instruction.type
+                outcome = await self._try(owed)
                 match outcome:
-                    case Done(facts=facts, refused=refused):
+                    case Done(facts=facts):
                         breaker.worked()
-                        self._done(kind, "refused" if refused else "done")
                         await self._outcomes.settle(owed.id, [Told(owed.instruction.rollout, fact) for fact in facts])
                     case Later(pause_s=pause_s, why=why, failed=failed):
-                        self._done(kind, "unavailable" if failed else "not_yet")
                         if failed:
                             breaker.failed(why)
                         else:
@@ -169,3 +178,25 @@ class Dispatcher:
                         return
         finally:
             self._under_way -= ids
+
+    async def _try(self, owed: Owed) -> Outcome:
+        """Carry out one instruction, seen by whoever measures and traces."""
+        order = owed.instruction
+        began_s = time.perf_counter()
+        with self._seen.handling(order.type, About.order(order, owed.id)):
+            outcome = await self._effects.carry_out(owed)
+            match outcome:
+                case Done(refused=refused):
+                    said = "refused" if refused else "done"
+                case Later(failed=failed):
+                    said = "unavailable" if failed else "not_yet"
+            logger.log(
+                logging.DEBUG if said == "not_yet" else logging.INFO,
+                "%s: %s",
+                order.type,
+                said,
+                extra={"action": "tried", "tries": owed.attempts + 1}
+                | ({"why": outcome.why} if isinstance(outcome, Later) else {}),
+            )
+        self._seen.tried(order.type, said, time.perf_counter() - began_s)
+        return outcome

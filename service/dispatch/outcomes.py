@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 
 from service.ring.door import Door, Told
@@ -54,8 +55,14 @@ class Outcomes:
     async def _bring(self, news: _News) -> None:
         self._waiting.append(news)
         if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._write(), name="outcomes")
+            # A context of its own: the writer writes for everybody, not only for the instruction that came first.
+            self._writer = asyncio.create_task(self._write(), name="outcomes", context=Context())
         await news.written
+
+    async def written(self) -> None:
+        """Return once nothing waits to be written any more."""
+        if self._writer is not None:
+            await asyncio.shield(self._writer)
 
     async def _write(self) -> None:
         while self._waiting:

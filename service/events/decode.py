@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from service.events.forms import CDEvent, PlainEvent
 from service.model.stimulus import DeploymentEvent, EventKind
+from service.model.trace import read_traceparent
 from service.model.value import from_epoch_s
 
 MAX_VALUE_BYTES = 1024 * 1024
@@ -95,7 +96,8 @@ def _decode(record: Record) -> DeploymentEvent | DeadLetter | Ignored:
         if missing:
             return DeadLetter("no-cloudevent", f"not a valid CloudEvent: no header ce_{missing[0]}")
         data = _json(record.value) if record.value else None
-        return _from_cloudevent(headers, record, data, _text(headers.get("ce_type", b"").decode("utf-8", "replace")))
+        kind, trace = (headers.get(name, b"").decode("utf-8", "replace") for name in ("ce_type", "ce_traceparent"))
+        return _from_cloudevent(headers, record, data, kind, trace)
     body = _json(record.value)
     if "specversion" in body and "data" in body:
         # A structured CloudEvent whose sender forgot the content type.
@@ -113,7 +115,8 @@ def _structured(
     missing = [name for name in ENVELOPE if not envelope.get(name)]
     if missing:
         return DeadLetter("no-cloudevent", f"not a valid CloudEvent: no attribute {missing[0]!r}")
-    return _from_cloudevent(headers, record, envelope.get("data"), _text(envelope.get("type")))
+    kind, trace = _text(envelope.get("type")), envelope.get("traceparent")
+    return _from_cloudevent(headers, record, envelope.get("data"), kind, trace)
 
 
 def _headers(listed: Sequence[tuple[str, bytes]]) -> dict[str, bytes]:
@@ -152,7 +155,7 @@ def _depth(value: bytes) -> int:
 
 
 def _from_cloudevent(
-    headers: Mapping[str, bytes], record: Record, data: Any, event_type: str
+    headers: Mapping[str, bytes], record: Record, data: Any, event_type: str, traceparent: object
 ) -> DeploymentEvent | DeadLetter | Ignored:
     """Let the library check the envelope, then read the CDEvent inside it."""
     kind = _TYPE.fullmatch(event_type)
@@ -163,7 +166,10 @@ def _from_cloudevent(
     from_kafka_event(KafkaMessage(headers=dict(headers), key=None, value=record.value or b""))
     if not isinstance(data, dict):
         return DeadLetter("invalid", "the CloudEvent's data is no CDEvent object")
-    return _from_cdevent(data)
+    read = _from_cdevent(data)
+    if isinstance(read, DeploymentEvent):
+        return read.model_copy(update={"traceparent": read_traceparent(traceparent)})
+    return read
 
 
 def _from_cdevent(body: Mapping[str, Any]) -> DeploymentEvent | DeadLetter | Ignored:

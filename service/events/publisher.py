@@ -12,6 +12,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from service.events.connection import Connection
 from service.model.instruction import Publish
+from service.model.trace import is_made
 from service.ring.ports import Refused, Unavailable
 
 DECIDED = "dev.cdeventsx.serinus-analysis.decided.0.1.0"
@@ -102,6 +103,8 @@ def _cloudevent(order: Publish, source: str, kind: str, event_id: str, subject: 
     if kind == DECIDED and order.trigger_id:
         target = {"contextId": order.trigger_id}
         context["links"] = [{"linkType": "RELATION", "linkKind": "TRIGGER", "target": target}]
+    # Only a sender's own trace is passed on: one that was made here would decide for others what they sample.
+    trace = {"traceparent": order.traceparent} if order.traceparent and not is_made(order.traceparent) else {}
     return {
         "specversion": "1.0",
         "id": event_id,
@@ -111,6 +114,7 @@ def _cloudevent(order: Publish, source: str, kind: str, event_id: str, subject: 
         "time": at,
         "datacontenttype": "application/json",
         "partitionkey": order.service.bus_key,
+        **trace,
         "data": {"context": context, "subject": subject},
     }
 

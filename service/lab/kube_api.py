@@ -5,6 +5,7 @@ Held to the same contract test as a real kube-apiserver with Istio's CRDs (tests
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 from collections import deque
@@ -37,6 +38,10 @@ class KubeApi(Served):
         self.answers: deque[int] = deque()
         self.writes: list[Object] = []
         """Every VirtualService as it stood after a patch, in order."""
+        self.slow: asyncio.Event | None = None
+        """Patches wait for it."""
+        self.asked_n = 0
+        """Patches that have come in."""
         self._version = 1
         self._on_change = on_change or (lambda _: None)
 
@@ -88,6 +93,9 @@ class KubeApi(Served):
         return _status(404, "NotFound", "not found") if found is None else web.json_response(found)
 
     async def _patch(self, request: web.Request) -> web.Response:
+        self.asked_n += 1
+        if self.slow is not None:
+            await self.slow.wait()
         if self.answers and (status := self.answers.popleft()) != 200:
             reason = {409: "Conflict", 403: "Forbidden", 429: "TooManyRequests"}.get(status, "InternalError")
             return _status(status, reason, "as told", retry_after=status == 429)

@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter
 from service.model.names import RolloutId, ServiceKey
 from service.model.policy import Percent
 from service.model.target import Place
+from service.model.trace import Traceparent
 from service.model.value import Utc, Value
 
 
@@ -28,6 +29,10 @@ class _Order(Value):
     service: ServiceKey
     at: Utc
     """When it was decided."""
+    trigger_id: str = ""
+    """The deployment event with which the rollout began."""
+    traceparent: Traceparent = ""
+    """The release's trace, the same for everything that it owes."""
 
 
 class SetWeights(_Order):
@@ -99,7 +104,6 @@ class Publish(_Order):
     content: dict[str, Any]
     rolled_back: bool = False
     """Also publish the standard service.rolledback event, for tools that know only CDEvents."""
-    trigger_id: str = ""
     chain_id: str = ""
 
     @property

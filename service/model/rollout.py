@@ -11,6 +11,7 @@ from service.model.names import Mode, RolloutId, ServiceKey, Version
 from service.model.policy import Criticality, Percent, Policy, Stage
 from service.model.stimulus import MetricEvidence, ReleaseRequested
 from service.model.target import Place
+from service.model.trace import Traceparent
 from service.model.value import Utc, Value
 
 
@@ -84,6 +85,7 @@ class RolloutState(Value):
     event_id: str
     event_at: Utc
     chain_id: str
+    traceparent: Traceparent = ""
     policy: Policy
     place: Place
     criticality: Criticality

@@ -14,6 +14,7 @@ from service.model.names import DnsLabel, Mode, RolloutId, ServiceKey, Version
 from service.model.observation import Availability
 from service.model.policy import Criticality, Percent, Policy
 from service.model.target import Place
+from service.model.trace import Traceparent
 from service.model.value import Utc, Value
 
 
@@ -52,6 +53,8 @@ class DeploymentEvent(_Fact):
     """A policy that the sender would like; used only where the target allows it."""
     first_weight_percent: int | None = Field(default=None, ge=1, le=100)
     chain_id: str = Field(default="", max_length=256)
+    traceparent: Traceparent = ""
+    """The sender's trace, by the CloudEvents extension for distributed tracing."""
 
 
 class ReleaseRequested(_Fact):
@@ -66,6 +69,8 @@ class ReleaseRequested(_Fact):
     event_source: str
     event_id: str
     chain_id: str = ""
+    traceparent: Traceparent = ""
+    """The release's trace: the sender's, or one that follows from the event."""
     policy: Policy
     place: Place
     criticality: Criticality

@@ -29,6 +29,7 @@ from service.model.stimulus import (
 )
 from service.ring.answer import Answer
 from service.ring.ports import Clock, Unavailable
+from service.ring.seen import About
 from service.ring.store import Change, Conflict, RollbackLimit, ServiceHead, Store
 from service.rollout import intake, machine
 from service.rollout.turn import Step
@@ -276,5 +277,5 @@ def _log_event(event: DeploymentEvent, reason: str) -> None:
     logger.info(
         "event changes nothing: %s",
         reason,
-        extra={"action": "event_ignored", "event_id": event.id, "event_source": event.source},
+        extra={"action": "event_ignored", **About.event(event).keys(), "event_source": event.source},
     )

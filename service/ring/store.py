@@ -219,6 +219,9 @@ class Store(Protocol):
     async def owed_summary(self) -> Mapping[Lane, tuple[int, datetime | None]]:
         """Per lane the number owed and since when the oldest is."""
 
+    async def overdue(self, before: datetime) -> tuple[int, datetime | None]:
+        """How many windows that ended before then are not judged yet, and when the oldest of them ended."""
+
     async def rollbacks_since(self, moment: datetime) -> int:
         """Automatic rollbacks begun since then, over all services."""
 

@@ -25,6 +25,7 @@ from service.model.stimulus import (
     StableUpgraded,
 )
 from service.model.target import Place, Readiness, Target
+from service.model.trace import made_traceparent
 from service.model.value import Utc
 
 Fact = ReleaseRequested | ReleaseWithdrawn | StableUpgraded
@@ -123,6 +124,7 @@ def _release(
             event_source=event.source,
             event_id=event.id,
             chain_id=event.chain_id,
+            traceparent=event.traceparent or made_traceparent(event.source, event.id),
             policy=policy,
             place=place,
             criticality=target.criticality,

@@ -138,6 +138,7 @@ def begin(request: ReleaseRequested) -> Step:
         event_id=request.event_id,
         event_at=request.at,
         chain_id=request.chain_id,
+        traceparent=request.traceparent,
         policy=request.policy,
         place=request.place,
         criticality=request.criticality,

@@ -140,7 +140,9 @@ class Turn:
             self.set(journal_hash=row.hash)
             rows.append(row)
         headline = rows[-1].headline if rows else self.state.reason
-        return Step(self.state, True, headline, tuple(rows), tuple(self.orders), frozenset(self.drops), begin)
+        origin = {"trigger_id": self.state.event_id, "traceparent": self.state.traceparent}
+        orders = tuple(order.model_copy(update=origin) for order in self.orders)
+        return Step(self.state, True, headline, tuple(rows), orders, frozenset(self.drops), begin)
 
     def _publication(self, decision: Decision, reason: str, event_id: str) -> Publish:
         state = self.state
@@ -177,7 +179,6 @@ class Turn:
             event_id=event_id,
             content=content,
             rolled_back=state.phase is Phase.ROLLED_BACK and state.mode is not Mode.OBSERVE,
-            trigger_id=state.event_id,
             chain_id=state.chain_id,
         )
 

@@ -432,6 +432,14 @@ class SqlStore:
         }
         return {lane: found.get(lane, (0, None)) for lane in Lane}
 
+    async def overdue(self, before: datetime) -> tuple[int, datetime | None]:
+        """See ``Store.overdue``."""
+        due_at = t.rollouts.c.window_due_at
+        counts: list[Any] = [sa.func.count(), sa.func.min(due_at)]
+        query = sa.select(*counts).where(due_at <= before.timestamp())
+        n, oldest = (await self._read("count overdue windows", query))[0]
+        return n, None if oldest is None else from_epoch_s(oldest)
+
     async def rollbacks_since(self, moment: datetime) -> int:
         """See ``Store.rollbacks_since``."""
         query = sa.select(sa.func.count()).where(t.rollouts.c.retreated_at >= moment.timestamp())

@@ -24,6 +24,8 @@ from service.lab.broker import EmbeddedBroker
 from service.model.instruction import Publish
 from service.model.stimulus import DeploymentEvent
 from service.ring.ports import Unavailable
+from service.ring.seen import Unseen
+from service.ring.stopping import Stopping
 from tests.conformance import conformance
 from tests.stories import SERVICE, START, Story, lean
 
@@ -73,7 +75,9 @@ async def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 class Reader:
     """A consumer shell whose handler the test owns."""
 
-    def __init__(self, broker: Broker, topics: tuple[str, str], producer: Producer, fail_n: int = 0) -> None:
+    def __init__(
+        self, broker: Broker, topics: tuple[str, str], producer: Producer, fail_n: int = 0, **more: Any
+    ) -> None:
         self.events: list[DeploymentEvent] = []
         self.fail_n = fail_n
         self.seen = asyncio.Event()
@@ -85,6 +89,7 @@ class Reader:
             producer=producer,
             handle=self.handle,
             clock=SystemClock(),
+            **more,
         )
 
     async def handle(self, events: Sequence[DeploymentEvent]) -> None:
@@ -175,6 +180,68 @@ async def test_a_crash_before_the_commit_brings_the_events_again(broker: Broker)
     async with reading(broker, topics) as again:
         await again.until(1)
     assert [e.version for e in again.events] == ["1"]
+
+
+class Backlog(Unseen):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.records_n: list[int] = []
+        self.outcomes: list[str] = []
+        self.turns = 0
+
+    def turned(self, loop: str) -> None:
+        self.turns += 1
+
+    def behind(self, records_n: int) -> None:
+        self.records_n.append(records_n)
+
+    def event(self, outcome: str, lag_s: float) -> None:
+        assert 0 <= lag_s < 60
+        self.outcomes.append(outcome)
+
+
+async def test_what_waits_on_the_bus_is_told_and_a_loop_that_retries_still_goes_round(broker: Broker) -> None:
+    topics = await broker.topics()
+    await send(broker, topics[0], "1", "2", b"[]")
+    seen = Backlog()
+    async with reading(broker, topics, fail_n=3, seen=seen) as reader:
+        await reader.until(2)
+    assert max(seen.records_n) == 3
+    assert seen.records_n[-1] == 0
+    assert sorted(seen.outcomes) == ["dead_letter", "taken", "taken"]
+    assert seen.turns > 4
+
+
+async def test_a_stop_leaves_what_was_not_taken_on_the_topic_and_leaves_the_group(broker: Broker) -> None:
+    topics = await broker.topics()
+    await send(broker, topics[0], "1")
+    stopping = Stopping()
+    producer = Producer(Connection(broker.bootstrap))
+    reader = Reader(broker, topics, producer, fail_n=1_000_000, stopping=stopping)
+    task = asyncio.create_task(reader.consumer.run())
+    async with asyncio.timeout(30):
+        while reader.fail_n == 1_000_000:
+            await asyncio.sleep(0.05)
+        assert "as told" in reader.consumer.waits_for
+        stopping.ask()
+        await task
+    assert reader.events == []
+    async with reading(broker, topics) as again:
+        await again.until(1)
+    await producer.stop()
+    assert [e.version for e in again.events] == ["1"]
+
+
+async def test_a_standby_without_partitions_hears_of_the_brokers(broker: Broker) -> None:
+    if broker.embedded:
+        pytest.skip("the embedded broker's groups have one member")
+    topics = await broker.topics()
+    async with reading(broker, topics) as one, reading(broker, topics) as other, asyncio.timeout(60):
+        while one.consumer.assigned_n + other.consumer.assigned_n != 1 or not all(
+            reader.consumer.last_heard_at for reader in (one, other)
+        ):
+            await asyncio.sleep(0.1)
 
 
 async def test_what_cannot_be_read_is_buried_with_reason_and_origin_and_stops_nothing(broker: Broker) -> None:

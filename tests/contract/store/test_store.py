@@ -263,6 +263,21 @@ async def test_a_list_pages_by_cursor_and_filters_text_as_data(store: SqlStore) 
         assert len((await store.rollouts(RolloutFilter(text=text))).rollouts) == found
 
 
+async def test_overdue_windows_are_counted_with_the_end_of_the_oldest(store: SqlStore) -> None:
+    assert await store.overdue(START + timedelta(days=1)) == (0, None)
+    ends = []
+    for n in range(3):
+        service = SERVICE.model_copy(update={"name": f"s{n}"})
+        story = Story(id=f"e{n}", rollout=f"r{n}", service=service, at=START + timedelta(minutes=n)).progressing()
+        await keep(store, story)
+        assert story.state.windows_from is not None
+        ends.append(story.state.windows_from + timedelta(seconds=60))
+    await store.due(START + timedelta(hours=1), grace_s=0, limit=9, lease_s=60)
+    # Who holds a lease has not judged yet.
+    assert await store.overdue(max(ends)) == (3, min(ends))
+    assert await store.overdue(min(ends) - timedelta(seconds=1)) == (0, None)
+
+
 async def test_waking_names_those_whose_moment_has_come(store: SqlStore) -> None:
     story = Story()
     await keep(store, story)

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from service.api.app import OPERATIONS, Api, build_app, openapi_json
 from service.api.auth import Auth, Role, Token
+from service.api.health import Health
 from service.model.catalog import Catalog
 from service.ring.door import Door
 from service.ring.ports import Unavailable
@@ -54,8 +55,9 @@ async def http(store: SqlStore) -> AsyncIterator[TestClient[Any, Any]]:
     ]
     clock = StillClock()
     door = Door(store, Catalog(), clock)
-    api = Api(store, door, clock, auth=Auth(tokens), checks={"database": store.check, "bus": down}, version="1")
-    async with TestClient(TestServer(build_app(api, CollectorRegistry()))) as client:
+    api = Api(store, door, clock, auth=Auth(tokens), version="1")
+    health = Health({"database": store.check, "bus": down})
+    async with TestClient(TestServer(build_app(api, health, CollectorRegistry()))) as client:
         yield client
 
 
@@ -173,7 +175,7 @@ async def test_readiness_says_which_part_is_not_and_liveness_asks_nobody(http: T
         assert answer.status == 200
     async with http.get("/readyz?verbose") as answer:
         assert answer.status == 503
-        assert await answer.text() == "[+] database ok\n[-] bus: as told\n"
+        assert await answer.text() == "[+] database: ok\n[-] bus: as told\nnot ready\n"
 
 
 @pytest.mark.parametrize(

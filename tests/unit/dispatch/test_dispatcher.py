@@ -22,6 +22,7 @@ from service.model.target import Destination, Place, Route, Target
 from service.ring.breaker import Breaker
 from service.ring.door import Door, Told
 from service.ring.ports import Refused, Unavailable, WeightsSeen
+from service.ring.seen import Unseen
 from service.ring.store import KillSwitch
 from service.storage.opening import open_store
 from service.storage.store import SqlStore
@@ -77,6 +78,16 @@ class Outside:
 
     async def publish(self, order: Publish) -> None:
         self.published.append(order)
+
+
+class Tried(Unseen):
+    """Keeps how each try ended."""
+
+    def __init__(self, outcomes: list[str]) -> None:
+        self.outcomes = outcomes
+
+    def tried(self, kind: str, outcome: str, took_s: float) -> None:
+        self.outcomes.append(outcome)
 
 
 @pytest.fixture
@@ -266,7 +277,7 @@ async def test_a_mesh_that_is_away_is_asked_once_a_pause_and_not_by_every_instru
     tried: list[str] = []
     door = Door(store, Catalog(), outside)
     ports = {"meshes": {"default": outside}, "pager": outside, "bus": outside}
-    dispatcher = Dispatcher(store, door, outside, **ports, done=lambda kind, outcome: tried.append(outcome))  # type: ignore[arg-type]
+    dispatcher = Dispatcher(store, door, outside, **ports, seen=Tried(tried))  # type: ignore[arg-type]
     for n in range(200):
         service = SERVICE.model_copy(update={"name": f"s{n}"})
         await keep(store, Story(id=f"e{n}", rollout=f"r{n}", service=service).ready())

@@ -191,3 +191,26 @@ def test_a_hundred_thousand_mutated_events_raise_nothing_and_each_has_an_answer(
     assert sum(counts.values()) == 100_000
     assert counts[DeploymentEvent] > 1000
     assert counts[DeadLetter] > 1000
+
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize("form", [lambda r: r, binary])
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (TRACE, TRACE),
+        (TRACE.upper(), ""),
+        ("01" + TRACE[2:], ""),
+        ("00-" + "0" * 32 + TRACE[35:], ""),
+        (TRACE + "\n", ""),
+        ("", ""),
+    ],
+)
+def test_the_senders_trace_is_kept_and_a_broken_one_stops_no_event(form: Any, given: str, kept: str) -> None:
+    record = sent()
+    record = Record(json.dumps(body_of(record) | {"traceparent": given}).encode(), record.headers, 1)
+    event = decode(form(record))
+    assert isinstance(event, DeploymentEvent)
+    assert event.traceparent == kept

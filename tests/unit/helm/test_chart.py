@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import yaml
 
 from service.actuators.cluster import NEEDED
+from service.api.health import CHECK_S
+from service.app.metrics import OwnMetrics
 
 CHART = Path(__file__).parents[3] / "helm" / "serinus"
 TOKENS = ["--set", "secrets.apiTokens=serinus-tokens"]
@@ -116,3 +119,45 @@ def test_values_that_cannot_work_are_refused_with_their_name(values: list[str], 
     done = helm("template", "serinus", str(CHART), *values)
     assert done.returncode != 0
     assert words in done.stderr
+
+
+MONITORED = [*TOKENS, "--set", "serviceMonitor.enabled=true", "--set", "prometheusRule.enabled=true"]
+
+
+def alerts() -> list[dict[str, Any]]:
+    (rule,) = of_kind(rendered(*MONITORED), "PrometheusRule")
+    (group,) = rule["spec"]["groups"]
+    listed: list[dict[str, Any]] = group["rules"]
+    return listed
+
+
+def test_monitoring_is_rendered_only_where_it_is_asked_for() -> None:
+    kinds = {o["kind"] for o in rendered(*EVERYTHING)}
+    assert not {"ServiceMonitor", "PrometheusRule"} & kinds
+    (monitor,) = of_kind(rendered(*MONITORED), "ServiceMonitor")
+    (service,) = of_kind(rendered(*MONITORED), "Service")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert monitor["spec"]["endpoints"][0]["port"] == service["spec"]["ports"][0]["name"]
+
+
+def test_every_alert_says_what_to_do_and_asks_for_metrics_that_there_are() -> None:
+    own = OwnMetrics("1")
+    names = {
+        name for family in own.registry.collect()
+        for name in (family.name, f"{family.name}_total", f"{family.name}_count", f"{family.name}_bucket")
+    }  # fmt: skip
+    found = alerts()
+    assert len({alert["alert"] for alert in found}) == len(found) >= 10
+    for alert in found:
+        assert len(alert["annotations"]["runbook"]) > 80, alert["alert"]
+        assert alert["annotations"]["summary"]
+        assert alert["labels"]["severity"] in ("warning", "critical")
+        assert set(re.findall(r"serinus_\w+", alert["expr"])) <= names, alert["alert"]
+        assert 'job="serinus"' in alert["expr"]
+
+
+def test_a_probe_waits_longer_than_the_service_for_its_own_parts() -> None:
+    (deployment,) = of_kind(rendered(*TOKENS), "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["readinessProbe"]["timeoutSeconds"] > CHECK_S
+    assert container["livenessProbe"]["httpGet"]["path"] == container["startupProbe"]["httpGet"]["path"] == "/livez"
