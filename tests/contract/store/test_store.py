@@ -1,8 +1,7 @@
-"""The store's contract, on SQLite; on PostgreSQL too where SERINUS_TEST_POSTGRES names one."""
+"""The store's contract, on SQLite and, as a real test, on PostgreSQL."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -30,16 +29,13 @@ from service.rollout import machine
 from service.rollout.turn import Step
 from service.storage.opening import migrate, open_store
 from service.storage.store import SqlStore
+from tests.real.parts import postgres
 from tests.stories import SERVICE, START, Story, lean, request
 
-POSTGRES = [pytest.param("postgres", marks=pytest.mark.real)] if "SERINUS_TEST_POSTGRES" in os.environ else []
 
-
-@pytest.fixture(params=["sqlite", *POSTGRES])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.real)])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SqlStore]:
-    url = f"sqlite:///{tmp_path / 'serinus.db'}"
-    if request.param == "postgres":
-        url = os.environ["SERINUS_TEST_POSTGRES"]
+    url = f"sqlite:///{tmp_path / 'serinus.db'}" if request.param == "sqlite" else postgres.shared().database()
     opened = await open_store(url)
     yield opened
     await opened.close()
