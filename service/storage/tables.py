@@ -28,6 +28,10 @@ metadata = MetaData(
 
 AUTO_ID = BigInteger().with_variant(Integer, "sqlite")
 
+FORMAT = 1
+"""The format of the JSON that this code writes; what was written in a higher one is left to newer replicas. Raise it
+with any change of a stored value that the code of the release before cannot read."""
+
 rollouts = Table(
     "rollouts",
     metadata,
@@ -47,6 +51,7 @@ rollouts = Table(
     Column("wake_at", Float),
     Column("started_at", Float, nullable=False),
     Column("retreated_at", Float),
+    Column("format", Integer, nullable=False, server_default="1"),
     Index(
         "one_active_rollout_a_service",
         "cluster",
@@ -81,6 +86,8 @@ windows = Table(
     Column("n", Integer, nullable=False),
     Column("revision", Integer, nullable=False),
     Column("body", Text, nullable=False),
+    # Since revision 0004 the body lies here, packed, and the text is empty.
+    Column("packed", LargeBinary),
     PrimaryKeyConstraint("rollout", "n"),
 )
 
@@ -138,4 +145,12 @@ leases = Table(
     Column("name", String(253), primary_key=True),
     Column("holder", String(253), nullable=False),
     Column("until", Float, nullable=False),
+)
+
+compatibility = Table(
+    "compatibility",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    # The oldest revision whose code may run on this schema.
+    Column("oldest", String(32), nullable=False),
 )
