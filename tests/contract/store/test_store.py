@@ -11,9 +11,10 @@ import sqlalchemy as sa
 
 from service.model.instruction import Lane
 from service.model.journal import first_broken_row
+from service.model.names import RolloutId
 from service.model.rollout import Phase
 from service.model.stimulus import STIMULUS, Verb, WindowJudged
-from service.ring.ports import Refused
+from service.ring.ports import Refused, Unavailable
 from service.ring.store import (
     Change,
     Conflict,
@@ -26,9 +27,9 @@ from service.ring.store import (
     Where,
 )
 from service.rollout import machine
-from service.rollout.turn import Step
 from service.storage.opening import migrate, open_store
 from service.storage.store import SqlStore
+from tests.contract.store.stories import change, keep
 from tests.real.parts import postgres
 from tests.stories import SERVICE, START, Story, lean, request
 
@@ -39,22 +40,6 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     opened = await open_store(url)
     yield opened
     await opened.close()
-
-
-def change(step: Step, was: int | None) -> Change:
-    return Change(state=step.state, was_revision=was, journal=step.journal, orders=step.orders, drops=step.drops)
-
-
-async def keep(store: SqlStore, story: Story) -> None:
-    """Commit every step of a story, one transaction each."""
-    was: int | None = None
-    for step, fact in zip(story.steps, story.facts, strict=True):
-        if not step.accepted:
-            continue
-        windows = ((step.state.revision, fact),) if fact.type == "window_judged" else ()
-        made = Change(step.state, was, step.journal, windows, step.orders, step.drops)  # type: ignore[arg-type]
-        await store.commit([made])
-        was = step.state.revision
 
 
 async def test_what_was_committed_is_read_back_equal(store: SqlStore) -> None:
@@ -281,6 +266,37 @@ async def test_a_commit_of_many_rollouts_takes_a_bounded_number_of_statements(st
         steps.append(machine.begin(request(id=f"e{n}", service=service, rollout=f"r-{n}")))
     await store.commit([change(s, None) for s in steps])
     assert counted < 12
+
+
+async def test_a_rollout_in_a_newer_format_is_left_to_newer_replicas_and_holds_up_no_other(store: SqlStore) -> None:
+    stories = []
+    for n in range(3):
+        service = SERVICE.model_copy(update={"name": f"svc-{n}"})
+        stories.append(Story(id=f"e{n}", service=service, rollout=f"r-{n}").progressing())
+        await keep(store, stories[n])
+    async with store._write("play a newer release") as connection:
+        await connection.exec_driver_sql("""UPDATE rollouts SET format = 99, state = '{"a": 1}' WHERE id = 'r-1'""")
+    later = START + timedelta(hours=1)
+    assert {due.state.id for due in await store.due(later, grace_s=0, limit=9, lease_s=60)} == {"r-0", "r-2"}
+    assert {state.id for state in await store.watched(limit=9)} == {"r-0", "r-2"}
+    assert {state.id for state in (await store.rollouts(RolloutFilter())).rollouts} == {"r-0", "r-2"}
+    owed = [one for lane in Lane for one in await store.owed(lane, later, limit=99, lease_s=60)]
+    assert {one.instruction.rollout for one in owed} == {"r-0", "r-2"}
+    with pytest.raises(Unavailable, match="rollout r-1 was written by a newer release"):
+        await store.load([RolloutId("r-0"), RolloutId("r-1")])
+    with pytest.raises(Conflict):
+        await keep(store, Story(id="x", service=stories[1].state.service))
+    was = stories[0].state.revision
+    await store.commit([change(stories[0].window().last, was)])
+
+
+async def test_a_stored_value_that_cannot_be_read_says_so(store: SqlStore) -> None:
+    story = Story().progressing()
+    await keep(store, story)
+    async with store._write("play a newer release") as connection:
+        await connection.exec_driver_sql("""UPDATE journal SET body = '{"a": 1}'""")
+    with pytest.raises(Unavailable, match="cannot read the journal: a stored JournalEntry is not readable"):
+        await store.journal(story.state.id)
 
 
 async def test_a_second_process_is_refused_with_the_file_and_the_reason(tmp_path: Path) -> None:

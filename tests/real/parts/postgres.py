@@ -26,7 +26,7 @@ USER = "serinus"
 NOBODY = 65534
 READY_WITHIN_S = 60.0
 
-FAST: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+FAST: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off"}
 """Safe against the death of the server's processes, not of the machine: all that a test kills."""
 DURABLE: Mapping[str, str] = {}
 """PostgreSQL's own defaults: every commit waits for the disk."""
