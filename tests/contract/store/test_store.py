@@ -27,7 +27,7 @@ from service.ring.store import (
     Where,
 )
 from service.rollout import machine
-from service.storage.opening import migrate, open_store
+from service.storage.opening import open_store
 from service.storage.store import SqlStore
 from tests.contract.store.stories import change, keep
 from tests.real.parts import postgres
@@ -311,14 +311,3 @@ async def test_a_second_process_is_refused_with_the_file_and_the_reason(tmp_path
 async def test_a_url_of_an_unknown_kind_is_refused() -> None:
     with pytest.raises(Refused, match="known: sqlite, postgresql"):
         await open_store("mysql://localhost/x")
-
-
-async def test_the_schema_goes_up_and_down_again(tmp_path: Path) -> None:
-    engine = sa.create_engine(f"sqlite:///{tmp_path / 'm.db'}")
-    with engine.begin() as connection:
-        migrate(connection)
-        assert "rollouts" in sa.inspect(connection).get_table_names()
-    with engine.begin() as connection:
-        migrate(connection, "base")
-        assert sa.inspect(connection).get_table_names() == ["alembic_version"]
-    engine.dispose()
