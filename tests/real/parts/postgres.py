@@ -93,6 +93,12 @@ class PostgresServer(Databases):
         if done.returncode:
             raise RuntimeError(f"initdb ended with {done.returncode}:\n{done.stderr[-2000:]}")
 
+    @property
+    def pid(self) -> int:
+        """Of the process that the others come from."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self) -> PostgresServer:
         """Start and wait until it answers; raises RuntimeError with its last log lines when it does not."""
         settings = {
