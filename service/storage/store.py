@@ -6,6 +6,7 @@ The number of statements of a commit does not grow with the number of rollouts i
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import datetime
@@ -41,8 +42,11 @@ from service.storage import tables as t
 from service.storage.errors import reaching
 from service.storage.packing import pack, unpack
 
-CHUNK = 400
+CHUNK = 500
 """Keys in one IN (...) list; SQLite allows 32,766 variables, PostgreSQL plans long lists badly."""
+
+KEY_BYTES = 1024
+"""A longer source or id of an event is kept as its digest."""
 
 ROLLBACKS_LOCK = 0x5E21_0001
 """PostgreSQL's advisory lock for counting rollbacks against the hourly limit."""
@@ -224,14 +228,19 @@ class SqlStore:
                         "namespace": h.service.namespace,
                         "service": h.service.name,
                         "event_at": h.event_at.timestamp(),
-                        "event_id": h.event_id,
+                        "event_id": _short(h.event_id),
                         "fence": h.fence,
                     }
                     for h in sorted(heads, key=lambda h: str(h.service))
                 ],
             )
         if seen:
-            rows = [{"source": source, "id": event_id, "at": at.timestamp()} for source, event_id, at in sorted(seen)]
+            rows = [
+                {"source": source, "id": event_id, "at": at.timestamp()}
+                for (source, event_id), at in sorted(
+                    (_event_key(source, event_id), at) for source, event_id, at in seen
+                )
+            ]
             await connection.execute(self._insert_into(t.seen_events).on_conflict_do_nothing(), rows)
 
     def _insert_into(self, table: sa.Table) -> Any:
@@ -252,7 +261,7 @@ class SqlStore:
         )
         by_id = sorted(postponed, key=lambda one: one.owed_id)
         rows = [
-            {"key": one.owed_id, "until": one.until.timestamp(), "error": one.error, "tries_n": one.tries_n}
+            {"key": one.owed_id, "until": one.until.timestamp(), "error": _text(one.error), "tries_n": one.tries_n}
             for one in by_id
         ]
         async with self._write("postpone instructions") as connection:
@@ -273,8 +282,8 @@ class SqlStore:
         """See ``Store.set_kill_switch``."""
         values = {
             "frozen": switch.frozen,
-            "actor": switch.actor,
-            "reason": switch.reason,
+            "actor": _text(switch.actor),
+            "reason": _text(switch.reason),
             "at": switch.at.timestamp() if switch.at else _now(),
         }
         insert = self._insert_into(t.switches).values(name="kill", **values)
@@ -370,7 +379,8 @@ class SqlStore:
 
     async def waking(self, now: datetime, *, limit: int) -> Sequence[RolloutId]:
         """See ``Store.waking``."""
-        query = sa.select(t.rollouts.c.id).where(t.rollouts.c.wake_at <= now.timestamp()).limit(limit)
+        r = t.rollouts.c
+        query = sa.select(r.id).where(_READABLE, r.wake_at <= now.timestamp()).order_by(r.wake_at).limit(limit)
         return [RolloutId(row.id) for row in await self._read("read who wakes", query)]
 
     async def watched(
@@ -387,13 +397,14 @@ class SqlStore:
 
     async def unseen(self, events: Sequence[tuple[str, str]]) -> frozenset[tuple[str, str]]:
         """See ``Store.unseen``."""
+        keys = {event: _event_key(*event) for event in events}
         known: set[tuple[str, str]] = set()
-        for pairs in _chunks(events):
+        for pairs in _chunks(sorted(set(keys.values()))):
             query = sa.select(t.seen_events.c.source, t.seen_events.c.id).where(
                 sa.tuple_(t.seen_events.c.source, t.seen_events.c.id).in_(pairs)
             )
             known |= {(row.source, row.id) for row in await self._read("look up events", query)}
-        return frozenset(events) - known
+        return frozenset(event for event, key in keys.items() if key not in known)
 
     async def heads(self, services: Collection[ServiceKey]) -> Mapping[ServiceKey, ServiceHead]:
         """See ``Store.heads``."""
@@ -580,6 +591,21 @@ def _in(where: Where) -> list[sa.ColumnElement[bool]]:
     cluster = t.rollouts.c.cluster
     clauses = [] if where.only is None else [cluster == where.only]
     return [*clauses, cluster.not_in(sorted(where.but))] if where.but else clauses
+
+
+def _event_key(source: str, event_id: str) -> tuple[str, str]:
+    return _short(source), _short(event_id)
+
+
+def _short(name: str) -> str:
+    """A sender's text as a key: PostgreSQL indexes no more than 2,700 bytes, and knows no NUL."""
+    data = name.encode()
+    return name if len(data) <= KEY_BYTES and b"\0" not in data else f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _text(said: str) -> str:
+    """Somebody's words: PostgreSQL's text knows no NUL."""
+    return said.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _chunks(items: Sequence[_T]) -> Iterable[Sequence[_T]]:

@@ -65,6 +65,8 @@ rollouts = Table(
     Index("ix_rollouts_wake_at", "wake_at"),
     Index("ix_rollouts_started_at", "started_at", "id"),
     Index("ix_rollouts_retreated_at", "retreated_at"),
+    # Whom to watch and what is owed are few among many that have ended.
+    Index("ix_rollouts_watched", "id", sqlite_where=text("watched = 1"), postgresql_where=text("watched")),
     Index("ix_rollouts_cluster", "cluster", "namespace", "service", "started_at"),
 )
 
@@ -104,7 +106,13 @@ outbox = Table(
     Column("attempts", Integer, nullable=False),
     Column("last_error", Text, nullable=False),
     Column("settled_at", Float),
-    Index("ix_outbox_owed", "lane", "settled_at", "not_before"),
+    Index(
+        "ix_outbox_open",
+        "lane",
+        "id",
+        sqlite_where=text("settled_at IS NULL"),
+        postgresql_where=text("settled_at IS NULL"),
+    ),
     Index("ix_outbox_rollout", "rollout", "settled_at"),
 )
 

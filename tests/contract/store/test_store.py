@@ -200,6 +200,18 @@ async def test_seen_events_and_heads_are_remembered_and_a_repeat_is_no_error(sto
     assert (await store.heads([SERVICE]))[SERVICE] == head
 
 
+@pytest.mark.parametrize("odd", ["x" * 5000, "\N{BIRD}" * 1000, "a\0b"], ids=["long", "wide", "nul"])
+async def test_an_event_with_any_name_is_seen_once_and_holds_up_nothing(store: SqlStore, odd: str) -> None:
+    await store.commit([], seen=[(odd[:1024], odd, START)], heads=[ServiceHead(SERVICE, START, odd, 7)])
+    other = (odd[:1024], odd + "2")
+    assert await store.unseen([(odd[:1024], odd), other]) == {other}
+    await keep(store, Story().ready())
+    (one,) = await store.owed(Lane.WEIGHTS, START, limit=10, lease_s=30)
+    await store.postpone([Postponed(one.id, START, odd)])
+    await store.set_kill_switch(KillSwitch(True, "ana", odd, START))
+    assert (await store.kill_switch()).frozen
+
+
 async def test_rollbacks_by_serinus_count_and_peoples_do_not(store: SqlStore) -> None:
     await keep(store, Story().progressing().window(harmful=True, **lean(200)).written())
     await keep(store, Story(id="e2").progressing().person(Verb.ROLLBACK).written())

@@ -1,4 +1,5 @@
-"""Windows are packed, rollouts say in which format they are written, and the schema says how old a release it serves.
+"""Windows are packed, rollouts say in which format they are written, the schema says how old a release it serves, and
+what is open is found without reading what has ended.
 
 Replicas of the release before go on: they read and write everything but the charts of windows that new ones judged.
 """
@@ -25,6 +26,12 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column("oldest", sa.String(32), nullable=False),
     )
+    for name, table, columns, sqlite_where, where in (
+        ("ix_rollouts_watched", "rollouts", ["id"], "watched = 1", "watched"),
+        ("ix_outbox_open", "outbox", ["lane", "id"], "settled_at IS NULL", "settled_at IS NULL"),
+    ):
+        op.create_index(name, table, columns, sqlite_where=sa.text(sqlite_where), postgresql_where=sa.text(where))
+    op.drop_index("ix_outbox_owed", "outbox")
     op.bulk_insert(compatibility, [{"id": 1, "oldest": "0003"}])
 
 
@@ -41,5 +48,8 @@ def downgrade() -> None:
             [{"of": row.rollout, "at": row.n, "text": unpack(bytes(row.packed))} for row in rows],
         )
     op.drop_table("compatibility")
+    op.create_index("ix_outbox_owed", "outbox", ["lane", "settled_at", "not_before"])
+    op.drop_index("ix_outbox_open", "outbox")
+    op.drop_index("ix_rollouts_watched", "rollouts")
     op.drop_column("windows", "packed")
     op.drop_column("rollouts", "format")
