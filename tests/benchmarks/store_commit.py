@@ -103,7 +103,10 @@ def server_cpu_s(postmaster: int) -> float:
     children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
     total = 0
     for pid in (str(postmaster), *children):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except FileNotFoundError:
+            continue  # It ended just now; the postmaster counts it from the next look on.
         total += sum(map(int, fields[11:15] if pid == str(postmaster) else fields[11:13]))
     return total / os.sysconf("SC_CLK_TCK")
 
