@@ -217,11 +217,14 @@ class SqlStore:
     ) -> None:
         if heads:
             insert: Any = self._insert_into(t.heads)
+            # Another replica may have been told of a newer event since these heads were read.
+            new, known = insert.excluded, t.heads.c
+            newer = {
+                name: sa.case((new[by] >= known[by], new[name]), else_=known[name])
+                for name, by in (("event_at", "event_at"), ("event_id", "event_at"), ("fence", "fence"))
+            }
             await connection.execute(
-                insert.on_conflict_do_update(
-                    index_elements=["cluster", "namespace", "service"],
-                    set_={name: insert.excluded[name] for name in ("event_at", "event_id", "fence")},
-                ),
+                insert.on_conflict_do_update(index_elements=["cluster", "namespace", "service"], set_=newer),
                 [
                     {
                         "cluster": h.service.cluster,

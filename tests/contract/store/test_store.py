@@ -200,6 +200,13 @@ async def test_seen_events_and_heads_are_remembered_and_a_repeat_is_no_error(sto
     assert (await store.heads([SERVICE]))[SERVICE] == head
 
 
+async def test_a_services_head_never_goes_back(store: SqlStore) -> None:
+    later = START + timedelta(seconds=1)
+    for at, event_id, fence in ((later, "e2", 5), (START, "e1", 9), (later, "e3", 4)):
+        await store.commit([], heads=[ServiceHead(SERVICE, at, event_id, fence)])
+    assert (await store.heads([SERVICE]))[SERVICE] == ServiceHead(SERVICE, later, "e3", 9)
+
+
 @pytest.mark.parametrize("odd", ["x" * 5000, "\N{BIRD}" * 1000, "a\0b"], ids=["long", "wide", "nul"])
 async def test_an_event_with_any_name_is_seen_once_and_holds_up_nothing(store: SqlStore, odd: str) -> None:
     await store.commit([], seen=[(odd[:1024], odd, START)], heads=[ServiceHead(SERVICE, START, odd, 7)])
