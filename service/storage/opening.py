@@ -10,6 +10,8 @@ from typing import IO, Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from pydantic import SecretStr
 from sqlalchemy.engine import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError
@@ -17,21 +19,36 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import StaticPool
 
 from service.ring.ports import Refused
-from service.storage.errors import translated
+from service.storage import tables as t
+from service.storage.errors import reaching
 from service.storage.store import SqlStore
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-BUSY_TIMEOUT_S = 10
+
+PATIENCE_S = 10.0
+"""How long any method of the store waits for the database before it is Unavailable. Below a window's lease."""
+
+MIGRATE_WITHIN_S = 600.0
+"""A replica waits this long for its own or another one's migration."""
+
+MIGRATIONS_LOCK = 0x5E21_0002
+"""PostgreSQL's advisory lock for migrating: replicas that start together migrate once."""
+
+
+class NewerSchema(Refused):
+    """A newer release has changed the schema in a way that this one cannot live with."""
 
 
 class InUse(Refused):
     """Another process, most likely a running Serinus, has the SQLite file."""
 
 
-async def open_store(url: str, *, password: SecretStr | None = None) -> SqlStore:
+async def open_store(url: str, *, password: SecretStr | None = None, patience_s: float = PATIENCE_S) -> SqlStore:
     """The store behind ``url`` (``sqlite:///file.db``, ``sqlite://`` in memory, ``postgresql://...``), migrated.
 
-    Raises Refused when the URL means nothing or another process has the SQLite file, Unavailable when it is away.
+    patience_s : how long any method waits for the database.
+    Raises Refused when the URL means nothing, another process has the SQLite file or the schema is too new, and
+    Unavailable when the database is away.
     """
     try:
         parsed = make_url(url)
@@ -39,31 +56,60 @@ async def open_store(url: str, *, password: SecretStr | None = None) -> SqlStore
         raise Refused(
             f"database url is no URL; write sqlite:///serinus.db or postgresql://user@host/name: {error}"
         ) from None
+    lock = None
     if parsed.get_backend_name() == "sqlite":
         lock = _lock(parsed)
-        engine = _sqlite(parsed)
+        engine = _sqlite(parsed, patience_s)
     elif parsed.get_backend_name() == "postgresql":
-        lock = None
         if password is not None:
             parsed = parsed.set(password=password.get_secret_value())
-        engine = create_async_engine(parsed.set(drivername="postgresql+asyncpg"), pool_size=10, pool_pre_ping=True)
+        engine = _postgres(parsed, patience_s)
     else:
         raise Refused(f"database url names {parsed.get_backend_name()!r}; known: sqlite, postgresql")
-    with translated("open the database"):
-        async with engine.begin() as connection:
+    try:
+        async with reaching("open the database", patience_s), engine.connect():
+            pass
+        async with reaching("migrate the database", MIGRATE_WITHIN_S), engine.begin() as connection:
             await connection.run_sync(migrate)
-    return SqlStore(engine, lock=lock)
+    except TypeError as error:
+        # The driver's connect function got an option of the URL that it does not have.
+        raise Refused(f"database url has an option that the driver does not know: {error}") from None
+    except BaseException:
+        await engine.dispose()
+        if lock is not None:
+            lock.close()
+        raise
+    return SqlStore(engine, patience_s=patience_s, lock=lock)
 
 
 def migrate(connection: Connection, revision: str = "head") -> None:
-    """Bring the schema up to ``revision``, or down to it when it is older."""
+    """Bring the schema to ``revision``, up or down; "head" also leaves a newer schema that serves this release."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["connection"] = connection
-    if revision == "head":
-        command.upgrade(config, revision)
-    else:
+    if connection.dialect.name == "postgresql":
+        # An ALTER that waits for a reader holds up everything behind it, so it does not wait for long.
+        for name, value in (("lock_timeout", "60s"), ("statement_timeout", "0")):
+            connection.execute(sa.text(f"SET LOCAL {name} = '{value}'"))
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATIONS_LOCK)))
+    found = MigrationContext.configure(connection).get_current_revision()
+    scripts = ScriptDirectory.from_config(config)
+    if revision == "head" and found is not None and found not in {s.revision for s in scripts.walk_revisions()}:
+        _serves(connection, found, scripts.get_current_head() or "")
+    elif revision == "base" or (found is not None and revision != "head" and revision < found):
         command.downgrade(config, revision)
+    else:
+        command.upgrade(config, revision)
+
+
+def _serves(connection: Connection, found: str, ours: str) -> None:
+    """Raise NewerSchema unless the newer schema says that it serves code of revision ``ours``."""
+    oldest = connection.execute(sa.select(t.compatibility.c.oldest)).scalar_one()
+    if oldest > ours:
+        raise NewerSchema(
+            f"the database's schema {found} is of a newer release and serves releases from schema {oldest} on; this "
+            f"release is of schema {ours}. Start the newer release."
+        )
 
 
 def _lock(url: URL) -> IO[str] | None:
@@ -93,12 +139,13 @@ def _lock(url: URL) -> IO[str] | None:
     return lock
 
 
-def _sqlite(url: URL) -> AsyncEngine:
+def _sqlite(url: URL, patience_s: float) -> AsyncEngine:
     in_memory = not url.database or url.database == ":memory:"
     engine = create_async_engine(
         url.set(drivername="sqlite+aiosqlite"),
-        connect_args={"timeout": BUSY_TIMEOUT_S},
-        **({"poolclass": StaticPool} if in_memory else {"pool_size": 5}),
+        # Its own message, «locked», comes before patience ends.
+        connect_args={"timeout": patience_s / 2},
+        **({"poolclass": StaticPool} if in_memory else {"pool_size": 5, "pool_timeout": patience_s}),
     )
 
     @sa.event.listens_for(engine.sync_engine, "connect")
@@ -111,3 +158,31 @@ def _sqlite(url: URL) -> AsyncEngine:
         cursor.close()
 
     return engine
+
+
+def _postgres(url: URL, patience_s: float) -> AsyncEngine:
+    within_ms = str(round(patience_s * 1000))
+    settings = {
+        "application_name": "serinus",
+        # A replica that is stopped in the middle of a transaction must not keep its row locks.
+        "idle_in_transaction_session_timeout": within_ms,
+        "statement_timeout": within_ms,
+        "lock_timeout": str(round(patience_s * 500)),
+        # A machine that vanishes leaves no goodbye; the server forgets it within half a minute.
+        "tcp_keepalives_idle": "10",
+        "tcp_keepalives_interval": "5",
+        "tcp_keepalives_count": "4",
+        # Compiling a plan costs more than any of these short statements.
+        "jit": "off",
+    }
+    try:
+        return create_async_engine(
+            url.set(drivername="postgresql+asyncpg"),
+            pool_size=10,
+            max_overflow=0,
+            pool_timeout=patience_s,
+            pool_pre_ping=True,
+            connect_args={"timeout": patience_s / 2, "server_settings": settings},
+        )
+    except ModuleNotFoundError as error:
+        raise Refused(f"PostgreSQL needs the {error.name} package: pip install 'serinus[postgres]'") from None

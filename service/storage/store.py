@@ -6,8 +6,9 @@ The number of statements of a commit does not grow with the number of rollouts i
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import datetime
 from typing import IO, Any, TypeVar
 
@@ -21,6 +22,7 @@ from service.model.names import Mode, RolloutId, ServiceKey
 from service.model.rollout import Phase, RolloutState
 from service.model.stimulus import WindowJudged
 from service.model.value import from_epoch_s
+from service.ring.ports import Unavailable
 from service.ring.store import (
     ANYWHERE,
     Change,
@@ -37,10 +39,14 @@ from service.ring.store import (
     Where,
 )
 from service.storage import tables as t
-from service.storage.errors import translated
+from service.storage.errors import reaching
+from service.storage.packing import pack, unpack
 
-CHUNK = 400
+CHUNK = 500
 """Keys in one IN (...) list; SQLite allows 32,766 variables, PostgreSQL plans long lists badly."""
+
+KEY_BYTES = 1024
+"""A longer source or id of an event is kept as its digest."""
 
 ROLLBACKS_LOCK = 0x5E21_0001
 """PostgreSQL's advisory lock for counting rollbacks against the hourly limit."""
@@ -51,14 +57,20 @@ CLAIM_LOCKS = {lane: 0x5E21_0100 + place for place, lane in enumerate(Lane)}
 YIELD_EVERY = 50
 """States decoded before other tasks get a turn; decoding one takes about 0.1 ms."""
 
+_READABLE = t.rollouts.c.format <= t.FORMAT
+"""Rollouts that this release can carry on; those written in a newer format are left to the replicas that know it."""
+
+_STATES = sa.select(t.rollouts.c.id, t.rollouts.c.state, t.rollouts.c.format)
+
 _T = TypeVar("_T")
 
 
 class SqlStore:
     """Implements ``ring.store.Store``."""
 
-    def __init__(self, engine: AsyncEngine, *, lock: IO[str] | None = None) -> None:
+    def __init__(self, engine: AsyncEngine, *, patience_s: float, lock: IO[str] | None = None) -> None:
         self._engine = engine
+        self._patience_s = patience_s
         self._lock_file = lock
         self._one_writer = engine.dialect.name == "sqlite"
         # SQLite has one writer. Waiting here is fair and ends; waiting on its lock polls and may time out.
@@ -76,24 +88,23 @@ class SqlStore:
         limit: RollbackLimit | None = None,
     ) -> None:
         """See ``Store.commit``."""
-        with translated("commit"):
-            async with self._write() as connection:
-                await self._check_revisions(connection, changes)
-                await self._check_limit(connection, changes, limit)
-                await self._update(connection, [c for c in changes if c.was_revision is not None])
-                await self._insert(connection, [c for c in changes if c.was_revision is None])
-                await self._record(connection, changes)
-                await self._owe(connection, changes)
-                await self._settle(connection, settled)
-                await self._heads_and_seen(connection, heads, seen)
+        async with self._write("commit") as connection:
+            await self._check_revisions(connection, changes)
+            await self._check_limit(connection, changes, limit)
+            await self._update(connection, [c for c in changes if c.was_revision is not None])
+            await self._insert(connection, [c for c in changes if c.was_revision is None])
+            await self._record(connection, changes)
+            await self._owe(connection, changes)
+            await self._settle(connection, settled)
+            await self._heads_and_seen(connection, heads, seen)
+
+    def _reach(self, what: str) -> AbstractAsyncContextManager[None]:
+        return reaching(what, self._patience_s)
 
     @asynccontextmanager
-    async def _write(self) -> AsyncIterator[AsyncConnection]:
-        if not self._one_writer:
-            async with self._engine.begin() as connection:
-                yield connection
-            return
-        async with self._writing, self._engine.begin() as connection:
+    async def _write(self, what: str) -> AsyncIterator[AsyncConnection]:
+        one_at_a_time = self._writing if self._one_writer else nullcontext()
+        async with self._reach(what), one_at_a_time, self._engine.begin() as connection:
             yield connection
 
     async def _check_revisions(self, connection: AsyncConnection, changes: Sequence[Change]) -> None:
@@ -135,7 +146,9 @@ class SqlStore:
         await connection.execute(statement, [{"key": r["id"], **{f"new_{n}": r[n] for n in names}} for r in rows])
 
     async def _insert(self, connection: AsyncConnection, changes: Sequence[Change]) -> None:
-        rows = [_columns(c) | {"monitor": c.monitor or b""} for c in changes]
+        # In one order everywhere: two commits that start rollouts of the same services must not wait for each other.
+        in_order = sorted(changes, key=lambda c: str(c.state.service))
+        rows = [_columns(c) | {"monitor": c.monitor or b""} for c in in_order]
         if rows:
             await connection.execute(t.rollouts.insert(), rows)
 
@@ -146,7 +159,7 @@ class SqlStore:
             for e in c.journal
         ]
         judged = [
-            {"rollout": c.state.id, "n": w.window, "revision": revision, "body": w.to_json()}
+            {"rollout": c.state.id, "n": w.window, "revision": revision, "body": "", "packed": pack(w.to_json())}
             for c in changes
             for revision, w in c.windows
         ]
@@ -158,8 +171,8 @@ class SqlStore:
     async def _owe(self, connection: AsyncConnection, changes: Sequence[Change]) -> None:
         replaced = [
             {"of": c.state.id, "kind": kind, "now": c.state.phase_since.timestamp()}
-            for c in changes
-            for kind in c.drops
+            for c in sorted(changes, key=lambda c: c.state.id)
+            for kind in sorted(c.drops)
         ]
         if replaced:
             await connection.execute(
@@ -190,9 +203,10 @@ class SqlStore:
             await connection.execute(t.outbox.insert(), orders)
 
     async def _settle(self, connection: AsyncConnection, settled: Sequence[int]) -> None:
-        for ids in _chunks(settled):
+        for ids in _chunks(sorted(settled)):
+            locked = sa.select(t.outbox.c.id).where(t.outbox.c.id.in_(ids)).order_by(t.outbox.c.id).with_for_update()
             await connection.execute(
-                t.outbox.update().where(t.outbox.c.id.in_(ids)).values(settled_at=sa.literal(_now()), last_error="")
+                t.outbox.update().where(t.outbox.c.id.in_(locked)).values(settled_at=sa.literal(_now()), last_error="")
             )
 
     async def _heads_and_seen(
@@ -203,25 +217,33 @@ class SqlStore:
     ) -> None:
         if heads:
             insert: Any = self._insert_into(t.heads)
+            # Another replica may have been told of a newer event since these heads were read.
+            new, known = insert.excluded, t.heads.c
+            newer = {
+                name: sa.case((new[by] >= known[by], new[name]), else_=known[name])
+                for name, by in (("event_at", "event_at"), ("event_id", "event_at"), ("fence", "fence"))
+            }
             await connection.execute(
-                insert.on_conflict_do_update(
-                    index_elements=["cluster", "namespace", "service"],
-                    set_={name: insert.excluded[name] for name in ("event_at", "event_id", "fence")},
-                ),
+                insert.on_conflict_do_update(index_elements=["cluster", "namespace", "service"], set_=newer),
                 [
                     {
                         "cluster": h.service.cluster,
                         "namespace": h.service.namespace,
                         "service": h.service.name,
                         "event_at": h.event_at.timestamp(),
-                        "event_id": h.event_id,
+                        "event_id": _short(h.event_id),
                         "fence": h.fence,
                     }
-                    for h in heads
+                    for h in sorted(heads, key=lambda h: str(h.service))
                 ],
             )
         if seen:
-            rows = [{"source": source, "id": event_id, "at": at.timestamp()} for source, event_id, at in seen]
+            rows = [
+                {"source": source, "id": event_id, "at": at.timestamp()}
+                for (source, event_id), at in sorted(
+                    (_event_key(source, event_id), at) for source, event_id, at in seen
+                )
+            ]
             await connection.execute(self._insert_into(t.seen_events).on_conflict_do_nothing(), rows)
 
     def _insert_into(self, table: sa.Table) -> Any:
@@ -240,13 +262,13 @@ class SqlStore:
                 last_error=sa.bindparam("error"),
             )
         )
+        by_id = sorted(postponed, key=lambda one: one.owed_id)
         rows = [
-            {"key": one.owed_id, "until": one.until.timestamp(), "error": one.error, "tries_n": one.tries_n}
-            for one in postponed
+            {"key": one.owed_id, "until": one.until.timestamp(), "error": _text(one.error), "tries_n": one.tries_n}
+            for one in by_id
         ]
-        with translated("postpone instructions"):
-            async with self._write() as connection:
-                await connection.execute(statement, rows)
+        async with self._write("postpone instructions") as connection:
+            await connection.execute(statement, rows)
 
     async def lease(self, name: str, holder: str, now: datetime, *, lease_s: float) -> bool:
         """See ``Store.lease``."""
@@ -256,22 +278,20 @@ class SqlStore:
             set_={"holder": insert.excluded.holder, "until": insert.excluded.until},
             where=sa.or_(t.leases.c.holder == holder, t.leases.c.until <= now.timestamp()),
         ).returning(t.leases.c.holder)
-        with translated(f"take the lease {name}"):
-            async with self._write() as connection:
-                return (await connection.execute(take)).first() is not None
+        async with self._write(f"take the lease {name}") as connection:
+            return (await connection.execute(take)).first() is not None
 
     async def set_kill_switch(self, switch: KillSwitch) -> None:
         """See ``Store.set_kill_switch``."""
         values = {
             "frozen": switch.frozen,
-            "actor": switch.actor,
-            "reason": switch.reason,
+            "actor": _text(switch.actor),
+            "reason": _text(switch.reason),
             "at": switch.at.timestamp() if switch.at else _now(),
         }
         insert = self._insert_into(t.switches).values(name="kill", **values)
-        with translated("set the kill switch"):
-            async with self._write() as connection:
-                await connection.execute(insert.on_conflict_do_update(index_elements=["name"], set_=values))
+        async with self._write("set the kill switch") as connection:
+            await connection.execute(insert.on_conflict_do_update(index_elements=["name"], set_=values))
 
     # --- what is due ------------------------------------------------------------------------------------------------
 
@@ -297,26 +317,26 @@ class SqlStore:
             .order_by(o.id)
             .limit(limit)
         )
-        if where != ANYWHERE:
-            query = query.where(o.rollout.in_(sa.select(t.rollouts.c.id).where(*_in(where))))
-        with translated("read what is owed"):
-            if not await self._any(query):
-                return []
-            async with self._write() as connection:
-                if not self._one_writer:
-                    # Two claims at the same moment would not see each other's, and part a rollout's instructions.
-                    await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(CLAIM_LOCKS[lane])))
-                rows = (await connection.execute(query.with_for_update(skip_locked=True, of=t.outbox))).all()
-                if rows:
-                    await connection.execute(
-                        t.outbox.update()
-                        .where(o.id.in_([row.id for row in rows]))
-                        .values(not_before=now.timestamp() + lease_s)
-                    )
-        return [
-            Owed(row.id, INSTRUCTION.validate_json(row.body), row.attempts, from_epoch_s(row.owed_since))
-            for row in rows
-        ]
+        # An order's rollout may have been written in a newer format since; its outcome could not be told here.
+        theirs = sa.select(t.rollouts.c.id).where(t.rollouts.c.id == o.rollout, _READABLE, *_in(where))
+        query = query.where(theirs.exists())
+        what = "read what is owed"
+        if not await self._read(what, query.limit(1)):
+            return []
+        async with self._write(what) as connection:
+            if not self._one_writer:
+                # Two claims at the same moment would not see each other's, and part a rollout's instructions.
+                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(CLAIM_LOCKS[lane])))
+            rows = (await connection.execute(query.with_for_update(skip_locked=True, of=t.outbox))).all()
+            for ids in _chunks([row.id for row in rows]):
+                await connection.execute(
+                    t.outbox.update().where(o.id.in_(ids)).values(not_before=now.timestamp() + lease_s)
+                )
+        async with self._reach(what):
+            return [
+                Owed(row.id, INSTRUCTION.validate_json(row.body), row.attempts, from_epoch_s(row.owed_since))
+                for row in rows
+            ]
 
     async def due(
         self, now: datetime, *, grace_s: float, limit: int, lease_s: float, where: Where = ANYWHERE
@@ -324,26 +344,22 @@ class SqlStore:
         """See ``Store.due``."""
         r = t.rollouts.c
         query = (
-            sa.select(r.id, r.state, r.monitor)
-            .where(r.window_due_at <= now.timestamp() - grace_s, r.window_not_before <= now.timestamp(), *_in(where))
+            sa.select(r.id, r.state, r.monitor, r.format)
+            .where(_READABLE, r.window_due_at <= now.timestamp() - grace_s, r.window_not_before <= now.timestamp())
+            .where(*_in(where))
             .order_by(r.window_due_at)
             .limit(limit)
         )
-        with translated("read due windows"):
-            if not await self._any(query):
-                return []
-            async with self._write() as connection:
-                rows = (await connection.execute(query.with_for_update(skip_locked=True))).all()
-                for ids in _chunks([row.id for row in rows]):
-                    await connection.execute(
-                        t.rollouts.update().where(r.id.in_(ids)).values(window_not_before=now.timestamp() + lease_s)
-                    )
+        # Nothing due is the usual case, and it must not queue behind a writer.
+        if not await self._read("read due windows", query.limit(1)):
+            return []
+        async with self._write("claim due windows") as connection:
+            rows = (await connection.execute(query.with_for_update(skip_locked=True))).all()
+            for ids in _chunks([row.id for row in rows]):
+                await connection.execute(
+                    t.rollouts.update().where(r.id.in_(ids)).values(window_not_before=now.timestamp() + lease_s)
+                )
         return [Due(state, bytes(row.monitor)) async for state, row in self._states(rows)]
-
-    async def _any(self, query: sa.Select[Any]) -> bool:
-        """Whether there is a row; nothing to do is the usual case, and it must not queue behind a writer."""
-        async with self._engine.connect() as connection:
-            return (await connection.execute(query.limit(1))).first() is not None
 
     async def past_monitors(self, services: Collection[ServiceKey], *, last: int) -> Mapping[ServiceKey, list[bytes]]:
         """See ``Store.past_monitors``."""
@@ -366,15 +382,15 @@ class SqlStore:
 
     async def waking(self, now: datetime, *, limit: int) -> Sequence[RolloutId]:
         """See ``Store.waking``."""
-        query = sa.select(t.rollouts.c.id).where(t.rollouts.c.wake_at <= now.timestamp()).limit(limit)
+        r = t.rollouts.c
+        query = sa.select(r.id).where(_READABLE, r.wake_at <= now.timestamp()).order_by(r.wake_at).limit(limit)
         return [RolloutId(row.id) for row in await self._read("read who wakes", query)]
 
     async def watched(
         self, *, limit: int, after: RolloutId | None = None, where: Where = ANYWHERE
     ) -> Sequence[RolloutState]:
         """See ``Store.watched``."""
-        r = t.rollouts.c
-        query = sa.select(r.state).where(r.watched, *_in(where)).order_by(r.id).limit(limit)
+        query = _STATES.where(t.rollouts.c.watched, _READABLE, *_in(where)).order_by(t.rollouts.c.id).limit(limit)
         if after is not None:
             query = query.where(t.rollouts.c.id > after)
         rows = await self._read("read whom to watch", query)
@@ -384,13 +400,14 @@ class SqlStore:
 
     async def unseen(self, events: Sequence[tuple[str, str]]) -> frozenset[tuple[str, str]]:
         """See ``Store.unseen``."""
+        keys = {event: _event_key(*event) for event in events}
         known: set[tuple[str, str]] = set()
-        for pairs in _chunks(events):
+        for pairs in _chunks(sorted(set(keys.values()))):
             query = sa.select(t.seen_events.c.source, t.seen_events.c.id).where(
                 sa.tuple_(t.seen_events.c.source, t.seen_events.c.id).in_(pairs)
             )
             known |= {(row.source, row.id) for row in await self._read("look up events", query)}
-        return frozenset(events) - known
+        return frozenset(event for event, key in keys.items() if key not in known)
 
     async def heads(self, services: Collection[ServiceKey]) -> Mapping[ServiceKey, ServiceHead]:
         """See ``Store.heads``."""
@@ -406,7 +423,7 @@ class SqlStore:
         """See ``Store.active``."""
         out: dict[ServiceKey, RolloutState] = {}
         for keys in _chunks(sorted(services, key=str)):
-            query = sa.select(t.rollouts.c.state).where(t.rollouts.c.active, _is_one_of(t.rollouts, keys))
+            query = _STATES.where(t.rollouts.c.active, _is_one_of(t.rollouts, keys))
             async for state, _ in self._states(await self._read("look up running rollouts", query)):
                 out[state.service] = state
         return out
@@ -415,7 +432,7 @@ class SqlStore:
         """See ``Store.load``."""
         out: dict[RolloutId, RolloutState] = {}
         for ids in _chunks(sorted(rollouts)):
-            query = sa.select(t.rollouts.c.state).where(t.rollouts.c.id.in_(ids))
+            query = _STATES.where(t.rollouts.c.id.in_(ids))
             async for state, _ in self._states(await self._read("load rollouts", query)):
                 out[state.id] = state
         return out
@@ -454,7 +471,7 @@ class SqlStore:
     async def rollouts(self, which: RolloutFilter, *, after: str | None = None, limit: int = 50) -> RolloutPage:
         """See ``Store.rollouts``."""
         r = t.rollouts.c
-        query = sa.select(t.rollouts.c.state, r.started_at, r.id).order_by(r.started_at.desc(), r.id.desc())
+        query = _STATES.add_columns(r.started_at).where(_READABLE).order_by(r.started_at.desc(), r.id.desc())
         for column, wanted in ((r.cluster, which.cluster), (r.namespace, which.namespace), (r.service, which.service)):
             if wanted:
                 query = query.where(column == wanted)
@@ -481,26 +498,28 @@ class SqlStore:
         """See ``Store.journal``."""
         query = sa.select(t.journal.c.body).where(t.journal.c.rollout == rollout).order_by(t.journal.c.n.desc())
         rows = await self._read("read the journal", query.limit(limit))
-        return [JournalEntry.from_json(row.body) for row in reversed(rows)]
+        async with self._reach("read the journal"):
+            return [JournalEntry.from_json(row.body) for row in reversed(rows)]
 
     async def windows(self, rollout: RolloutId, *, limit: int = 240) -> Sequence[WindowJudged]:
         """See ``Store.windows``."""
-        query = sa.select(t.windows.c.body).where(t.windows.c.rollout == rollout).order_by(t.windows.c.n.desc())
+        query = sa.select(t.windows).where(t.windows.c.rollout == rollout).order_by(t.windows.c.n.desc())
         rows = await self._read("read windows", query.limit(limit))
-        return [WindowJudged.from_json(row.body) for row in reversed(rows)]
+        async with self._reach("read windows"):
+            return [WindowJudged.from_json(_body(row)) for row in reversed(rows)]
 
     async def history(self, rollout: RolloutId) -> Sequence[tuple[int, str]]:
         """See ``Store.history``."""
         told = sa.select(t.journal.c.revision, t.journal.c.stimulus).where(t.journal.c.rollout == rollout)
-        judged = sa.select(t.windows.c.revision, t.windows.c.body).where(t.windows.c.rollout == rollout)
-        merged = {row[0]: row[1] for query in (told, judged) for row in await self._read("read the history", query)}
+        judged = sa.select(t.windows).where(t.windows.c.rollout == rollout)
+        merged = {row.revision: row.stimulus for row in await self._read("read the history", told)}
+        merged.update({row.revision: _body(row) for row in await self._read("read the history", judged)})
         return sorted(merged.items())
 
     async def check(self) -> None:
         """See ``Store.check``."""
-        with translated("reach the database"):
-            async with self._write() as connection:
-                await connection.execute(t.switches.update().where(t.switches.c.name == "").values(reason=""))
+        async with self._write("reach the database") as connection:
+            await connection.execute(t.switches.update().where(t.switches.c.name == "").values(reason=""))
 
     async def close(self) -> None:
         """See ``Store.close``."""
@@ -509,15 +528,19 @@ class SqlStore:
             self._lock_file.close()
 
     async def _read(self, what: str, query: sa.Select[Any]) -> Sequence[Any]:
-        with translated(what):
-            async with self._engine.connect() as connection:
-                rows: Sequence[Any] = (await connection.execute(query)).all()
-                return rows
+        async with self._reach(what), self._engine.connect() as connection:
+            rows: Sequence[Any] = (await connection.execute(query)).all()
+            return rows
 
     async def _states(self, rows: Iterable[Any]) -> AsyncIterator[tuple[RolloutState, Any]]:
         for i, row in enumerate(rows):
             if i % YIELD_EVERY == YIELD_EVERY - 1:
                 await asyncio.sleep(0)
+            if row.format > t.FORMAT:
+                raise Unavailable(
+                    f"rollout {row.id} was written by a newer release (format {row.format}, this one reads up to "
+                    f"{t.FORMAT}); a replica of that release carries it on"
+                )
             yield RolloutState.from_json(row.state), row
 
 
@@ -544,8 +567,14 @@ def _columns(change: Change) -> dict[str, Any]:
         "wake_at": state.wake_at.timestamp() if state.wake_at else None,
         "started_at": state.event_at.timestamp(),
         "retreated_at": change.retreated_at.timestamp() if change.retreated_at else None,
+        "format": t.FORMAT,
     }
     return columns
+
+
+def _body(window: Any) -> str:
+    """A window's JSON; rows from before revision 0004 hold it as it is."""
+    return window.body if window.packed is None else unpack(bytes(window.packed))
 
 
 def _of_window(change: Change) -> dict[str, Any]:
@@ -573,6 +602,21 @@ def _in(where: Where) -> list[sa.ColumnElement[bool]]:
     cluster = t.rollouts.c.cluster
     clauses = [] if where.only is None else [cluster == where.only]
     return [*clauses, cluster.not_in(sorted(where.but))] if where.but else clauses
+
+
+def _event_key(source: str, event_id: str) -> tuple[str, str]:
+    return _short(source), _short(event_id)
+
+
+def _short(name: str) -> str:
+    """A sender's text as a key: PostgreSQL indexes no more than 2,700 bytes, and knows no NUL."""
+    data = name.encode()
+    return name if len(data) <= KEY_BYTES and b"\0" not in data else f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def _text(said: str) -> str:
+    """Somebody's words: PostgreSQL's text knows no NUL."""
+    return said.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _chunks(items: Sequence[_T]) -> Iterable[Sequence[_T]]:

@@ -28,6 +28,10 @@ metadata = MetaData(
 
 AUTO_ID = BigInteger().with_variant(Integer, "sqlite")
 
+FORMAT = 1
+"""The format of the JSON that this code writes; what was written in a higher one is left to newer replicas. Raise it
+with any change of a stored value that the code of the release before cannot read."""
+
 rollouts = Table(
     "rollouts",
     metadata,
@@ -47,6 +51,7 @@ rollouts = Table(
     Column("wake_at", Float),
     Column("started_at", Float, nullable=False),
     Column("retreated_at", Float),
+    Column("format", Integer, nullable=False, server_default="1"),
     Index(
         "one_active_rollout_a_service",
         "cluster",
@@ -60,6 +65,8 @@ rollouts = Table(
     Index("ix_rollouts_wake_at", "wake_at"),
     Index("ix_rollouts_started_at", "started_at", "id"),
     Index("ix_rollouts_retreated_at", "retreated_at"),
+    # Whom to watch and what is owed are few among many that have ended.
+    Index("ix_rollouts_watched", "id", sqlite_where=text("watched = 1"), postgresql_where=text("watched")),
     Index("ix_rollouts_cluster", "cluster", "namespace", "service", "started_at"),
 )
 
@@ -81,6 +88,8 @@ windows = Table(
     Column("n", Integer, nullable=False),
     Column("revision", Integer, nullable=False),
     Column("body", Text, nullable=False),
+    # Since revision 0004 the body lies here, packed, and the text is empty.
+    Column("packed", LargeBinary),
     PrimaryKeyConstraint("rollout", "n"),
 )
 
@@ -97,7 +106,13 @@ outbox = Table(
     Column("attempts", Integer, nullable=False),
     Column("last_error", Text, nullable=False),
     Column("settled_at", Float),
-    Index("ix_outbox_owed", "lane", "settled_at", "not_before"),
+    Index(
+        "ix_outbox_open",
+        "lane",
+        "id",
+        sqlite_where=text("settled_at IS NULL"),
+        postgresql_where=text("settled_at IS NULL"),
+    ),
     Index("ix_outbox_rollout", "rollout", "settled_at"),
 )
 
@@ -138,4 +153,12 @@ leases = Table(
     Column("name", String(253), primary_key=True),
     Column("holder", String(253), nullable=False),
     Column("until", Float, nullable=False),
+)
+
+compatibility = Table(
+    "compatibility",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    # The oldest revision whose code may run on this schema.
+    Column("oldest", String(32), nullable=False),
 )

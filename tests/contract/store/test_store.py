@@ -1,8 +1,7 @@
-"""The store's contract, on SQLite; on PostgreSQL too where SERINUS_TEST_POSTGRES names one."""
+"""The store's contract, on SQLite and, as a real test, on PostgreSQL."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -12,9 +11,10 @@ import sqlalchemy as sa
 
 from service.model.instruction import Lane
 from service.model.journal import first_broken_row
+from service.model.names import RolloutId
 from service.model.rollout import Phase
 from service.model.stimulus import STIMULUS, Verb, WindowJudged
-from service.ring.ports import Refused
+from service.ring.ports import Refused, Unavailable
 from service.ring.store import (
     Change,
     Conflict,
@@ -27,38 +27,19 @@ from service.ring.store import (
     Where,
 )
 from service.rollout import machine
-from service.rollout.turn import Step
-from service.storage.opening import migrate, open_store
+from service.storage.opening import open_store
 from service.storage.store import SqlStore
+from tests.contract.store.stories import change, keep
+from tests.real.parts import postgres
 from tests.stories import SERVICE, START, Story, lean, request
 
-POSTGRES = [pytest.param("postgres", marks=pytest.mark.real)] if "SERINUS_TEST_POSTGRES" in os.environ else []
 
-
-@pytest.fixture(params=["sqlite", *POSTGRES])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.real)])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SqlStore]:
-    url = f"sqlite:///{tmp_path / 'serinus.db'}"
-    if request.param == "postgres":
-        url = os.environ["SERINUS_TEST_POSTGRES"]
+    url = f"sqlite:///{tmp_path / 'serinus.db'}" if request.param == "sqlite" else postgres.shared().database()
     opened = await open_store(url)
     yield opened
     await opened.close()
-
-
-def change(step: Step, was: int | None) -> Change:
-    return Change(state=step.state, was_revision=was, journal=step.journal, orders=step.orders, drops=step.drops)
-
-
-async def keep(store: SqlStore, story: Story) -> None:
-    """Commit every step of a story, one transaction each."""
-    was: int | None = None
-    for step, fact in zip(story.steps, story.facts, strict=True):
-        if not step.accepted:
-            continue
-        windows = ((step.state.revision, fact),) if fact.type == "window_judged" else ()
-        made = Change(step.state, was, step.journal, windows, step.orders, step.drops)  # type: ignore[arg-type]
-        await store.commit([made])
-        was = step.state.revision
 
 
 async def test_what_was_committed_is_read_back_equal(store: SqlStore) -> None:
@@ -219,6 +200,25 @@ async def test_seen_events_and_heads_are_remembered_and_a_repeat_is_no_error(sto
     assert (await store.heads([SERVICE]))[SERVICE] == head
 
 
+async def test_a_services_head_never_goes_back(store: SqlStore) -> None:
+    later = START + timedelta(seconds=1)
+    for at, event_id, fence in ((later, "e2", 5), (START, "e1", 9), (later, "e3", 4)):
+        await store.commit([], heads=[ServiceHead(SERVICE, at, event_id, fence)])
+    assert (await store.heads([SERVICE]))[SERVICE] == ServiceHead(SERVICE, later, "e3", 9)
+
+
+@pytest.mark.parametrize("odd", ["x" * 5000, "\N{BIRD}" * 1000, "a\0b"], ids=["long", "wide", "nul"])
+async def test_an_event_with_any_name_is_seen_once_and_holds_up_nothing(store: SqlStore, odd: str) -> None:
+    await store.commit([], seen=[(odd[:1024], odd, START)], heads=[ServiceHead(SERVICE, START, odd, 7)])
+    other = (odd[:1024], odd + "2")
+    assert await store.unseen([(odd[:1024], odd), other]) == {other}
+    await keep(store, Story().ready())
+    (one,) = await store.owed(Lane.WEIGHTS, START, limit=10, lease_s=30)
+    await store.postpone([Postponed(one.id, START, odd)])
+    await store.set_kill_switch(KillSwitch(True, "ana", odd, START))
+    assert (await store.kill_switch()).frozen
+
+
 async def test_rollbacks_by_serinus_count_and_peoples_do_not(store: SqlStore) -> None:
     await keep(store, Story().progressing().window(harmful=True, **lean(200)).written())
     await keep(store, Story(id="e2").progressing().person(Verb.ROLLBACK).written())
@@ -302,6 +302,37 @@ async def test_a_commit_of_many_rollouts_takes_a_bounded_number_of_statements(st
     assert counted < 12
 
 
+async def test_a_rollout_in_a_newer_format_is_left_to_newer_replicas_and_holds_up_no_other(store: SqlStore) -> None:
+    stories = []
+    for n in range(3):
+        service = SERVICE.model_copy(update={"name": f"svc-{n}"})
+        stories.append(Story(id=f"e{n}", service=service, rollout=f"r-{n}").progressing())
+        await keep(store, stories[n])
+    async with store._write("play a newer release") as connection:
+        await connection.exec_driver_sql("""UPDATE rollouts SET format = 99, state = '{"a": 1}' WHERE id = 'r-1'""")
+    later = START + timedelta(hours=1)
+    assert {due.state.id for due in await store.due(later, grace_s=0, limit=9, lease_s=60)} == {"r-0", "r-2"}
+    assert {state.id for state in await store.watched(limit=9)} == {"r-0", "r-2"}
+    assert {state.id for state in (await store.rollouts(RolloutFilter())).rollouts} == {"r-0", "r-2"}
+    owed = [one for lane in Lane for one in await store.owed(lane, later, limit=99, lease_s=60)]
+    assert {one.instruction.rollout for one in owed} == {"r-0", "r-2"}
+    with pytest.raises(Unavailable, match="rollout r-1 was written by a newer release"):
+        await store.load([RolloutId("r-0"), RolloutId("r-1")])
+    with pytest.raises(Conflict):
+        await keep(store, Story(id="x", service=stories[1].state.service))
+    was = stories[0].state.revision
+    await store.commit([change(stories[0].window().last, was)])
+
+
+async def test_a_stored_value_that_cannot_be_read_says_so(store: SqlStore) -> None:
+    story = Story().progressing()
+    await keep(store, story)
+    async with store._write("play a newer release") as connection:
+        await connection.exec_driver_sql("""UPDATE journal SET body = '{"a": 1}'""")
+    with pytest.raises(Unavailable, match="cannot read the journal: a stored JournalEntry is not readable"):
+        await store.journal(story.state.id)
+
+
 async def test_a_second_process_is_refused_with_the_file_and_the_reason(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'serinus.db'}"
     first = await open_store(url)
@@ -314,14 +345,3 @@ async def test_a_second_process_is_refused_with_the_file_and_the_reason(tmp_path
 async def test_a_url_of_an_unknown_kind_is_refused() -> None:
     with pytest.raises(Refused, match="known: sqlite, postgresql"):
         await open_store("mysql://localhost/x")
-
-
-async def test_the_schema_goes_up_and_down_again(tmp_path: Path) -> None:
-    engine = sa.create_engine(f"sqlite:///{tmp_path / 'm.db'}")
-    with engine.begin() as connection:
-        migrate(connection)
-        assert "rollouts" in sa.inspect(connection).get_table_names()
-    with engine.begin() as connection:
-        migrate(connection, "base")
-        assert sa.inspect(connection).get_table_names() == ["alembic_version"]
-    engine.dispose()

@@ -1,4 +1,4 @@
-"""The real parts: how a real Kafka, API server and Prometheus are got and started on a machine of one's own.
+"""The real parts: how a real Kafka, API server, Prometheus and PostgreSQL are got and started on one's own machine.
 
 Everything is kept in .cache of the checkout, by a hash of what it is made from. A part that cannot be had is an error
 that says what is missing: a real test never passes by not running.

