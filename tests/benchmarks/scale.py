@@ -44,6 +44,7 @@ from service.lab.broker import EmbeddedBroker
 from service.lab.kube_api import KubeApi
 from service.lab.pagerduty_api import PagerDutyApi
 from service.model.stimulus import WindowJudged
+from service.storage.packing import unpack
 from tests.benchmarks.load_store import LoadStore
 
 ROOT = Path(__file__).parents[2]
@@ -237,10 +238,10 @@ class Records:
     async def judged_since(self, moment_s: float) -> list[WindowJudged]:
         """Each rollout's last window, where it was judged after the moment."""
         query = sa.text(
-            "SELECT w.body FROM windows w JOIN (SELECT rollout, max(n) AS n FROM windows GROUP BY rollout) l "
+            "SELECT w.packed FROM windows w JOIN (SELECT rollout, max(n) AS n FROM windows GROUP BY rollout) l "
             "ON w.rollout = l.rollout AND w.n = l.n"
         )
-        judged = [read_window(row[0]) for row in await self._all(query)]
+        judged = [WindowJudged.from_json(unpack(row.packed)) for row in await self._all(query)]
         return [one for one in judged if one.at.timestamp() > moment_s]
 
     async def _all(self, query: sa.TextClause) -> list[Any]:
@@ -261,11 +262,6 @@ class Records:
             rows = list(connection.execute(query).all())
         engine.dispose()
         return rows
-
-
-def read_window(body: Any) -> WindowJudged:
-    """A row of the windows table."""
-    return WindowJudged.from_json(body)
 
 
 async def announce(bootstrap: str, rollouts_n: int, spread_s: float) -> None:
