@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 
 from service.model.names import RolloutId
-from service.model.rollout import RolloutState
+from service.model.rollout import WatchedRollout
 from service.model.stimulus import DriftSeen, TimePassed
 from service.ring.door import Door, Told
 from service.ring.lease import HeldLease
@@ -86,7 +86,7 @@ class Clockwork:
             after = page[-1].id
             self._seen.turned(f"watch {cluster}")
 
-    def _fact(self, state: RolloutState, seen: WeightsSeen) -> Told | None:
+    def _fact(self, state: WatchedRollout, seen: WeightsSeen) -> Told | None:
         if seen.canary_percent == state.weight_asked and state.drift_since is None:
             return None
         now = self._clock.now()

@@ -156,7 +156,7 @@ class Policy(Value):
     }
     """Weight of a stage that says ``first``, by how much depends on the service."""
     window_s: Annotated[Seconds, Field(ge=1, le=3600)] = Field(default=60.0, alias="window")
-    """Length of one comparison; windows are aligned to the epoch."""
+    """Length of one comparison. Windows of different rollouts end at up to twelve moments within this length."""
     warmup_windows: int = Field(default=0, ge=0, le=1440)
     """Windows after the first weight in which nothing is compared (cold caches); guards stand watch."""
     false_rollback: float = Field(default=0.01, gt=0, lt=0.5)

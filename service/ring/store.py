@@ -14,7 +14,7 @@ from typing import Protocol
 from service.model.instruction import Instruction, Lane
 from service.model.journal import JournalEntry
 from service.model.names import Mode, RolloutId, ServiceKey
-from service.model.rollout import Phase, RolloutState
+from service.model.rollout import Phase, RolloutState, WatchedRollout
 from service.model.stimulus import WindowJudged
 from service.ring.ports import PortError
 
@@ -198,7 +198,7 @@ class Store(Protocol):
 
     async def watched(
         self, *, limit: int, after: RolloutId | None = None, where: Where = ANYWHERE
-    ) -> Sequence[RolloutState]:
+    ) -> Sequence[WatchedRollout]:
         """Active rollouts in enforce or recommend mode whose weight is confirmed, for the watch on drift, by id."""
 
     async def owed(

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from service.model.instruction import INSTRUCTION, Lane
 from service.model.journal import JournalEntry
 from service.model.names import Mode, RolloutId, ServiceKey
-from service.model.rollout import Phase, RolloutState
+from service.model.rollout import Phase, RolloutState, WatchedRollout
 from service.model.stimulus import WindowJudged
 from service.model.value import from_epoch_s
 from service.ring.ports import Unavailable
@@ -388,13 +388,12 @@ class SqlStore:
 
     async def watched(
         self, *, limit: int, after: RolloutId | None = None, where: Where = ANYWHERE
-    ) -> Sequence[RolloutState]:
+    ) -> Sequence[WatchedRollout]:
         """See ``Store.watched``."""
         query = _STATES.where(t.rollouts.c.watched, _READABLE, *_in(where)).order_by(t.rollouts.c.id).limit(limit)
         if after is not None:
             query = query.where(t.rollouts.c.id > after)
-        rows = await self._read("read whom to watch", query)
-        return [state async for state, _ in self._states(rows)]
+        return [WatchedRollout.from_json(row.state) for row in await self._read("read whom to watch", query)]
 
     # --- questions --------------------------------------------------------------------------------------------------
 
