@@ -81,12 +81,18 @@ class KubeApi(Served):
     async def _list(self, request: web.Request) -> web.Response:
         plural, namespace = request.match_info["plural"], request.match_info["namespace"]
         wanted = dict(part.split("=", 1) for part in request.query.get("labelSelector", "").split(",") if part)
-        items = [
-            body
-            for (kind, space, _), body in self.objects.items()
-            if (kind, space) == (plural, namespace) and wanted.items() <= (body["metadata"].get("labels") or {}).items()
-        ]
-        return web.json_response({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": items})
+        after, limit = request.query.get("continue", ""), int(request.query.get("limit") or 0)
+        names = sorted(
+            name
+            for (kind, space, name), body in self.objects.items()
+            if (kind, space) == (plural, namespace)
+            and name > after
+            and wanted.items() <= (body["metadata"].get("labels") or {}).items()
+        )
+        page = names[:limit] if limit else names
+        metadata = {"continue": page[-1]} if len(page) < len(names) else {}
+        items = [self.objects[(plural, namespace, name)] for name in page]
+        return web.json_response({"apiVersion": "v1", "kind": "List", "metadata": metadata, "items": items})
 
     async def _get(self, request: web.Request) -> web.Response:
         found = self._find(request)

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 from kubernetes.aio import client
 
+from service.actuators import istio
 from service.actuators.cluster import connect, rights
 from service.actuators.istio import IstioMesh
 from service.actuators.virtual_service import FENCE
@@ -156,6 +157,26 @@ async def test_a_missing_object_is_refused_when_written_and_told_when_read(world
     (seen,) = await mesh.get_weights([where])
     assert seen.canary_percent is None
     assert seen.detail
+
+
+async def test_many_places_are_read_by_pages_of_their_namespace(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(istio, "PAGE", 5)
+    asked: list[str] = []
+    call = world.api.call_api
+
+    async def counting(method: str, url: str, *rest: Any, **given: Any) -> Any:
+        asked.append(f"{method} {url}")
+        return await call(method, url, *rest, **given)
+
+    monkeypatch.setattr(world.api, "call_api", counting)
+    places = [await world.route(stable=100 - n, canary=n) for n in range(12)]
+    asked.clear()
+    places.insert(3, world.place("nowhere"))
+    seen = await IstioMesh(world.api).get_weights(places)
+    assert [one.canary_percent for one in seen] == [0, 1, 2, None, *range(3, 12)]
+    # The namespace holds routes of other tests as well; what counts is that nothing was asked by name.
+    assert 3 <= len(asked) <= 3 + world.n // 5
+    assert all("/virtualservices?" in one for one in asked)
 
 
 async def test_a_hand_edit_in_between_is_seen(world: World) -> None:
