@@ -46,6 +46,7 @@ METHODS: dict[str, Callable[[SqlStore], Awaitable[object]]] = {
     "postpone": lambda s: s.postpone([Postponed(1, START, "503")]),
     "lease": lambda s: s.lease("watch", "a", START, lease_s=10),
     "owed_summary": lambda s: s.owed_summary(),
+    "overdue": lambda s: s.overdue(LATER),
     "rollbacks_since": lambda s: s.rollbacks_since(START),
     "kill_switch": lambda s: s.kill_switch(),
     "set_kill_switch": lambda s: s.set_kill_switch(KillSwitch(False, "ana", "over", START)),
