@@ -58,6 +58,7 @@ async def everything(store: SqlStore) -> Story:
     await store.watched(limit=5)
     await store.watched(limit=5, after=story.state.id)
     await store.owed_summary()
+    await store.overdue(later)
     await store.rollbacks_since(START)
     which = RolloutFilter([Phase.STARTING], active=True, cluster="c", namespace="n", service="s", text="x")
     await store.rollouts(which, after="1~r")
