@@ -27,7 +27,7 @@ from tests.stories import place
 
 PRESET = Path(__file__).parents[2] / "config" / "metrics" / "http.yaml"
 METRICS = ("latency", "errors", "predictions")
-BEGAN_S = 1_800_000_000.0
+BEGAN_S = 1_700_000_000.0
 SCRAPE_S = 15.0
 WINDOW_S = 60.0
 SCRAPES = 14

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.sources.answer import parse
+from service.sources.answer import Outcome, parse
 
 
 def body(result: Any, kind: str = "matrix", **more: Any) -> bytes:
@@ -21,13 +21,24 @@ GOOD = {"metric": {"a": "b"}, "values": [[1, "2"], [3.5, "4e3"]]}
 
 def test_a_matrix_gives_series_with_their_samples() -> None:
     answer = parse(body([GOOD]), 200, max_series=1)
-    assert [(s.labels, list(s.samples)) for s in answer.series] == [({"a": "b"}, [[1.0, 2.0], [3.5, 4000.0]])]
+    assert [(s.labels, list(s.samples)) for s in answer.series] == [({"a": "b"}, [(1.0, 2.0), (3.5, 4000.0)])]
     assert not answer.failure
 
 
 def test_vectors_and_scalars_give_numbers() -> None:
     assert parse(body([{"metric": {}, "value": [1, "2"]}], "vector"), 200, max_series=1).numbers == (({}, 2.0),)
     assert parse(body([1, "2.5"], "scalar"), 200, max_series=1).numbers == (({}, 2.5),)
+
+
+def test_infinities_and_nan_are_read_as_prometheus_writes_them() -> None:
+    pairs = [[1, "+Inf"], [2, "-Inf"], [3, "NaN"], [4, "1.5e+06"]]
+    ((one,), (number,)) = (
+        parse(body([{"metric": {"le": "+Inf", "x": '"+Inf"]'}, "values": pairs}]), 200, max_series=1).series,
+        parse(body([{"metric": {}, "value": [1, "+Inf"]}], "vector"), 200, max_series=1).numbers,
+    )
+    assert [str(value) for _, value in one.samples] == ["inf", "-inf", "nan", "1500000.0"]
+    assert one.labels == {"le": "+Inf", "x": '"+Inf"]'}
+    assert number == ({}, float("inf"))
 
 
 def test_native_histograms_are_counted_and_not_taken_for_samples() -> None:
@@ -47,12 +58,21 @@ def test_too_many_series_may_be_asked_for_in_parts() -> None:
     assert answer.divisible
 
 
-@pytest.mark.parametrize(("status", "divisible"), [(400, False), (422, True), (413, True), (503, False)])
-def test_an_error_says_what_the_store_said(status: int, divisible: bool) -> None:
+@pytest.mark.parametrize(
+    ("status", "divisible", "outcome"),
+    [
+        (400, False, Outcome.REJECTED),
+        (422, True, Outcome.REJECTED),
+        (413, True, Outcome.REJECTED),
+        (429, False, Outcome.AWAY),
+        (503, False, Outcome.AWAY),
+    ],
+)
+def test_an_error_says_what_the_store_said(status: int, divisible: bool, outcome: Outcome) -> None:
     said = json.dumps({"status": "error", "errorType": "execution", "error": "too many samples"}).encode()
     answer = parse(said, status, max_series=1)
     assert answer.failure == f"the metric store says {status}, execution: too many samples"
-    assert answer.divisible is divisible
+    assert (answer.divisible, answer.outcome) == (divisible, outcome)
 
 
 @pytest.mark.parametrize(
