@@ -1,14 +1,15 @@
-"""Prometheus' side of what Serinus asks: instant queries of range selectors over counters that the lab keeps.
+"""Prometheus' side of what Serinus asks: instant queries over counters that the lab keeps.
 
 It scrapes by calling a function, at the clock's time or at a test's. It parses exactly the selectors that
-``sources.promql`` writes, and so strictly that a name that escaped its string is an error and not another question;
-other expressions are answered by their exact text. Held to the same contract test as a real Prometheus
-(tests/contract/source).
+``sources.promql`` writes, and so strictly that a name that escaped its string is an error and not another question.
+Sums are worked out step by step (``lab.promql``); custom expressions are answered by their exact text. Held to the same
+contract test as a real Prometheus (tests/contract/source).
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections import defaultdict, deque
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from service.lab.promql import BadQuery, Range, evaluate
 from service.lab.server import Served
 
 Labels = Mapping[str, str]
@@ -35,10 +37,6 @@ _BUNDLED = re.compile(
     re.DOTALL,
 )
 _ESCAPES = {"n": "\n", '"': '"', "\\": "\\"}
-
-
-class BadQuery(ValueError):
-    """The query is none that the lab knows; answered as Prometheus answers a parse error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +90,13 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\(.)", one, text, flags=re.DOTALL)
 
 
+def _number(value: float) -> str:
+    """As Prometheus writes it."""
+    if math.isinf(value):
+        return "+Inf" if value > 0 else "-Inf"
+    return "NaN" if math.isnan(value) else f"{value:.17g}"
+
+
 class PrometheusApi(Served):
     """Keeps samples of what ``scrape`` gives. The switches play a store in trouble."""
 
@@ -108,6 +113,8 @@ class PrometheusApi(Served):
         self.slow: asyncio.Event | None = None
         """When set, queries are only answered once this event is."""
         self.warnings: list[str] = []
+        self.no_sums = False
+        """Sums are answered with 400, as by a store that does not know what they are written in."""
         self.huge_above_n: int | None = None
         """Answers with more series than this are refused with 422, as Prometheus does beyond its limit on samples."""
         self.body: bytes | None = None
@@ -175,16 +182,32 @@ class PrometheusApi(Served):
             if " or ".join(parts) != text:
                 raise BadQuery(f"the lab does not know {text[:80]!r}")
             return "vector", [one for e, _, k, n in bundled for one in self._number(e, at_s, {k: n})]
+        if text.startswith(("sum ", "count ", "min ", "label_replace(")):
+            if self.no_sums:
+                raise BadQuery("parse error: unexpected identifier")
+            found = evaluate(
+                text,
+                at_s,
+                lambda selector, after_s, until_s: self._ranged(read_selector(f"{selector}[1s]"), after_s, until_s),
+            )
+            return "vector", [{"metric": labels, "value": [at_s, _number(value)]} for labels, value in found]
         selector = read_selector(text)
-        result: list[dict[str, object]] = []
+        ranged = self._ranged(selector, at_s - selector.seconds, at_s)
+        return "matrix", [
+            {"metric": labels, "values": [[at, _number(value)] for at, value in samples]} for labels, samples in ranged
+        ]
+
+    def _ranged(self, selector: Selector, after_s: float, until_s: float) -> Range:
+        """Series that are selected and have samples in ``(after_s, until_s]``."""
+        out: Range = []
         for name, listed in self._samples.items():
             for key, samples in listed.items() if selector.takes_name(name) else ():
                 labels = {"__name__": name, **dict(key)}
                 if selector.takes(labels):
-                    values = [[at, f"{value:.17g}"] for at, value in samples if at_s - selector.seconds < at <= at_s]
-                    if values:
-                        result.append({"metric": labels, "values": values})
-        return "matrix", result
+                    inside = [(at, value) for at, value in samples if after_s < at <= until_s]
+                    if inside:
+                        out.append((labels, inside))
+        return out
 
     def _number(self, text: str, at_s: float, labels: Labels) -> list[dict[str, object]]:
         value = 1.0 if text == "vector(1)" else self.expressions.get(text, ...)

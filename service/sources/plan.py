@@ -1,19 +1,35 @@
 """What to ask for many windows at once: pure, so that how requests grow can be tested without a store.
 
 Rollouts that read the same metric share a query: their label values are joined into one matcher, and the answer is
-split again by exact labels and by each sample's own time. So windows that end some seconds apart share it too.
+split again by exact labels. Windows that are alike are summed up in the store (``sums``); others, and arms of which the
+store finds that a sum would not be exact, are read from raw samples. A raw answer is split by each sample's own time,
+so raw windows that end some seconds apart share a query too.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from service.model.names import Arm
 from service.model.observation import Availability, Reading, WindowQuery
-from service.model.preset import NAME, PLACEHOLDER, CounterSeries, MetricsPreset, ValueExpression
+from service.model.preset import (
+    NAME,
+    PLACEHOLDER,
+    CounterSeries,
+    ErrorSeries,
+    LatencySeries,
+    MetricsPreset,
+    PredictionSeries,
+    ValueExpression,
+)
 from service.sources import promql
+
+WINDOWS_SUMMED = 12
+"""Of a metric, so many different windows are summed up however few rollouts share them. Windows beyond these are only
+summed where they fill half a query, or else the number of questions would grow with the rollouts."""
 
 ROLLOUTS_PER_QUERY = 50
 """An alternation of this many names stays a short question, and one answer blinds few if it fails."""
@@ -39,6 +55,16 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """How far from a window's edges its samples may lie."""
+
+    lookback_s: float
+    """Before a window samples are read this far back, for the step into its first sample."""
+    stale_after_s: float
+    """An arm whose newest sample is older than this at the window's end is no longer scraped."""
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Asks that one query answers."""
 
@@ -46,7 +72,9 @@ class Batch:
     asks: tuple[Ask, ...]
     keys: tuple[str, ...]
     """The labels that tell the arms of all asks apart."""
-    lookback_s: float
+    reach: Reach
+    summed: bool = False
+    """The store sums up; all windows are the same then."""
 
     @property
     def at_s(self) -> float:
@@ -56,21 +84,47 @@ class Batch:
     @property
     def text(self) -> str:
         """The query."""
+        # A label that only one arm names may have any value in the other, so it narrows nothing.
+        named = [set(labels) for ask in self.asks for labels in ask.labels.values()]
+        common = set.intersection(*named)
         joined: dict[str, set[str]] = defaultdict(set)
         for ask in self.asks:
             for labels in ask.labels.values():
-                for label, value in labels.items():
-                    joined[label].add(value)
-        reach_s = self.at_s - min(ask.start_s for ask in self.asks) + self.lookback_s
-        return promql.range_selector(self.what.names, joined, reach_s)
+                for label in common:
+                    joined[label].add(labels[label])
+        start_s = min(ask.start_s for ask in self.asks)
+        reach_s = math.ceil(self.at_s - start_s + self.reach.lookback_s)
+        if not self.summed:
+            return promql.range_selector(self.what.names, joined, reach_s)
+        return promql.sums(
+            promql.instant_selector(self.what.names, joined),
+            keys=self.keys,
+            by=sorted({*self.keys, *_details(self.what)}),
+            reach_s=reach_s,
+            length_s=self.at_s - start_s,
+            fresh_s=self.reach.stale_after_s,
+            cells=isinstance(self.what, LatencySeries),
+        )
+
+    def of(self, asks: Sequence[Ask], *, summed: bool) -> Batch:
+        """Some of the asks in a query of their own."""
+        return Batch(self.what, tuple(asks), self.keys, self.reach, summed)
 
     def halves(self) -> tuple[Batch, Batch]:
         """The same in two queries; there must be two asks at least."""
         middle = len(self.asks) // 2
-        first, second = (
-            Batch(self.what, part, self.keys, self.lookback_s) for part in (self.asks[:middle], self.asks[middle:])
-        )
-        return first, second
+        return self.of(self.asks[:middle], summed=self.summed), self.of(self.asks[middle:], summed=self.summed)
+
+
+def _details(what: CounterSeries) -> set[str]:
+    """The labels that a reading looks at beside those that tell the arms."""
+    match what:
+        case LatencySeries():
+            return {"le"}
+        case PredictionSeries():
+            return {what.class_label}
+        case ErrorSeries():
+            return {label for alternative in what.failed for label in alternative}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +146,12 @@ class Plan:
     known: Mapping[Slot, Reading]
 
 
-def plan(queries: Sequence[WindowQuery], presets: Mapping[str, MetricsPreset], *, lookback_s: float) -> Plan:
+def plan(
+    queries: Sequence[WindowQuery], presets: Mapping[str, MetricsPreset], reach: Reach, *, sums: bool = True
+) -> Plan:
     """The questions for all windows; total: a metric that cannot be asked becomes a reading that says why.
 
-    lookback_s : how far before a window samples are read, for the step into its first sample
+    sums : the store may be asked for sums
     """
     known: dict[Slot, Reading] = {}
     groups: dict[tuple[str, str, tuple[str, ...]], list[Ask]] = defaultdict(list)
@@ -127,7 +183,13 @@ def plan(queries: Sequence[WindowQuery], presets: Mapping[str, MetricsPreset], *
     for (preset_name, metric, keys), asks in groups.items():
         what = presets[preset_name].metrics[metric]
         assert not isinstance(what, ValueExpression)
-        batches += (Batch(what, part, keys, lookback_s) for part in _chunks(asks, lookback_s))
+        to_sum, raw = _parted(asks, what, keys) if sums else ([], asks)
+        for alike in to_sum:
+            batches += (
+                Batch(what, tuple(alike[i : i + ROLLOUTS_PER_QUERY]), keys, reach, summed=True)
+                for i in range(0, len(alike), ROLLOUTS_PER_QUERY)
+            )
+        batches += (Batch(what, part, keys, reach) for part in _chunks(raw, reach.lookback_s))
     wanted = tuple(Wanted(text, at_s, tuple(slots)) for (text, at_s), slots in values.items())
     return Plan(tuple(batches), wanted, known)
 
@@ -143,10 +205,38 @@ def _fault(labels: Mapping[Arm, Mapping[str, str]]) -> str:
             promql.selector(labels[arm])
         except ValueError as error:
             return f"the labels of the {arm} cannot be asked for: {error}"
+    if not {*labels[Arm.CANARY]} & {*labels[Arm.STABLE]}:
+        return "the labels of the arms have no name in common, so nothing would narrow what is read"
     if labels[Arm.CANARY] == labels[Arm.STABLE]:
         same = promql.selector(labels[Arm.CANARY])
         return f"both arms have the labels {{{same}}}, so the candidate would be compared with itself"[:300]
     return ""
+
+
+def _parted(asks: Sequence[Ask], what: CounterSeries, keys: Sequence[str]) -> tuple[list[list[Ask]], list[Ask]]:
+    """Asks to sum up, by their window, and asks to read raw."""
+    by_window: dict[tuple[float, float], list[Ask]] = defaultdict(list)
+    raw: list[Ask] = []
+    # Of several names at once PromQL's functions would make one.
+    possible = len(what.names) == 1 and "le" not in keys and promql.ASK_LABEL not in {*keys, *_details(what)}
+    for ask in asks:
+        # Where an arm leaves a label open, a group of it might be missing from the sums without being missed.
+        if possible and _whole_ms(ask) and all(len(labels) == len(keys) for labels in ask.labels.values()):
+            by_window[ask.start_s, ask.end_s].append(ask)
+        else:
+            raw.append(ask)
+    summed: list[list[Ask]] = []
+    for alike in sorted(by_window.values(), key=len, reverse=True):
+        if len(summed) < WINDOWS_SUMMED or 2 * len(alike) >= ROLLOUTS_PER_QUERY:
+            summed.append(alike)
+        else:
+            raw += alike
+    return summed, raw
+
+
+def _whole_ms(ask: Ask) -> bool:
+    """Whether the window's edges are moments that a query can name, so that it parts samples as they do."""
+    return ask.start_s < ask.end_s and all(float(f"{edge:.3f}") == edge for edge in (ask.start_s, ask.end_s))
 
 
 def _chunks(asks: Sequence[Ask], lookback_s: float) -> list[tuple[Ask, ...]]:

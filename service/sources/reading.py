@@ -72,7 +72,12 @@ def read(
             others = [one for one in arm.series if _name(what, one.labels) != what.names[0]]
             further = growth(others, start_s, end_s, beside=(*main, *other.series))
             grown[arm.arm] = (*found.series, *further.series)
-    counts, detail = _counts(what, grown[Arm.CANARY], grown[Arm.STABLE])
+    return of_growth(metric, what, grown[Arm.CANARY], grown[Arm.STABLE])
+
+
+def of_growth(metric: str, what: CounterSeries, canary: Sequence[Growth], stable: Sequence[Growth]) -> Reading:
+    """The reading of arms that are known to be there and fresh, from how much each of their series or sums grew."""
+    counts, detail = _counts(what, canary, stable)
     if counts is None:
         return _none(metric, Availability.NO_SERIES, detail)
     empty = [arm for arm, n in zip((Arm.CANARY, Arm.STABLE), _totals(counts), strict=True) if n == 0]
@@ -154,16 +159,12 @@ def _histogram(
     clipped_n = 0
     rows: list[tuple[int, ...]] = []
     for arm in grown:
-        cumulative = [0] * len(common)
-        for histogram in arm:
-            above = histogram[math.inf]
-            for i in range(len(common) - 1, -1, -1):
-                # A scrape between two buckets' updates can show a lower bound ahead of a higher one. What is too much
-                # is cut, never added: the histogram's total stays what its +Inf bucket counted.
-                here = histogram[common[i]]
-                clipped_n += max(0, here - above)
-                above = min(here, above)
-                cumulative[i] += above
+        cumulative = [sum(histogram[bound] for histogram in arm) for bound in common]
+        for i in range(len(common) - 2, -1, -1):
+            # A scrape between two buckets' updates can show a lower bound ahead of a higher one. What is too much is
+            # cut, never added: the arm's total stays what its +Inf buckets counted.
+            clipped_n += max(0, cumulative[i] - cumulative[i + 1])
+            cumulative[i] = min(cumulative[i], cumulative[i + 1])
         rows.append(tuple(now - below for now, below in zip(cumulative, [0, *cumulative], strict=False)))
     edges = tuple(bound / what.per_second for bound in common[:-1])
     detail = f"{clipped_n} counts of buckets that overtook higher ones were cut" if clipped_n else ""

@@ -8,7 +8,7 @@ from service.lab.prometheus_api import read_selector
 from service.model.names import RolloutId
 from service.model.observation import Availability, WindowQuery
 from service.model.preset import MetricsPreset
-from service.sources.plan import ROLLOUTS_PER_QUERY, plan
+from service.sources.plan import ROLLOUTS_PER_QUERY, WINDOWS_SUMMED, Reach, plan
 from tests.stories import place
 
 PRESET = MetricsPreset.model_validate(
@@ -30,8 +30,11 @@ def query(n: int, *metrics: str, start: float = 1000, length: float = 60, **chan
     return WindowQuery(RolloutId(f"r{n}"), "default", where, metrics or ("errors",), start, start + length)
 
 
-def planned(*queries: WindowQuery) -> Any:
-    return plan(queries, {"http": PRESET}, lookback_s=75)
+REACH = Reach(lookback_s=75, stale_after_s=45)
+
+
+def planned(*queries: WindowQuery, sums: bool = False) -> Any:
+    return plan(queries, {"http": PRESET}, REACH, sums=sums)
 
 
 def test_rollouts_share_one_question_with_both_arms_in_it() -> None:
@@ -56,6 +59,67 @@ def test_a_thousand_rollouts_with_two_metrics_are_forty_questions() -> None:
     assert len(asked) == 2 * 1000 / ROLLOUTS_PER_QUERY
     slots = sorted(ask.slot for batch in asked for ask in batch.asks)
     assert slots == [(n, m) for n in range(1000) for m in range(2)]
+
+
+def test_windows_that_are_alike_are_summed_up_in_the_store() -> None:
+    (batch,) = planned(query(1), query(2), sums=True).batches
+    selected = 'r_total{app=~"s1|s2",reporter="source",version=~"v1|v2"}'
+    assert batch.summed
+    assert batch.text.startswith(
+        f"sum by (app, code, reporter, version) (floor(last_over_time({selected}[135s])))"
+        f" - sum by (app, code, reporter, version) (floor(last_over_time({selected}[75s] offset 60s)))"
+    )
+
+
+def test_the_reach_of_sums_is_that_of_their_raw_samples() -> None:
+    asks = (query(1, start=1000.25, length=60.5), query(2, start=1000.25, length=60.5))
+    (summed,), (raw,) = (planned(*asks, sums=sums).batches for sums in (True, False))
+    assert read_selector(raw.text).seconds == 136
+    assert "[136s]" in summed.text
+    assert "[75500ms] offset 60500ms" in summed.text
+
+
+def test_windows_whose_edges_no_query_can_name_are_read_raw() -> None:
+    (batch,) = planned(query(1, start=1000.0004), sums=True).batches
+    assert not batch.summed
+
+
+def test_an_arm_that_leaves_a_label_open_is_read_raw_and_with_any_value_of_it() -> None:
+    labels: dict[str, Any] = {"stable_labels": {"app": "a"}, "canary_labels": {"app": "b", "version": "v2"}}
+    (batch,) = planned(query(1, **labels), sums=True).batches
+    assert batch.text == 'r_total{app=~"a|b",reporter="source"}[135s]'
+
+
+def test_several_names_in_one_metric_are_read_raw() -> None:
+    own = MetricsPreset.model_validate(
+        {
+            "name": "http",
+            "metrics": {"errors": {"kind": "errors", "requests": "r_total", "failed": [{"__name__": "f_total"}]}},
+        }
+    )
+    (batch,) = plan([query(1)], {"http": own}, REACH).batches
+    assert not batch.summed
+
+
+def test_the_number_of_sums_does_not_grow_with_windows_that_nobody_shares() -> None:
+    queries = [query(n, start=1000 + n / 10) for n in range(200)]
+    batches = planned(*queries, sums=True).batches
+    assert sum(batch.summed for batch in batches) == WINDOWS_SUMMED
+    assert len(batches) <= WINDOWS_SUMMED + 200 / ROLLOUTS_PER_QUERY + 1
+    assert sorted(ask.slot for batch in batches for ask in batch.asks) == [(n, 0) for n in range(200)]
+
+
+def test_ten_thousand_rollouts_in_twelve_phases_are_full_questions() -> None:
+    queries = [query(n, start=1000 + 5 * (n % 12)) for n in range(10_000)]
+    batches = planned(*queries, sums=True).batches
+    assert all(batch.summed for batch in batches)
+    assert len(batches) <= 10_000 / ROLLOUTS_PER_QUERY + 12
+
+
+def test_arms_without_a_label_in_common_are_never_asked() -> None:
+    bare = PRESET.model_copy(update={"labels": {}})
+    apart = query(1, stable_labels={"app": "a"}, canary_labels={"job": "b"})
+    assert "no name in common" in plan([apart], {"http": bare}, REACH).known[(0, 0)].detail
 
 
 def test_halves_ask_for_everything_once() -> None:
@@ -98,5 +162,5 @@ def test_labels_that_cannot_tell_the_arms_apart_are_never_asked() -> None:
 
 def test_an_arm_without_any_label_is_never_asked() -> None:
     bare = PRESET.model_copy(update={"labels": {}})
-    result = plan([query(1, stable_labels={})], {"http": bare}, lookback_s=75)
+    result = plan([query(1, stable_labels={})], {"http": bare}, REACH)
     assert "no labels" in result.known[(0, 0)].detail
