@@ -65,11 +65,13 @@ class PrometheusSource:
         max_series: int = 200_000,
         token: SecretStr | None = None,
         basic: tuple[str, SecretStr] | None = None,
+        sums: bool = True,
         clock: Clock | None = None,
         asked: Asked = lambda outcome, seconds: None,
     ) -> None:
         """``token`` is a bearer token; ``basic`` a user and a password. At most one of them, read by the settings.
 
+        sums : let the store sum up where that is exact; without, everything is read from raw samples
         clock : measures pauses of a store that is left alone; a clock that never jumps unless given
         asked : told the outcome (``answer.Outcome``) and the seconds of every question
         """
@@ -86,11 +88,12 @@ class PrometheusSource:
         self._clock = clock or SteadyClock()
         limits = Limits(timeout_s, COLLECT_TIMEOUTS * timeout_s, max_concurrent, max_answer_bytes, max_series)
         self._asker = Asker(session, url, limits, headers=headers, clock=self._clock, asked=asked)
+        self._sums = sums
         self._sums_from: datetime | None = None
 
     async def collect(self, queries: Sequence[WindowQuery]) -> Sequence[Sequence[Reading]]:
         """See ``Source.collect``."""
-        sums = self._sums_from is None or self._clock.now() >= self._sums_from
+        sums = self._sums and (self._sums_from is None or self._clock.now() >= self._sums_from)
         planned = plan(queries, self._presets, self._reach, sums=sums)
         deadline = self._asker.deadline()
         out: dict[Slot, Reading] = dict(planned.known)

@@ -22,7 +22,7 @@ import multiprocessing
 import re
 import resource
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Self
@@ -32,9 +32,11 @@ import numpy as np
 from aiohttp import web
 from numpy.typing import NDArray
 
-from service.lab.prometheus_api import BadQuery, Selector, read_selector
+from service.lab.prometheus_api import Selector, read_selector
+from service.lab.promql import BadQuery
 from service.lab.server import Served
 from service.lab.world import CLASSES, EDGES_S, SHARES
+from service.sources import promql
 
 ARMS = ("v1", "v2")
 CODES = ("200", "503")
@@ -45,9 +47,14 @@ PATTERNS = 128
 PERIOD = 240
 """Scrapes after which a history repeats its steps (the counters grow on)."""
 
-JOB = b"model-\0"
-"""Stands in a rendered answer where a rollout's own name goes."""
+JOB, AT = b"model-\0", b"\1"
+"""Stand in a rendered answer where a rollout's own name and the query's moment go."""
 
+_SUMS = re.compile(
+    r"sum by \(([\w, ]+)\) \(floor\(last_over_time\((.*?)\[(\d+)(m?s)\]\)\)\)"
+    r".*? offset (\d+)(m?s).*count_over_time\(\2\[(\d+)(m?s)\]",
+    re.DOTALL,
+)
 _JOB = re.compile(r"model-(\d+)")
 _LITERALS = re.compile(r"(?:[^\\.+*?()|\[\]{}^$]|\\.)*")
 
@@ -131,6 +138,7 @@ class LoadApi(Served):
         # Values begin some way into their history, as those of processes that have run for a while.
         self._first = int((time.time() - load.history_s) // load.scrape_s)
         self._rendered = functools.lru_cache(maxsize=8192)(self._render)
+        self._rendered_sums = functools.lru_cache(maxsize=8192)(self._render_sums)
         self.requests_n = 0
         self.sent_bytes = 0
 
@@ -158,20 +166,54 @@ class LoadApi(Served):
                 b'{"status":"success","data":{"resultType":"vector","result":[{"metric":{},"value":[%.3f,"1"]}]}}'
                 % (at_s)
             )
+        if text.startswith("sum "):
+            return self._sums(text, at_s)
         selector = read_selector(text)
-        others = tuple(one for one in selector.matchers if one[0] not in ("job", "__name__"))
+
+        def elements(name: str, pattern: int, bad: bool) -> bytes:
+            first, last = self._scrapes(pattern, at_s - selector.seconds, at_s)
+            return self._rendered(name, pattern, bad, _others(selector), first, last) if first <= last else b""
+
+        return b'{"status":"success","data":{"resultType":"matrix","result":[%s]}}' % self._copied(selector, elements)
+
+    def _sums(self, text: str, at_s: float) -> bytes:
+        """The answer to ``promql.sums``; raises BadQuery for any other text."""
+        found = _SUMS.match(text)
+        if found is None:
+            raise BadQuery(f"the load store does not know {text[:80]!r}")
+        reach_s, length_s, fresh_s = (int(found[n]) / (1000 if found[n + 1] == "ms" else 1) for n in (3, 5, 7))
+        selector = read_selector(f"{found[2]}[1s]")
+        (name,) = (one for one in LABELS if selector.takes_name(one))
+        by, keys = found[1].split(", "), ("job", "version")
+        cells = LABELS[name][0] == "le"
+        meant = promql.sums(
+            found[2], keys=keys, by=by, reach_s=reach_s, length_s=length_s, fresh_s=fresh_s, cells=cells
+        )
+        if meant != text or by != sorted((*keys, LABELS[name][0])):
+            raise BadQuery(f"the load store does not know {text[:80]!r}")
+
+        def elements(name: str, pattern: int, bad: bool) -> bytes:
+            first, last = self._scrapes(pattern, at_s - reach_s, at_s)
+            _, before = self._scrapes(pattern, at_s - reach_s, at_s - length_s)
+            fresh = self._scrapes(pattern, at_s - fresh_s, at_s)
+            if not first <= before <= last:
+                return b""
+            sound = fresh[0] <= fresh[1]
+            return self._rendered_sums(name, pattern, bad, _others(selector), before, last, sound).replace(
+                AT, b"%.3f" % at_s
+            )
+
+        return b'{"status":"success","data":{"resultType":"vector","result":[%s]}}' % self._copied(selector, elements)
+
+    def _copied(self, selector: Selector, elements: Callable[[str, int, bool], bytes]) -> bytes:
+        """The elements of every rollout that is selected, each under its own name."""
         parts: list[bytes] = []
         for name in LABELS:
-            if not selector.takes_name(name):
-                continue
-            for number in self._numbers(selector):
-                pattern, bad = number % PATTERNS, number in self._harmful
-                first, last = self._scrapes(pattern, at_s - selector.seconds, at_s)
-                if first <= last:
-                    rendered = self._rendered(name, pattern, bad, others, first, last)
-                    if rendered:
-                        parts.append(rendered.replace(JOB, b"model-%d" % number))
-        return b'{"status":"success","data":{"resultType":"matrix","result":[' + b",".join(parts) + b"]}}"
+            for number in self._numbers(selector) if selector.takes_name(name) else ():
+                rendered = elements(name, number % PATTERNS, number in self._harmful)
+                if rendered:
+                    parts.append(rendered.replace(JOB, b"model-%d" % number))
+        return b",".join(parts)
 
     def _numbers(self, selector: Selector) -> Iterator[int]:
         """The rollouts that the matchers of ``job`` take."""
@@ -239,6 +281,43 @@ class LoadApi(Served):
                         )
                     )
         return b",".join(out)
+
+    def _render_sums(
+        self,
+        name: str,
+        pattern: int,
+        bad: bool,
+        others: tuple[tuple[str, str, str], ...],
+        before: int,
+        last: int,
+        sound: bool,
+    ) -> bytes:
+        """The elements of one rollout's sums of one name."""
+        label, values = LABELS[name]
+        scrapes = np.array([before, last]) - self._first
+        matcher = Selector(others, 1)
+        out: list[bytes] = []
+        for arm in ARMS:
+            who = "bad" if bad and arm == "v2" else arm
+            pods = range(self._load.pods)
+            grown = sum(np.diff(self._histories.values(name, who, pattern, pod, scrapes), axis=0)[0] for pod in pods)
+            taken = [
+                (value, int(n))
+                for value, n in zip(values, np.asarray(grown), strict=True)
+                if matcher.takes({"version": arm, label: value})
+            ]
+            head = b'{"metric":{"job":"%s","version":"%s",' % (JOB, arm.encode())
+            tail = b'"},"value":[%s,"%d"]}'
+            out += (head + b'"%s":"%s' % (label.encode(), v.encode()) + tail % (AT, n) for v, n in taken)
+            if taken and sound:
+                n = len(taken) * (1 if label == "le" else self._load.pods)
+                out.append(head + b'"%s":"%s' % (promql.ASK_LABEL.encode(), promql.SOUND.encode()) + tail % (AT, n))
+        return b",".join(out)
+
+
+def _others(selector: Selector) -> tuple[tuple[str, str, str], ...]:
+    """The matchers that a rollout's number and the metric's name do not answer."""
+    return tuple(one for one in selector.matchers if one[0] not in ("job", "__name__"))
 
 
 @dataclass(frozen=True, slots=True)
