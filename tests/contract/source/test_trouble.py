@@ -4,7 +4,11 @@ On the lab's Prometheus, which can be told to behave so."""
 from __future__ import annotations
 
 import asyncio
+import re
+import time
+from collections import Counter
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import aiohttp
@@ -15,7 +19,8 @@ from pydantic import SecretStr
 from service.lab.server import Served
 from service.model.observation import Availability, FailureCounts, Reading, WindowQuery
 from service.ring.ports import Refused, Unavailable
-from service.sources.prometheus import PrometheusSource
+from service.sources.asking import FAILURES_TO_OPEN
+from service.sources.prometheus import COLLECT_TIMEOUTS, PrometheusSource
 from tests.contract.source.stores import PRESET, SCRAPE_S, LabStore, begun, lab_store, read, serve, window
 
 
@@ -29,6 +34,19 @@ async def lab() -> AsyncIterator[LabStore]:
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession() as made:
         yield made
+
+
+class HandClock:
+    """Stands until the test moves it."""
+
+    def __init__(self) -> None:
+        self.moment = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def now(self) -> datetime:
+        return self.moment
+
+    async def sleep(self, seconds: float) -> None:
+        self.moment += timedelta(seconds=seconds)
 
 
 def source(session: aiohttp.ClientSession, lab: LabStore, **changes: Any) -> PrometheusSource:
@@ -242,3 +260,92 @@ async def test_readings_come_in_the_order_of_the_metrics_that_were_asked(lab: La
     (row,) = await read(lab, window(start, end, "predictions", "nope", "errors", "latency"))
     assert [reading.metric for reading in row] == ["predictions", "nope", "errors", "latency"]
     assert row[1] == Reading("nope", Availability.NO_SERIES, None, "preset 'http' has no metric 'nope'")
+
+
+async def test_a_store_that_does_not_know_sums_is_asked_raw_and_spared_the_question_for_a_while(
+    lab: LabStore, session: aiohttp.ClientSession
+) -> None:
+    queries = await many(lab, 3)
+    lab.api.no_sums = True
+    clock = HandClock()
+    one = source(session, lab, clock=clock)
+    asked = []
+    for later_s in (0, 60, 600):
+        clock.moment += timedelta(seconds=later_s)
+        lab.api.asked.clear()
+        assert [row[0].counts for row in await one.collect(queries)] == EXPECTED[:3]
+        asked.append([text.startswith("sum ") for text in lab.api.asked])
+    assert asked == [[True, False], [False], [True, False]]
+
+
+async def test_a_store_that_keeps_failing_is_left_alone_and_tried_again_with_one_question(
+    lab: LabStore, session: aiohttp.ClientSession
+) -> None:
+    queries = await many(lab, 30)
+    apart = [window(1000.0 * i, 1000.0 * i + 60, "errors") for i in range(10)]
+    clock, outcomes = HandClock(), Counter[str]()
+    one = source(session, lab, clock=clock, max_concurrent=1, asked=lambda outcome, _: outcomes.update([outcome]))
+    lab.api.away = True
+    lab.api.asked.clear()
+    rows = await one.collect(apart)
+    assert {row[0].availability for row in rows} == {Availability.AWAY}
+    assert len(lab.api.asked) == FAILURES_TO_OPEN
+    assert outcomes == {"away": FAILURES_TO_OPEN, "open": len(apart) - FAILURES_TO_OPEN}
+    assert sum("not asked for a while" in row[0].detail and "503" in row[0].detail for row in rows) == outcomes["open"]
+    clock.moment += timedelta(seconds=1)
+    await one.collect(apart)
+    assert len(lab.api.asked) == FAILURES_TO_OPEN + 1
+    lab.api.away = False
+    clock.moment += timedelta(seconds=2)
+    assert [row[0].counts for row in await one.collect(queries)] == EXPECTED
+
+
+async def test_questions_that_are_wrong_do_not_count_against_the_store(
+    lab: LabStore, session: aiohttp.ClientSession
+) -> None:
+    queries = await many(lab, 3)
+    lab.api.huge_above_n = -1
+    outcomes = Counter[str]()
+    one = source(session, lab, max_concurrent=1, asked=lambda outcome, _: outcomes.update([outcome]))
+    for _ in range(FAILURES_TO_OPEN):
+        rows = await one.collect(queries)
+    assert {row[0].availability for row in rows} == {Availability.AWAY}
+    assert set(outcomes) == {"rejected"}
+    lab.api.huge_above_n = None
+    assert [row[0].counts for row in await one.collect(queries)] == EXPECTED[:3]
+
+
+async def test_all_questions_of_a_collection_share_one_deadline(lab: LabStore, session: aiohttp.ClientSession) -> None:
+    lab.api.slow = asyncio.Event()
+    apart = [window(1000.0 * i, 1000.0 * i + 60, "errors") for i in range(40)]
+    rows = await source(session, lab, timeout_s=0.05, max_concurrent=1).collect(apart)
+    lab.api.slow.set()
+    assert {row[0].availability for row in rows} == {Availability.AWAY}
+    # One after the other, each would have had its own time-out; so most were never asked.
+    assert len(lab.api.asked) <= COLLECT_TIMEOUTS + 1
+    assert sum("for all questions that are asked together" in row[0].detail for row in rows) >= 37
+
+
+async def test_a_window_that_the_stores_clock_has_not_reached_is_away_and_both_clocks_are_named(
+    lab: LabStore, session: aiohttp.ClientSession
+) -> None:
+    outcomes = Counter[str]()
+    one = source(session, lab, asked=lambda outcome, _: outcomes.update([outcome]))
+    ahead_s = time.time() + 3600
+    ((reading,),) = await one.collect([window(ahead_s - 60, ahead_s, "errors")])
+    assert reading.availability is Availability.AWAY
+    assert outcomes == {"early": 1}
+    named = re.findall(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", reading.detail)
+    end_s, store_s, own_s = (datetime.strptime(one, "%Y-%m-%d %H:%M:%S %Z").replace(tzinfo=UTC) for one in named)
+    assert end_s > store_s + timedelta(minutes=59)
+    assert abs(own_s - store_s) < timedelta(minutes=1)
+
+
+async def test_a_window_that_ended_a_moment_ago_is_not_taken_for_one_to_come(lab: LabStore) -> None:
+    lab.now = time.time() - 3
+    start = await begun(lab)
+    serve(lab, "v1", 5)
+    serve(lab, "v2", 4)
+    end = await lab.scraped()
+    ((reading,),) = await read(lab, window(start, end, "errors"))
+    assert reading.counts == FailureCounts(0, 4, 0, 5)
