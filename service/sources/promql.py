@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
-_SPECIAL = re.compile(r"([\\.+*?()|\[\]{}^$-])")
+# Exactly what RE2 needs: a store looks literals up in its index only where it sees that they are some.
+_SPECIAL = re.compile(r"([\\.+*?()|\[\]{}^$])")
 
 ASK_LABEL = "serinus_ask"
 """Put on every result of a bundle, so that the answer can be told apart again."""
