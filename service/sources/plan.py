@@ -1,16 +1,16 @@
 """What to ask for many windows at once: pure, so that how requests grow can be tested without a store.
 
 Rollouts that read the same metric share a query: their label values are joined into one matcher, and the answer is
-split again by exact labels. Windows that are alike are summed up in the store (``sums``); others, and arms of which the
-store finds that a sum would not be exact, are read from raw samples. A raw answer is split by each sample's own time,
-so raw windows that end some seconds apart share a query too.
+split again by exact labels. Windows that are alike can be summed up in the store (``sums``); others, and those of
+which the store finds that a sum would not be exact, are read from raw samples. A raw answer is split by each sample's
+own time, so raw windows that end some seconds apart share a query too.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.model.names import Arm
@@ -147,11 +147,15 @@ class Plan:
 
 
 def plan(
-    queries: Sequence[WindowQuery], presets: Mapping[str, MetricsPreset], reach: Reach, *, sums: bool = True
+    queries: Sequence[WindowQuery],
+    presets: Mapping[str, MetricsPreset],
+    reach: Reach,
+    *,
+    summed: Callable[[str], bool],
 ) -> Plan:
     """The questions for all windows; total: a metric that cannot be asked becomes a reading that says why.
 
-    sums : the store may be asked for sums
+    summed : whether the store sums up the series of this name, where that can be exact
     """
     known: dict[Slot, Reading] = {}
     groups: dict[tuple[str, str, tuple[str, ...]], list[Ask]] = defaultdict(list)
@@ -183,7 +187,7 @@ def plan(
     for (preset_name, metric, keys), asks in groups.items():
         what = presets[preset_name].metrics[metric]
         assert not isinstance(what, ValueExpression)
-        to_sum, raw = _parted(asks, what, keys) if sums else ([], asks)
+        to_sum, raw = _parted(asks, what, keys) if summed(what.names[0]) else ([], asks)
         for alike in to_sum:
             batches += (
                 Batch(what, tuple(alike[i : i + ROLLOUTS_PER_QUERY]), keys, reach, summed=True)

@@ -1,8 +1,10 @@
 """Prometheus, and whatever speaks its HTTP API: growth of counters between two exact moments.
 
-What is asked for is planned in ``plan``: sums that the store makes where they are exact, raw samples elsewhere. A query
-that was too much is halved, so that one rollout with very many series blinds only itself. A store that does not take
-the question for sums is asked for raw samples. Native histograms are not read yet: a store that keeps only those gives
+What is asked for is planned in ``plan``. Metrics with few series a window are read from raw samples, which costs the
+store least. Where many pods would make answers large, the store sums up what sums up exactly: that costs it some four
+times as much, and this process the same for any number of pods. A query that was too much is halved, so that one
+rollout with very many series blinds only itself. A store that does not take the question for sums is asked for raw
+samples. Native histograms are not read yet: a store that keeps only those gives
 NO_SERIES with a detail that says so.
 
 A custom expression is evaluated at its window's end and so sees what PromQL sees there: its staleness is Prometheus'
@@ -14,8 +16,9 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import aiohttp
@@ -48,6 +51,26 @@ COLLECT_TIMEOUTS = 2.0
 NO_SUMS_FOR_S = 600.0
 """A store that does not know the question for sums is not asked it again for so long; it may be upgraded."""
 
+SUM_ABOVE_N = 100
+"""Series a window, on average over a metric's windows, above which the store sums up: a histogram of 19 buckets in two
+arms of three pods."""
+
+SUMS_FOR_S = 600.0
+"""For so long a metric is summed up before its series are looked at again."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """What one collection has found so far."""
+
+    deadline: float
+    readings: dict[Slot, Reading]
+    numbers: dict[Slot, dict[Arm, tuple[str, Answer]]] = field(default_factory=lambda: defaultdict(dict))
+    series_n: Counter[str] = field(default_factory=Counter)
+    """Series that were read raw, by name."""
+    windows_n: Counter[str] = field(default_factory=Counter)
+    """The windows that they were read for."""
+
 
 class PrometheusSource:
     """Implements ``ring.ports.Source`` for one metric store. Safe to repeat and to cancel."""
@@ -65,13 +88,13 @@ class PrometheusSource:
         max_series: int = 200_000,
         token: SecretStr | None = None,
         basic: tuple[str, SecretStr] | None = None,
-        sums: bool = True,
+        sum_above_n: int = SUM_ABOVE_N,
         clock: Clock | None = None,
         asked: Asked = lambda outcome, seconds: None,
     ) -> None:
         """``token`` is a bearer token; ``basic`` a user and a password. At most one of them, read by the settings.
 
-        sums : let the store sum up where that is exact; without, everything is read from raw samples
+        sum_above_n : see SUM_ABOVE_N; 0 lets the store always sum up where that is exact
         clock : measures pauses of a store that is left alone; a clock that never jumps unless given
         asked : told the outcome (``answer.Outcome``) and the seconds of every question
         """
@@ -88,25 +111,39 @@ class PrometheusSource:
         self._clock = clock or SteadyClock()
         limits = Limits(timeout_s, COLLECT_TIMEOUTS * timeout_s, max_concurrent, max_answer_bytes, max_series)
         self._asker = Asker(session, url, limits, headers=headers, clock=self._clock, asked=asked)
-        self._sums = sums
-        self._sums_from: datetime | None = None
+        self._sum_above_n = sum_above_n
+        self._summed_until: dict[str, datetime] = {}
+        self._no_sums_until: datetime | None = None
 
     async def collect(self, queries: Sequence[WindowQuery]) -> Sequence[Sequence[Reading]]:
         """See ``Source.collect``."""
-        sums = self._sums and (self._sums_from is None or self._clock.now() >= self._sums_from)
-        planned = plan(queries, self._presets, self._reach, sums=sums)
-        deadline = self._asker.deadline()
-        out: dict[Slot, Reading] = dict(planned.known)
-        found: dict[Slot, dict[Arm, tuple[str, Answer]]] = defaultdict(dict)
+        planned = plan(queries, self._presets, self._reach, summed=self._summed())
+        turn = _Turn(self._asker.deadline(), dict(planned.known))
         async with asyncio.TaskGroup() as group:
             for batch in planned.batches:
-                group.create_task(self._counted(batch, out, deadline), name=f"counts of {batch.asks[0].metric}")
+                group.create_task(self._counted(batch, turn), name=f"counts of {batch.asks[0].metric}")
             for i in range(0, len(planned.wanted), EXPRESSIONS_PER_QUERY):
                 part = planned.wanted[i : i + EXPRESSIONS_PER_QUERY]
-                group.create_task(self._evaluated(part, found, deadline), name=f"{len(part)} expressions")
-        for slot, by_arm in found.items():
-            out[slot] = _value_reading(by_arm)
-        return [[out[(place, at)] for at in range(len(query.metrics))] for place, query in enumerate(queries)]
+                group.create_task(self._evaluated(part, turn), name=f"{len(part)} expressions")
+        for slot, by_arm in turn.numbers.items():
+            turn.readings[slot] = _value_reading(by_arm)
+        self._learn(turn)
+        return [[turn.readings[(place, at)] for at in range(len(query.metrics))] for place, query in enumerate(queries)]
+
+    def _summed(self) -> Callable[[str], bool]:
+        """Whether the store sums up the series of a name."""
+        now = self._clock.now()
+        if self._no_sums_until is not None and now < self._no_sums_until:
+            return lambda name: False
+        if self._sum_above_n == 0:
+            return lambda name: True
+        return lambda name: name in self._summed_until and now < self._summed_until[name]
+
+    def _learn(self, turn: _Turn) -> None:
+        """Which names have so many series that the store sums them up next time."""
+        for name, n in turn.windows_n.items():
+            if turn.series_n[name] > self._sum_above_n * n:
+                self._summed_until[name] = self._clock.now() + timedelta(seconds=SUMS_FOR_S)
 
     async def check(self) -> str:
         """One clause on the store's version; raises Refused or Unavailable when it cannot be asked."""
@@ -124,28 +161,31 @@ class PrometheusSource:
             return "answers queries (its version cannot be asked)"
         return f"answers queries, version {version}"
 
-    async def _counted(self, batch: Batch, out: dict[Slot, Reading], deadline: float) -> None:
-        """Ask for a batch, for its halves where it was too much, and raw where sums do not say it."""
-        answer = await self._asker.ask(batch.text, batch.at_s, deadline)
+    async def _counted(self, batch: Batch, turn: _Turn, *, again: bool = False) -> None:
+        """Ask for a batch, for its halves where it was too much, and ``again`` raw where sums do not say it."""
+        answer = await self._asker.ask(batch.text, batch.at_s, turn.deadline)
         if batch.summed and answer.outcome is Outcome.REJECTED:
             if not answer.divisible:
-                self._sums_from = self._clock.now() + timedelta(seconds=NO_SUMS_FOR_S)
-            await self._counted(batch.of(batch.asks, summed=False), out, deadline)
+                self._no_sums_until = self._clock.now() + timedelta(seconds=NO_SUMS_FOR_S)
+            await self._counted(batch.of(batch.asks, summed=False), turn, again=True)
         elif answer.divisible and len(batch.asks) > 1:
             for half in batch.halves():
-                await self._counted(half, out, deadline)
+                await self._counted(half, turn, again=again)
         elif answer.failure:
             for ask in batch.asks:
-                out[ask.slot] = Reading(ask.metric, Availability.AWAY, None, answer.failure)
+                turn.readings[ask.slot] = Reading(ask.metric, Availability.AWAY, None, answer.failure)
         elif batch.summed:
             large = len(answer.numbers) > LARGE_ANSWER_ELEMENTS
             readings, raw = await self._asker.off_loop(large, read_sums, batch, answer)
-            out |= readings
+            turn.readings |= readings
             if raw:
-                await self._counted(batch.of(raw, summed=False), out, deadline)
+                await self._counted(batch.of(raw, summed=False), turn, again=True)
         else:
+            if not again:
+                turn.series_n[batch.what.names[0]] += len(answer.series)
+                turn.windows_n[batch.what.names[0]] += len(batch.asks)
             large = len(answer.series) > LARGE_ANSWER_ELEMENTS
-            out |= await self._asker.off_loop(large, self._split, batch, answer)
+            turn.readings |= await self._asker.off_loop(large, self._split, batch, answer)
 
     def _split(self, batch: Batch, answer: Answer) -> dict[Slot, Reading]:
         """Each ask's reading, from the series that have exactly its labels."""
@@ -170,25 +210,23 @@ class PrometheusSource:
             )
         return out
 
-    async def _evaluated(
-        self, wanted: Sequence[Wanted], found: dict[Slot, dict[Arm, tuple[str, Answer]]], deadline: float
-    ) -> None:
+    async def _evaluated(self, wanted: Sequence[Wanted], turn: _Turn) -> None:
         """Ask for several expressions at once; one by one where the store takes no bundle, or one of them is wrong."""
         at_s = max(one.at_s for one in wanted)
         if len(wanted) > 1:
             text = promql.bundle([(one.text, one.at_s) for one in wanted])
-            answer = await self._asker.ask(text, at_s, deadline)
+            answer = await self._asker.ask(text, at_s, turn.deadline)
             if answer.divisible or answer.outcome is Outcome.REJECTED:
                 middle = len(wanted) // 2
                 for part in (wanted[:middle], wanted[middle:]):
-                    await self._evaluated(part, found, deadline)
+                    await self._evaluated(part, turn)
                 return
             answers = [_part(answer, place) for place in range(len(wanted))]
         else:
-            answers = [await self._asker.ask(wanted[0].text, at_s, deadline)]
+            answers = [await self._asker.ask(wanted[0].text, at_s, turn.deadline)]
         for one, part_of_it in zip(wanted, answers, strict=True):
             for slot, metric, arm in one.slots:
-                found[slot][arm] = (metric, part_of_it)
+                turn.numbers[slot][arm] = (metric, part_of_it)
 
 
 def _of(index: Mapping[tuple[str, ...], list[Series]], keys: tuple[str, ...], ask: Ask, arm: Arm) -> list[Series]:

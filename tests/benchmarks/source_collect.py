@@ -2,7 +2,7 @@
 
 The store (``load_store``) is a process of its own, so that only Serinus' side is measured; what it spends itself is
 printed beside. All windows end together, as those of one turn do. Run:
-``python -m tests.benchmarks.source_collect [--rollouts 1000] [--pods 2] [--turns 3] [--raw]``
+``python -m tests.benchmarks.source_collect [--rollouts 1000] [--pods 2] [--turns 3] [--sums always|never|auto]``
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import yaml
 from service.model.names import RolloutId
 from service.model.observation import Availability, WindowQuery
 from service.model.preset import MetricsPreset
-from service.sources.prometheus import PrometheusSource
+from service.sources.prometheus import SUM_ABOVE_N, PrometheusSource
 from tests.benchmarks.load_store import ARMS, LABELS, LoadStore
 from tests.stories import place
 
@@ -48,7 +48,7 @@ def windows(rollouts: int, end_s: float) -> list[WindowQuery]:
     ]
 
 
-async def measure(store: LoadStore, turns: int, *, sums: bool) -> None:
+async def measure(store: LoadStore, turns: int, sums: str) -> None:
     """Collect, and print what it cost."""
     preset = MetricsPreset.model_validate(yaml.safe_load(PRESET.read_text()))
     rollouts, pods = store.load.rollouts, store.load.pods
@@ -61,11 +61,13 @@ async def measure(store: LoadStore, turns: int, *, sums: bool) -> None:
             {"http": preset},
             scrape_interval_s=SCRAPE_S,
             timeout_s=120,
-            sums=sums,
+            sum_above_n={"always": 0, "never": 10**9, "auto": SUM_ABOVE_N}[sums],
             asked=lambda outcome, seconds: outcomes.update([outcome]),
         )
-        how = "summed up in the store" if sums else "raw samples"
-        print(f"{rollouts} rollouts, {len(METRICS)} metrics, {pods} pods an arm, {series} series; {how}")
+        print(
+            f"{rollouts} rollouts, {len(METRICS)} metrics, {pods} pods an arm, {series} series; "
+            f"summed up in the store: {sums}"
+        )
         for turn in range(turns):
             queries = windows(rollouts, (time.time() - 2 * SCRAPE_S) // GRID_S * GRID_S)
             before, cpu_s, wall_s = store.spent(), time.process_time(), time.perf_counter()
@@ -102,10 +104,10 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=1000)
     parser.add_argument("--pods", type=int, default=2)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--raw", action="store_true", help="read raw samples only")
+    parser.add_argument("--sums", choices=["always", "never", "auto"], default="auto")
     given = parser.parse_args()
     with LoadStore(given.rollouts, pods=given.pods) as store:
-        asyncio.run(measure(store, given.turns, sums=not given.raw))
+        asyncio.run(measure(store, given.turns, given.sums))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ PRESET = MetricsPreset.model_validate(
 )
 SCRAPE_S = 1.0
 JOB = "tf-serving"
+NEVER = 10**9
+"""Series above which the store sums up, so that it never does."""
 
 
 class Store(Protocol):
@@ -177,10 +179,16 @@ def window(
 
 
 async def read(store: Store, *queries: WindowQuery, preset: MetricsPreset = PRESET) -> list[list[Reading]]:
-    """Every reading of every window."""
+    """Every reading of every window, which is the same by sums and by raw samples."""
     async with aiohttp.ClientSession() as session:
-        source = PrometheusSource(session, store.url, {"http": preset}, scrape_interval_s=SCRAPE_S, timeout_s=5)
-        return [list(row) for row in await source.collect(queries)]
+        by_sums, raw = [
+            await PrometheusSource(
+                session, store.url, {"http": preset}, scrape_interval_s=SCRAPE_S, timeout_s=5, sum_above_n=n
+            ).collect(queries)
+            for n in (0, NEVER)
+        ]
+        assert by_sums == raw
+        return [list(row) for row in raw]
 
 
 def serve(store: Store, version: str, n: int, failed: int = 0, pod: str = "0") -> None:

@@ -18,7 +18,7 @@ from service.lab.prometheus_api import PrometheusApi
 from service.model.names import RolloutId
 from service.model.observation import Availability, Reading, WindowQuery
 from service.sources.prometheus import PrometheusSource
-from tests.contract.source.stores import PRESET
+from tests.contract.source.stores import NEVER, PRESET
 from tests.real.parts.building import prometheus
 from tests.real.parts.prometheus import PrometheusServer
 from tests.stories import place
@@ -167,7 +167,7 @@ async def ask(
         url,
         {"http": PRESET},
         scrape_interval_s=SCRAPE_S,
-        sums=sums,
+        sum_above_n=0 if sums else NEVER,
         asked=lambda outcome, _: outcomes.update([outcome]),
     )
     return [list(row) for row in await source.collect(queries)], outcomes
@@ -214,3 +214,27 @@ async def test_a_service_in_trouble_takes_one_more_question_a_metric(tmp_path: P
         raw, _ = await ask(session, url, quiet, sums=False)
     assert by_sums == raw
     assert outcomes == {"ok": 2 * len(METRICS)}
+
+
+async def test_only_metrics_with_many_series_are_summed_up_from_the_second_time_on(tmp_path: Path) -> None:
+    samples = world(1)
+    rows: list[tuple[str, Mapping[str, str], float]] = []
+    api = PrometheusApi(lambda: rows)
+    for at in sorted(samples):
+        rows = [(name, dict(labels), value) for name, labels, value in samples[at]]
+        api.scrape(at)
+    quiet = [query for n, query in enumerate(windows(1)[0]) if TROUBLES[n % len(TROUBLES)] == "quiet"]
+    asked = []
+    async with aiohttp.ClientSession() as session, api:
+        # Two arms of two pods on average: eight series of errors and of predictions, sixteen of latency.
+        source = PrometheusSource(session, api.url, {"http": PRESET}, scrape_interval_s=SCRAPE_S, sum_above_n=12)
+        for _ in range(2):
+            rows_read = await source.collect(quiet)
+            asked.append(sorted(text.split("{")[0] for text in api.asked))
+            api.asked.clear()
+            assert all(reading.availability is Availability.ENOUGH for row in rows_read for reading in row)
+    plain = ["http_requests_total", "model_latency_seconds_bucket", "model_predictions_total"]
+    assert asked[0] == plain
+    assert asked[1][0] == "http_requests_total"
+    assert asked[1][1] == "model_predictions_total"
+    assert asked[1][2].startswith("sum by (job, le, version) (floor(last_over_time(model_latency_seconds_bucket")

@@ -34,7 +34,7 @@ REACH = Reach(lookback_s=75, stale_after_s=45)
 
 
 def planned(*queries: WindowQuery, sums: bool = False) -> Any:
-    return plan(queries, {"http": PRESET}, REACH, sums=sums)
+    return plan(queries, {"http": PRESET}, REACH, summed=lambda name: sums)
 
 
 def test_rollouts_share_one_question_with_both_arms_in_it() -> None:
@@ -97,7 +97,7 @@ def test_several_names_in_one_metric_are_read_raw() -> None:
             "metrics": {"errors": {"kind": "errors", "requests": "r_total", "failed": [{"__name__": "f_total"}]}},
         }
     )
-    (batch,) = plan([query(1)], {"http": own}, REACH).batches
+    (batch,) = plan([query(1)], {"http": own}, REACH, summed=lambda name: True).batches
     assert not batch.summed
 
 
@@ -119,7 +119,7 @@ def test_ten_thousand_rollouts_in_twelve_phases_are_full_questions() -> None:
 def test_arms_without_a_label_in_common_are_never_asked() -> None:
     bare = PRESET.model_copy(update={"labels": {}})
     apart = query(1, stable_labels={"app": "a"}, canary_labels={"job": "b"})
-    assert "no name in common" in plan([apart], {"http": bare}, REACH).known[(0, 0)].detail
+    assert "no name in common" in plan([apart], {"http": bare}, REACH, summed=lambda name: True).known[(0, 0)].detail
 
 
 def test_halves_ask_for_everything_once() -> None:
@@ -162,5 +162,5 @@ def test_labels_that_cannot_tell_the_arms_apart_are_never_asked() -> None:
 
 def test_an_arm_without_any_label_is_never_asked() -> None:
     bare = PRESET.model_copy(update={"labels": {}})
-    result = plan([query(1, stable_labels={})], {"http": bare}, REACH)
+    result = plan([query(1, stable_labels={})], {"http": bare}, REACH, summed=lambda name: True)
     assert "no labels" in result.known[(0, 0)].detail
