@@ -8,6 +8,8 @@ consecutive windows every step is counted exactly once.
 from __future__ import annotations
 
 import math
+import operator
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,7 +111,10 @@ class _Walk:
 
 
 def _walk(samples: Samples, start_s: float, end_s: float) -> _Walk | None:
-    """None without a good sample. Whole, finite samples in order, as a store gives them, take one pass."""
+    """None without a good sample. Finite samples in order, as a store gives them, take one pass."""
+    plain = _plain_walk(samples, start_s, end_s)
+    if plain is not None:
+        return plain
     walk: _Walk | None = None
     reached_s, before, total = -math.inf, 0, 0
     last_s = -math.inf
@@ -136,6 +141,23 @@ def _walk(samples: Samples, start_s: float, end_s: float) -> _Walk | None:
     if walk is not None:
         walk.last_s, walk.steps, walk.falls_s = last_s, total, falls_s
     return walk
+
+
+def _plain_walk(samples: Samples, start_s: float, end_s: float) -> _Walk | None:
+    """The walk over good samples in order that never fall, none after the end, without a step for each: most are so.
+
+    None for all others.
+    """
+    if not samples:
+        return None
+    times, values = zip(*samples, strict=True)
+    # Written so that NaN fails; the comparisons of all neighbours are one call.
+    if not (-math.inf < times[0] and times[-1] <= end_s and values[0] >= 0 and values[-1] < math.inf):
+        return None
+    if not (all(map(operator.lt, times, times[1:])) and all(map(operator.le, values, values[1:]))):
+        return None
+    before = max(0, bisect_right(times, start_s) - 1)
+    return _Walk(times[0], int(values[0]), times[-1], int(values[-1]) - int(values[before]))
 
 
 def _clean(samples: Samples, end_s: float) -> list[tuple[float, int]]:

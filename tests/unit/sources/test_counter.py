@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -137,3 +139,30 @@ def test_consecutive_windows_add_up_to_the_whole_exactly(
         parts += sum(one.count for one in growth(seen, start, end).series)
         start = end
     assert parts == whole
+
+
+SAMPLE_VALUES = st.one_of(st.integers(0, 20).map(float), st.sampled_from([0.5, -1.0, math.nan, math.inf]))
+SAMPLE_TIMES = st.one_of(st.integers(0, 12).map(float), st.sampled_from([math.nan, math.inf, -math.inf]))
+
+
+def by_definition(samples: list[tuple[float, float]], start_s: float, end_s: float) -> tuple[list[int], float | None]:
+    """The counts of a series alone, and its last moment: step by step."""
+    merged: dict[float, int] = {}
+    for at, value in samples:
+        if math.isfinite(at) and at <= end_s and math.isfinite(value) and value >= 0:
+            merged[at] = max(int(value), merged.get(at, 0))
+    steps = pairwise(sorted(merged.items()))
+    total = sum(now if now < before else now - before for (_, before), (at, now) in steps if at > start_s)
+    return ([total], max(merged)) if merged else ([], None)
+
+
+@given(st.lists(st.tuples(SAMPLE_TIMES, SAMPLE_VALUES), max_size=6), st.booleans())
+def test_a_series_alone_grows_by_its_steps_whatever_its_samples_are(
+    samples: list[tuple[float, float]], tidy: bool
+) -> None:
+    if tidy:
+        values = sorted(value for _, value in samples if value >= 0)
+        samples = list(zip(sorted({at for at, _ in samples if math.isfinite(at)}), values, strict=False))
+    for start, end in ((3.0, 9.0), (-1.0, 12.0), (5.0, 5.5)):
+        grown = growth([Series({"a": "b"}, samples)], start, end)
+        assert ([one.count for one in grown.series], grown.last_sample_s) == by_definition(samples, start, end)
