@@ -30,7 +30,7 @@ from service.rollout import machine
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 500
+CHUNK = 250
 """Rollouts claimed, judged and committed together."""
 
 WORKERS_N = 2

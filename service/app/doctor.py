@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaError
 
 from service.actuators.cluster import connect, rights
 from service.api.auth import read_tokens
+from service.app.clock import SystemClock
 from service.app.run import connection_of
 from service.model.catalog import Catalog
 from service.model.preset import MetricsPreset, ValueExpression
@@ -108,6 +109,7 @@ async def _metric_store(cluster: ClusterSettings, loaded: list[tuple[Catalog, di
             session,
             cluster.prometheus.url,
             {},
+            clock=SystemClock(),
             scrape_interval_s=cluster.prometheus.scrape_interval_s,
             timeout_s=cluster.prometheus.timeout_s,
             token=token,

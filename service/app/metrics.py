@@ -121,6 +121,7 @@ class OwnMetrics(Unseen):
 
     def asked(self, cluster: str, outcome: str, took_s: float) -> None:
         """See ``Observer.asked``."""
+        self.left_alone("source", cluster, outcome == "open")
         if outcome != "open":
             self._query_s.labels(cluster).observe(took_s)
         if outcome not in ("ok", "early"):

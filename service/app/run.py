@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -134,10 +135,12 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
                 session,
                 cluster.prometheus.url,
                 presets,
+                clock=clock,
                 scrape_interval_s=cluster.prometheus.scrape_interval_s,
                 timeout_s=cluster.prometheus.timeout_s,
                 max_concurrent=cluster.prometheus.max_concurrent,
                 token=read_secret(cluster.prometheus.token_file),
+                asked=partial(own.asked, name),
             )
         producer = Producer(connection_of(settings.kafka))
         bus = KafkaBus(producer, settings.kafka.decisions_topic)

@@ -93,7 +93,7 @@ class Observer(Protocol):
         """One try of an owed instruction: ``done``, ``not_yet``, ``unavailable`` or ``refused``."""
 
     def left_alone(self, part: str, cluster: str, is_open: bool) -> None:
-        """Whether a circuit breaker is open: ``part`` is a lane, or ``source``; said again and again is no harm."""
+        """Whether the breaker of a lane (``part``) is open; said again and again is no harm."""
 
 
 class Unseen:

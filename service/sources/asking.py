@@ -49,18 +49,6 @@ class Limits:
     max_series: int
 
 
-class SteadyClock:
-    """A clock that only counts on, for pauses that no jump of the wall clock may stretch."""
-
-    def now(self) -> datetime:
-        """Moments to compare with each other; they name no time of day."""
-        return datetime.fromtimestamp(time.monotonic(), UTC)
-
-    async def sleep(self, seconds: float) -> None:
-        """Return after ``seconds``."""
-        await asyncio.sleep(seconds)
-
-
 class Asker:
     """Asks one store instant queries. Safe to repeat and to cancel."""
 

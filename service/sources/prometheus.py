@@ -30,7 +30,7 @@ from service.model.preset import MetricsPreset
 from service.ring.ports import Clock, PortError, Refused, Unavailable
 from service.sources import promql
 from service.sources.answer import Answer, Outcome
-from service.sources.asking import Asked, Asker, Limits, SteadyClock
+from service.sources.asking import Asked, Asker, Limits
 from service.sources.counter import Series
 from service.sources.plan import EXPRESSIONS_PER_QUERY, Ask, Batch, Reach, Slot, Wanted, plan
 from service.sources.reading import ArmSeries, read
@@ -81,6 +81,7 @@ class PrometheusSource:
         url: str,
         presets: Mapping[str, MetricsPreset],
         *,
+        clock: Clock,
         scrape_interval_s: float,
         timeout_s: float = 20.0,
         max_concurrent: int = 4,
@@ -89,13 +90,12 @@ class PrometheusSource:
         token: SecretStr | None = None,
         basic: tuple[str, SecretStr] | None = None,
         sum_above_n: int = SUM_ABOVE_N,
-        clock: Clock | None = None,
         asked: Asked = lambda outcome, seconds: None,
     ) -> None:
         """``token`` is a bearer token; ``basic`` a user and a password. At most one of them, read by the settings.
 
         sum_above_n : see SUM_ABOVE_N; 0 lets the store always sum up where that is exact
-        clock : measures pauses of a store that is left alone; a clock that never jumps unless given
+        clock : measures the pauses of a store that is left alone
         asked : told the outcome (``answer.Outcome``) and the seconds of every question
         """
         if token is not None and basic is not None:
@@ -108,7 +108,7 @@ class PrometheusSource:
             headers["Authorization"] = aiohttp.encode_basic_auth(user, password.get_secret_value())
         self._presets = presets
         self._reach = Reach(LOOKBACK_SCRAPES * scrape_interval_s, STALE_SCRAPES * scrape_interval_s)
-        self._clock = clock or SteadyClock()
+        self._clock = clock
         limits = Limits(timeout_s, COLLECT_TIMEOUTS * timeout_s, max_concurrent, max_answer_bytes, max_series)
         self._asker = Asker(session, url, limits, headers=headers, clock=self._clock, asked=asked)
         self._sum_above_n = sum_above_n

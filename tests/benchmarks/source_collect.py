@@ -16,6 +16,7 @@ from pathlib import Path
 import aiohttp
 import yaml
 
+from service.app.clock import SystemClock
 from service.model.names import RolloutId
 from service.model.observation import Availability, WindowQuery
 from service.model.preset import MetricsPreset
@@ -59,6 +60,7 @@ async def measure(store: LoadStore, turns: int, sums: str) -> None:
             session,
             store.url,
             {"http": preset},
+            clock=SystemClock(),
             scrape_interval_s=SCRAPE_S,
             timeout_s=120,
             sum_above_n={"always": 0, "never": 10**9, "auto": SUM_ABOVE_N}[sums],

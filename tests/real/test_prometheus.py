@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from service.app.clock import SystemClock
 from service.model.observation import Availability, FailureCounts
 from service.sources.prometheus import PrometheusSource
 from tests.contract.source.stores import PRESET, SCRAPE_S, RealStore, begun, read, real_store, serve, window
@@ -84,5 +85,5 @@ async def test_our_sums_over_windows_are_the_counters_own_difference(store: Real
 
 async def test_the_doctor_is_told_the_stores_version(store: RealStore) -> None:
     async with aiohttp.ClientSession() as session:
-        source = PrometheusSource(session, store.url, {"http": PRESET}, scrape_interval_s=SCRAPE_S)
+        source = PrometheusSource(session, store.url, {"http": PRESET}, clock=SystemClock(), scrape_interval_s=SCRAPE_S)
         assert (await source.check()).startswith("answers queries, version ")

@@ -15,6 +15,7 @@ import aiohttp
 import yaml
 from aiohttp import web
 
+from service.app.clock import SystemClock
 from service.lab.prometheus_api import PrometheusApi
 from service.model.names import RolloutId
 from service.model.observation import Reading, WindowQuery
@@ -183,7 +184,13 @@ async def read(store: Store, *queries: WindowQuery, preset: MetricsPreset = PRES
     async with aiohttp.ClientSession() as session:
         by_sums, raw = [
             await PrometheusSource(
-                session, store.url, {"http": preset}, scrape_interval_s=SCRAPE_S, timeout_s=5, sum_above_n=n
+                session,
+                store.url,
+                {"http": preset},
+                clock=SystemClock(),
+                scrape_interval_s=SCRAPE_S,
+                timeout_s=5,
+                sum_above_n=n,
             ).collect(queries)
             for n in (0, NEVER)
         ]

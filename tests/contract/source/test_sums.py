@@ -14,6 +14,7 @@ import aiohttp
 import numpy as np
 import pytest
 
+from service.app.clock import SystemClock
 from service.lab.prometheus_api import PrometheusApi
 from service.model.names import RolloutId
 from service.model.observation import Availability, Reading, WindowQuery
@@ -166,6 +167,7 @@ async def ask(
         session,
         url,
         {"http": PRESET},
+        clock=SystemClock(),
         scrape_interval_s=SCRAPE_S,
         sum_above_n=0 if sums else NEVER,
         asked=lambda outcome, _: outcomes.update([outcome]),
@@ -227,7 +229,9 @@ async def test_only_metrics_with_many_series_are_summed_up_from_the_second_time_
     asked = []
     async with aiohttp.ClientSession() as session, api:
         # Two arms of two pods on average: eight series of errors and of predictions, sixteen of latency.
-        source = PrometheusSource(session, api.url, {"http": PRESET}, scrape_interval_s=SCRAPE_S, sum_above_n=12)
+        source = PrometheusSource(
+            session, api.url, {"http": PRESET}, clock=SystemClock(), scrape_interval_s=SCRAPE_S, sum_above_n=12
+        )
         for _ in range(2):
             rows_read = await source.collect(quiet)
             asked.append(sorted(text.split("{")[0] for text in api.asked))

@@ -16,6 +16,7 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
+from service.app.clock import SystemClock
 from service.lab.server import Served
 from service.model.observation import Availability, FailureCounts, Reading, WindowQuery
 from service.ring.ports import Refused, Unavailable
@@ -50,7 +51,9 @@ class HandClock:
 
 
 def source(session: aiohttp.ClientSession, lab: LabStore, **changes: Any) -> PrometheusSource:
-    return PrometheusSource(session, lab.url, {"http": PRESET}, **({"scrape_interval_s": SCRAPE_S} | changes))
+    return PrometheusSource(
+        session, lab.url, {"http": PRESET}, **({"clock": SystemClock(), "scrape_interval_s": SCRAPE_S} | changes)
+    )
 
 
 async def many(lab: LabStore, n: int) -> list[WindowQuery]:
@@ -230,7 +233,12 @@ class Elsewhere(Served):
 async def test_credentials_do_not_follow_a_redirect(lab: LabStore, session: aiohttp.ClientSession) -> None:
     async with Elsewhere(lab.url) as elsewhere:
         one = PrometheusSource(
-            session, elsewhere.url, {"http": PRESET}, scrape_interval_s=SCRAPE_S, token=SecretStr("secret")
+            session,
+            elsewhere.url,
+            {"http": PRESET},
+            clock=SystemClock(),
+            scrape_interval_s=SCRAPE_S,
+            token=SecretStr("secret"),
         )
         ((reading,),) = await one.collect([window(0, 60, "errors")])
     assert reading.availability is Availability.AWAY
