@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
 
-.PHONY: help setup demo check test test-real calibrate bench bench-analyzers bench-peers schemas clean
+.PHONY: help setup demo check test test-real calibrate bench bench-analyzers bench-peers bench-scale schemas clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ bench-analyzers: $(STAMP) ## rollout-windows a second of the statistics, and byt
 
 bench-peers: $(STAMP) ## Serinus beside other tools on the same streams; writes TABLE.md and peers.png
 	$(BIN)/python -m tests.benchmarks.peers
+
+bench-scale: $(STAMP) ## ten thousand rollouts on one replica: cost a window, lag, memory (BENCH="--database postgres ...")
+	$(BIN)/python -m tests.benchmarks.scale $(BENCH)
 
 schemas: $(STAMP) ## write config/schemas anew
 	$(BIN)/python -m service.cli.schemas

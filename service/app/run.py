@@ -55,7 +55,8 @@ COUNT_EVERY_S = 10.0
 LAST_SHARE = 0.05
 """Of the time that a stop may take, for each of: writing outcomes, sending what the producer and the tracer hold."""
 
-WATCH_EVERY_S = 15.0
+WATCH_EVERY_S = 30.0
+"""How often the weights that stand in a cluster are looked at; half of the usual hold-off for somebody else's."""
 
 
 @dataclass(frozen=True, slots=True)

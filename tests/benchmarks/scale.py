@@ -5,6 +5,9 @@ store that answers real bytes (``load_store``), the lab's Kafka, API server and 
 PostgreSQL. Every rollout is begun by an event, gets its first weight by a patch, and is judged once a minute on
 latency, errors and predictions.
 
+With ``--catch-up`` the replicas are away for some minutes once all rollouts are under way; measured is how fast all of
+them together judge what was missed, and who judged how much.
+
 Printed each minute: the replicas' CPU and memory, windows judged, and their lag: from the moment at which a window
 could be judged (its end and two scrape intervals) to its verdict, from each window's own record in the database.
 """
@@ -25,6 +28,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
@@ -178,8 +182,9 @@ def configure(folder: Path, database: str, parts: tuple[str, str, str], store_ur
     return file
 
 
-async def started(folder: Path, file: Path, port: int, session: aiohttp.ClientSession) -> Replica:
+async def started(folder: Path, file: Path, session: aiohttp.ClientSession) -> Replica:
     """A replica that is ready."""
+    port = yaml.safe_load(file.read_text())["api"]["port"]
     with (folder / f"service-{port}.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "service.cli.main", "serve", "--config", str(file)],
@@ -295,35 +300,78 @@ async def database(kind: str, folder: Path) -> AsyncIterator[str]:
         server.stop()
 
 
-async def measure(rollouts_n: int, minutes: int, kind: str, replicas_n: int, pods: int) -> list[Minute]:
-    """Run it, print each minute, and give the minutes."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with LoadStore(rollouts_n, pods=pods, scrape_s=SCRAPE_S) as store, around(rollouts_n, folder) as parts:
-            async with database(kind, folder) as url, aiohttp.ClientSession() as session:
-                replicas: list[Replica] = []
-                try:
-                    for _ in range(replicas_n):
-                        port = free_port()
-                        file = configure(folder, url, parts, store.url, port)
-                        replicas.append(await started(folder, file, port, session))
-                    began = time.monotonic()
-                    await announce(parts[0], rollouts_n, min(60.0, rollouts_n / 200))
-                    records = Records(url)
-                    while (under_way_n := await records.under_way()) < rollouts_n:
-                        if time.monotonic() > began + 600:
-                            raise SystemExit(f"only {under_way_n} rollouts are under way after ten minutes")
-                        await asyncio.sleep(1)
-                    print(
-                        f"{rollouts_n} rollouts, {kind}, {replicas_n} replica(s), {pods} pod(s) an arm: "
-                        f"all under way {time.monotonic() - began:.0f} s after the first event",
-                        flush=True,
-                    )
-                    await asyncio.sleep(100)  # every rollout has begun its comparison
-                    return [await one_minute(n, replicas, records, store, session) for n in range(1, minutes + 1)]
-                finally:
-                    for replica in replicas:
-                        replica.stop()
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What is measured."""
+
+    rollouts_n: int
+    minutes: int
+    database: str
+    replicas_n: int
+    pods: int
+    away_minutes: int
+
+    def __str__(self) -> str:
+        return f"{self.rollouts_n} rollouts, {self.database}, {self.replicas_n} replica(s), {self.pods} pod(s) an arm"
+
+
+async def measure(run: Run) -> int:
+    """Run it and print; 1 when a figure is past its limit."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        store = stack.enter_context(LoadStore(run.rollouts_n, pods=run.pods, scrape_s=SCRAPE_S))
+        parts = stack.enter_context(around(run.rollouts_n, folder))
+        url = await stack.enter_async_context(database(run.database, folder))
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        files = [configure(folder, url, parts, store.url, free_port()) for _ in range(run.replicas_n)]
+        replicas: list[Replica] = []
+
+        async def start() -> None:
+            replicas[:] = await asyncio.gather(*(started(folder, file, session) for file in files))
+
+        def stop() -> None:
+            for replica in replicas:
+                replica.stop()
+
+        stack.callback(stop)
+        await start()
+        began = time.monotonic()
+        await announce(parts[0], run.rollouts_n, min(60.0, run.rollouts_n / 200))
+        records = Records(url)
+        while (under_way_n := await records.under_way()) < run.rollouts_n:
+            if time.monotonic() > began + 600:
+                raise SystemExit(f"only {under_way_n} rollouts are under way after ten minutes")
+            await asyncio.sleep(1)
+        print(f"{run}: all under way {time.monotonic() - began:.0f} s after the first event", flush=True)
+        await asyncio.sleep(100)  # every rollout has begun its comparison
+        if run.away_minutes:
+            stop()
+            await asyncio.sleep(60 * run.away_minutes)
+            await start()
+            await catch_up(replicas, run.rollouts_n * run.away_minutes, session)
+            return 0
+        minutes = [await one_minute(n, replicas, records, store, session) for n in range(1, run.minutes + 1)]
+        return report(run.rollouts_n, minutes)
+
+
+async def catch_up(replicas: list[Replica], missed_n: int, session: aiohttp.ClientSession) -> None:
+    """Time the replicas while they judge what was missed, without the last tenth, in which some have nothing to do."""
+    began = time.monotonic()
+    for replica in replicas:
+        replica.spent_cpu_s()
+    before = [await windows_judged(replica, session) for replica in replicas]
+    judged: list[float] = []
+    while sum(judged) < 0.9 * missed_n:
+        await asyncio.sleep(0.5)
+        judged = [await windows_judged(replica, session) - n for replica, n in zip(replicas, before, strict=True)]
+    took_s = time.monotonic() - began
+    shares = [n / sum(judged) * len(replicas) for n in judged]
+    print(
+        f"  caught up with {sum(judged):.0f} windows in {took_s:.1f} s = {sum(judged) / took_s:.0f} a second; CPU "
+        f"{'+'.join(f'{replica.spent_cpu_s() / took_s:.2f}' for replica in replicas)} cores; shares of an even part: "
+        f"{', '.join(f'{share:.2f}' for share in shares)}",
+        flush=True,
+    )
 
 
 async def one_minute(
@@ -388,13 +436,15 @@ def main() -> int:
     parser.add_argument("--rollouts", default="100,1000,10000", help="numbers of rollouts, one run each")
     parser.add_argument("--minutes", type=int, default=5)
     parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
-    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--replicas", default="1", help="numbers of replicas, one run each; PostgreSQL for more than 1")
+    parser.add_argument("--catch-up", type=int, default=0, metavar="MINUTES", help="judge what so many minutes missed")
     parser.add_argument("--pods", type=int, default=1, help="pods of each arm")
     given = parser.parse_args()
     worst = 0
     for rollouts_n in map(int, given.rollouts.split(",")):
-        minutes = asyncio.run(measure(rollouts_n, given.minutes, given.database, given.replicas, given.pods))
-        worst = max(worst, report(rollouts_n, minutes))
+        for replicas_n in map(int, given.replicas.split(",")):
+            run = Run(rollouts_n, given.minutes, given.database, replicas_n, given.pods, given.catch_up)
+            worst = max(worst, asyncio.run(measure(run)))
     return worst
 
 
