@@ -145,9 +145,7 @@ def _weights(found: Audit, rig: Rig, stories: Sequence[_Story]) -> None:
 def _pages(found: Audit, rig: Rig, stories: Sequence[_Story]) -> None:
     """Every page at least once, nothing that was not ordered, and no incident left open by an ended rollout."""
     sent = Counter(_page(path, body) for path, body in rig.pagerduty.events)
-    ordered = Counter(
-        _page(*payload(order)) for story in stories for order in story.orders if isinstance(order, Page)
-    )
+    ordered = Counter(_page(*payload(order)) for story in stories for order in story.orders if isinstance(order, Page))
     for page in ordered:
         found.check(sent[page] >= ordered[page], f"a page was lost: {page[:300]}")
     for page in sent:

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import ssl
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import asyncpg
 import yaml
 from aiohttp import web
 from aiokafka import AIOKafkaConsumer
@@ -134,6 +136,7 @@ class Published:
     decision: str
     phase: str
     rollout: str
+    version: str
 
 
 class Replica:
@@ -439,6 +442,21 @@ class Rig:
         assert release.weights[-1] == percent, release.weights
         return release.weights
 
+    async def count(self, sql: str) -> int:
+        """The number that a question to the database has for an answer, while the service uses it."""
+        if self.database.startswith("sqlite"):
+            with contextlib.closing(sqlite3.connect(self.database.removeprefix("sqlite:///"))) as connection:
+                return int(connection.execute(sql).fetchone()[0])
+        connection = await asyncpg.connect(self.database)
+        try:
+            return int(await connection.fetchval(sql))
+        finally:
+            await connection.close()
+
+    async def owed_n(self) -> int:
+        """Instructions that are not settled."""
+        return await self.count("SELECT count(*) FROM outbox WHERE settled_at IS NULL")
+
     async def get(self, path: str) -> Any:
         """GET below /api/v1 as an operator."""
         assert self.session is not None
@@ -523,6 +541,7 @@ class Rig:
                         content.get("decision", ""),
                         content.get("phase", ""),
                         event["data"]["subject"]["id"],
+                        content.get("version", ""),
                     )
                 )
                 self.on_published(self.published[-1])
