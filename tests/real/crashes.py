@@ -49,6 +49,7 @@ CONSTANTS = {
     # A lease is what the loss of a process costs; with the service's own, most of a life would be spent waiting.
     "service.dispatch.dispatcher:LEASE_S": 2.0,
     "service.dispatch.dispatcher:TRY_S": 1.5,
+    "service.dispatch.effects:TRY_S": 1.5,
     "service.analysis.tick:LEASE_S": 2.0,
     # The load moves more rollouts in a minute than one PagerDuty key may tell of.
     "service.alerts.pagerduty:CALLS_PER_MINUTE": 1_000_000,
