@@ -41,6 +41,7 @@ from service.events.publisher import Producer
 from service.events.sending import message
 from service.lab.pagerduty_api import PagerDutyApi
 from service.lab.world import FAULTS, World
+from service.ring.ports import Unavailable
 from tests.real.parts import building
 from tests.real.parts.kafka import KafkaBroker
 from tests.real.parts.kube import KubeApiServer
@@ -363,14 +364,24 @@ class Rig:
         return release
 
     async def announce(self, name: str, *, kind: str = "upgraded", **given: Any) -> None:
-        """Put a deployment event on the topic; returns when the broker has it."""
+        """Put a deployment event on the topic, again and again until the brokers have it."""
         given.setdefault("stable_version", "2.12.0")
         event_id = str(uuid.uuid4())
         sent = message(
-            kind=kind, namespace=NAMESPACE, service=name, at=datetime.now(UTC), event_id=event_id, source=SOURCE,
+            kind=kind,
+            namespace=NAMESPACE,
+            service=name,
+            at=datetime.now(UTC),
+            event_id=event_id,
+            source=SOURCE,
             **given,
-        )  # fmt: skip
-        await self.producer.send("cd.events", key=sent.key, value=sent.value, headers=list(sent.headers))
+        )
+        while True:
+            try:
+                await self.producer.send("cd.events", key=sent.key, value=sent.value, headers=list(sent.headers))
+                break
+            except Unavailable:
+                await asyncio.sleep(0.5)
         self.sent.append(Sent(event_id, name, kind, given.get("version")))
 
     async def put_service(self, name: str) -> None:
@@ -442,33 +453,36 @@ class Rig:
         assert release.weights[-1] == percent, release.weights
         return release.weights
 
-    async def count(self, sql: str) -> int:
-        """The number that a question to the database has for an answer, while the service uses it."""
+    async def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """The answer to a question to the database, while the service uses it."""
         if self.database.startswith("sqlite"):
             with contextlib.closing(sqlite3.connect(self.database.removeprefix("sqlite:///"))) as connection:
-                return int(connection.execute(sql).fetchone()[0])
+                return connection.execute(sql).fetchall()
         connection = await asyncpg.connect(self.database)
         try:
-            return int(await connection.fetchval(sql))
+            return [tuple(row) for row in await connection.fetch(sql)]
         finally:
             await connection.close()
 
     async def owed_n(self) -> int:
         """Instructions that are not settled."""
-        return await self.count("SELECT count(*) FROM outbox WHERE settled_at IS NULL")
+        ((n,),) = await self.rows("SELECT count(*) FROM outbox WHERE settled_at IS NULL")
+        return int(n)
 
-    async def get(self, path: str) -> Any:
-        """GET below /api/v1 as an operator."""
+    async def get(self, path: str, replica: Replica | None = None) -> Any:
+        """GET below /api/v1 of a replica (the first one) as an operator."""
         assert self.session is not None
         headers = {"Authorization": f"Bearer {OPERATOR}"}
-        async with self.session.get(f"{self.replica.url}/api/v1{path}", headers=headers) as answer:
+        async with self.session.get(f"{(replica or self.replica).url}/api/v1{path}", headers=headers) as answer:
             return await answer.json(content_type=None)
 
-    async def order(self, rollout: str, verb: str, reason: str, token: str = OPERATOR) -> int:
-        """POST an order; the status."""
+    async def order(
+        self, rollout: str, verb: str, reason: str, token: str = OPERATOR, replica: Replica | None = None
+    ) -> int:
+        """POST an order to a replica (the first one); the status."""
         assert self.session is not None
         headers = {"Authorization": f"Bearer {token}"}
-        url = f"{self.replica.url}/api/v1/rollouts/{rollout}/{verb}"
+        url = f"{(replica or self.replica).url}/api/v1/rollouts/{rollout}/{verb}"
         async with self.session.post(url, json={"reason": reason}, headers=headers) as answer:
             return answer.status
 
