@@ -93,7 +93,6 @@ async def _replayed(found: Audit, store: Store, state: RolloutState) -> _Story:
         orders += step.orders
         ids.append(fact.id)
     found.check(step.state.to_json() == state.to_json(), f"{state.id}: the replay ends in another state")
-    # A weight written again after a crash is a fact of its own with the same id; everything else comes once.
     twice = [i for i, n in Counter(ids).items() if n > 1]
     found.check(not twice, f"{state.id}: facts were taken in twice: {twice}")
     found.seen["stimuli replayed"] += len(history)
