@@ -144,11 +144,19 @@ async def test_under_load_both_replicas_write(two: Two) -> None:
 @pytest.mark.parametrize("how", ["killed", "stopped"])
 async def test_a_replica_is_lost_and_the_other_goes_on(two: Two, how: str) -> None:
     lost = two.rig.replicas["a"]
+    assert lost.process is not None
+    # With the metric store standing still, both replicas have windows in hand when one of them is lost.
+    two.rig.prometheus.pause()
+    await asyncio.sleep(1.5)
     two.lost.append((how, time.time()))
     if how == "killed":
         lost.kill()
     else:
-        assert lost.stop() == 0
+        lost.process.terminate()
+        await asyncio.sleep(0.2)
+    two.rig.prometheus.resume()
+    if how == "stopped":
+        assert await asyncio.to_thread(lost.process.wait, 15) == 0
     await two.goes_on()
     await two.start("a")
 
