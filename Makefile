@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
 
-.PHONY: help setup demo check test test-real calibrate bench bench-analyzers bench-peers bench-scale schemas clean
+.PHONY: help setup demo check test test-real crash simulate soak calibrate bench bench-analyzers bench-peers bench-scale schemas clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,13 @@ test: $(STAMP) ## everything that needs only Python
 test-real: $(STAMP) ## a real Kafka, API server, Prometheus and PostgreSQL (brings Java, Maven and Go parts itself)
 	$(BIN)/python -m tests.real.parts
 	$(BIN)/python -m pytest -m real --timeout 900 tests
+
+POINTS ?= 1000
+SEED ?= 1
+DATABASE ?= sqlite
+crash: $(STAMP) ## kill -9 at POINTS=1000 seeded points under load, SEED=1, DATABASE=sqlite or postgresql
+	$(BIN)/python -m tests.real.parts
+	$(BIN)/python -m tests.real.crashes --points $(POINTS) --seed $(SEED) --database $(DATABASE)
 
 calibrate: $(STAMP) ## the long seeded runs of the statistics
 	$(BIN)/python -m tests.calibration

@@ -1,8 +1,8 @@
 """The edit of a VirtualService as a pure function: two weights of one named route, and nothing else.
 
-The result is a JSON Patch whose ``test`` operations pin down what was looked at (route, destinations, weights), so
-that an edit made meanwhile by somebody else makes the write fail instead of landing beside it. Lists are atomic to
-server-side apply in this CRD, so a patch with tests is the narrowest write there is.
+The result is a JSON Patch whose ``test`` operations pin down what was looked at (the object's version, route,
+destinations, weights), so that an edit made meanwhile by somebody else makes the write fail instead of landing beside
+it. Lists are atomic to server-side apply in this CRD, so a patch with tests is the narrowest write there is.
 """
 
 from __future__ import annotations
@@ -228,6 +228,11 @@ def _tests(virtual_service: Mapping[str, Any], found: _Found) -> list[Mapping[st
     base = f"/spec/http/{found.route}"
     route = virtual_service["spec"]["http"][found.route]
     tests: list[Mapping[str, Any]] = []
+    version = (virtual_service.get("metadata") or {}).get("resourceVersion")
+    if version is not None:
+        # Equal weights are not enough: a write that is held up on its way may arrive when newer decisions have gone up
+        # and back to the very weights that it was made for, and would land with its older fence.
+        tests.append({"op": "test", "path": "/metadata/resourceVersion", "value": version})
     if "name" in route:
         tests.append({"op": "test", "path": f"{base}/name", "value": route["name"]})
     tests.append({"op": "test", "path": f"{base}/route", "value": route["route"]})

@@ -404,6 +404,34 @@ class KafkaBroker:
         if self._own_dir:
             shutil.rmtree(self.work_dir, ignore_errors=True)
 
+    @classmethod
+    def cluster(cls, n: int, lib_dir: Path, work_dir: Path) -> list[KafkaBroker]:
+        """``n`` combined nodes, not started; three or more keep three copies and ask two for every write."""
+        cluster_id = kafka_uuid()
+        ports = [free_port() for _ in range(n)]
+        voters = ",".join(f"{i + 1}@{HOST}:{port}" for i, port in enumerate(ports))
+        return [
+            cls(
+                lib_dir,
+                work_dir / f"node{i + 1}",
+                node_id=i + 1,
+                cluster_id=cluster_id,
+                controller_port=port,
+                voters=voters,
+                replication=min(3, n),
+                min_isr=2 if n >= 3 else 1,
+            )
+            for i, port in enumerate(ports)
+        ]
+
+    @staticmethod
+    def start_cluster(nodes: Sequence[KafkaBroker]) -> None:
+        """Start them together, and wait until every one of them knows all."""
+        for node in nodes:
+            node.launch()
+        for node in nodes:
+            node.wait_ready(len(nodes))
+
     def __enter__(self) -> KafkaBroker:
         try:
             return self.start()

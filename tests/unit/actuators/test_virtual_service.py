@@ -218,6 +218,16 @@ def test_a_patch_fails_when_the_route_was_changed_in_between() -> None:
         apply(meanwhile, planned.patch)
 
 
+def test_a_write_that_was_held_up_fails_although_newer_ones_have_put_the_weights_back_as_they_were() -> None:
+    held_up = edit(vs(100, 0), wanted(canary_percent=10, fence=1))
+    _, up = done(vs(100, 0), canary_percent=10, fence=1)
+    _, back = done(up, canary_percent=0, fence=2)
+    back["metadata"]["resourceVersion"] = "9"
+    assert weights(back) == weights(vs(100, 0))
+    with pytest.raises(ValueError, match="test"):
+        apply(back, held_up.patch)
+
+
 @given(st.integers(0, 100), st.integers(0, 1000), st.integers(0, 1000))
 def test_the_total_is_kept_and_the_share_is_the_nearest_possible(percent: int, stable: int, canary: int) -> None:
     before = vs(stable, canary)
