@@ -138,6 +138,8 @@ class RolloutState(Value):
     """When time alone changes something."""
     successor: ReleaseRequested | None = None
     """A newer version that starts when this rollout has ended."""
+    stable_caught_up: bool = False
+    """Stable was said to run the candidate's version before the mesh had confirmed the promotion."""
     ended_as: str = Field(default="", max_length=200)
     journal_n: int = 0
     journal_hash: str = GENESIS

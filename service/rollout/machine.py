@@ -468,6 +468,9 @@ def _finish_promotion(turn: Turn) -> None:
         if state.mode is Mode.OBSERVE:
             _end(turn, P.PROMOTED, state.reason, "promoted")
             return
+        if state.stable_caught_up:
+            _return_to_stable(turn)
+            return
         sentence = f"{words.quoted(state.version)} serves all traffic; it returns to stable when stable runs it."
         turn.enter(P.AWAITING_STABLE, sentence)
         turn.tell("awaiting stable", sentence)
@@ -551,12 +554,22 @@ def _on_stable_upgraded(turn: Turn, fact: StableUpgraded) -> str | None:
     if fact.version != state.version:
         return f"Nothing was changed: stable runs {fact.version}, this rollout is of {state.version}."
     if state.phase is P.PROMOTING:
-        return "Nothing was changed: the promotion is not confirmed by the mesh yet."
-    sentence = f"Stable runs {words.quoted(fact.version)}: traffic returns to it."
+        returns = state.place.finish is Finish.RETURN_TO_STABLE and state.weight_asked == ALL_TRAFFIC
+        if state.stable_caught_up or not returns:
+            return f"Nothing was changed: stable runs {fact.version}, and the promotion goes on as it is."
+        # A quick tool: it acts on the published decision before the mesh has confirmed it, and says it only once.
+        turn.set(stable_caught_up=True)
+        turn.tell("stable", f"Stable runs {words.quoted(fact.version)}; traffic returns once the promotion stands.")
+        return None
+    _return_to_stable(turn)
+    return None
+
+
+def _return_to_stable(turn: Turn) -> None:
+    sentence = f"Stable runs {words.quoted(turn.state.version)}: traffic returns to it."
     turn.enter(P.PROMOTING, sentence, wake_at=_confirm_by(turn))
     turn.ask_weight(0)
     turn.tell("returning", sentence)
-    return None
 
 
 # --- people and time ------------------------------------------------------------------------------------------------

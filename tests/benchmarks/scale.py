@@ -240,6 +240,12 @@ class Records:
         rows = await self._all(sa.text("SELECT count(*) FROM rollouts WHERE window_due_at IS NOT NULL"))
         return int(rows[0][0])
 
+    async def missed(self) -> int:
+        """Windows that could be judged by now and were not."""
+        rows = await self._all(sa.text("SELECT window_due_at FROM rollouts WHERE window_due_at IS NOT NULL"))
+        late_s = time.time() - 2 * SCRAPE_S - np.array([row[0] for row in rows])
+        return int(np.maximum(0, np.floor(late_s / 60) + 1).sum())
+
     async def judged_since(self, moment_s: float) -> list[WindowJudged]:
         """Each rollout's last window, where it was judged after the moment."""
         query = sa.text(
@@ -347,27 +353,31 @@ async def measure(run: Run) -> int:
         if run.away_minutes:
             stop()
             await asyncio.sleep(60 * run.away_minutes)
+            missed_n = await records.missed()
             await start()
-            await catch_up(replicas, run.rollouts_n * run.away_minutes, session)
+            await catch_up(replicas, missed_n, session)
             return 0
         minutes = [await one_minute(n, replicas, records, store, session) for n in range(1, run.minutes + 1)]
         return report(run.rollouts_n, minutes)
 
 
 async def catch_up(replicas: list[Replica], missed_n: int, session: aiohttp.ClientSession) -> None:
-    """Time the replicas while they judge what was missed, without the last tenth, in which some have nothing to do."""
-    began = time.monotonic()
+    """Time the replicas while they judge what was missed, without the last tenth, in which some have nothing to do.
+
+    What they judged before all of them were ready is part of the shares, not of the speed.
+    """
+    began, already = time.monotonic(), sum([await windows_judged(replica, session) for replica in replicas])
     for replica in replicas:
         replica.spent_cpu_s()
-    before = [await windows_judged(replica, session) for replica in replicas]
     judged: list[float] = []
     while sum(judged) < 0.9 * missed_n:
         await asyncio.sleep(0.5)
-        judged = [await windows_judged(replica, session) - n for replica, n in zip(replicas, before, strict=True)]
+        judged = [await windows_judged(replica, session) for replica in replicas]
     took_s = time.monotonic() - began
     shares = [n / sum(judged) * len(replicas) for n in judged]
     print(
-        f"  caught up with {sum(judged):.0f} windows in {took_s:.1f} s = {sum(judged) / took_s:.0f} a second; CPU "
+        f"  caught up with {sum(judged):.0f} of {missed_n} windows, the last {sum(judged) - already:.0f} in {took_s:.1f} s = "
+        f"{(sum(judged) - already) / took_s:.0f} a second; CPU "
         f"{'+'.join(f'{replica.spent_cpu_s() / took_s:.2f}' for replica in replicas)} cores; shares of an even part: "
         f"{', '.join(f'{share:.2f}' for share in shares)}",
         flush=True,

@@ -401,6 +401,22 @@ def test_the_newest_of_several_successors_wins() -> None:
     assert story.last.begin.version == "2.15.0"
 
 
+def test_a_stable_that_is_upgraded_before_the_promotion_is_confirmed_is_not_forgotten() -> None:
+    story = Story(place=place(finish=Finish.RETURN_TO_STABLE)).progressing().person(Verb.PROMOTE)
+    upgraded = StableUpgraded(id="u", at=story.at, version="2.13.0")
+    assert story.tell(upgraded).last.accepted
+    assert not story.tell(upgraded).last.accepted
+    story.written()
+    assert (story.state.phase, story.state.weight_asked) == (Phase.PROMOTING, 0)
+    assert story.written().state.phase is Phase.PROMOTED
+
+
+def test_a_promotion_that_keeps_the_canary_takes_no_notice_of_stable() -> None:
+    story = Story().progressing().person(Verb.PROMOTE)
+    assert not story.tell(StableUpgraded(id="u", at=story.at, version="2.13.0")).last.accepted
+    assert story.written().state.phase is Phase.PROMOTED
+
+
 def test_with_fixed_subsets_traffic_returns_when_stable_runs_the_new_version() -> None:
     story = Story(place=place(finish=Finish.RETURN_TO_STABLE)).progressing()
     story.person(Verb.PROMOTE).written()
