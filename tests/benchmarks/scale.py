@@ -376,8 +376,8 @@ async def catch_up(replicas: list[Replica], missed_n: int, session: aiohttp.Clie
     took_s = time.monotonic() - began
     shares = [n / sum(judged) * len(replicas) for n in judged]
     print(
-        f"  caught up with {sum(judged):.0f} of {missed_n} windows, the last {sum(judged) - already:.0f} in {took_s:.1f} s = "
-        f"{(sum(judged) - already) / took_s:.0f} a second; CPU "
+        f"  caught up with {sum(judged):.0f} of {missed_n} windows, the last {sum(judged) - already:.0f} in "
+        f"{took_s:.1f} s = {(sum(judged) - already) / took_s:.0f} a second; CPU "
         f"{'+'.join(f'{replica.spent_cpu_s() / took_s:.2f}' for replica in replicas)} cores; shares of an even part: "
         f"{', '.join(f'{share:.2f}' for share in shares)}",
         flush=True,
