@@ -23,7 +23,10 @@ def policies() -> dict[str, Policy]:
             {"weight_percent": 50, "bake": "60s", "min_requests": 500},
         ],
         "window": "20s",
-        "metrics": [{"name": "latency", "kind": "latency"}, {"name": "errors", "kind": "errors"}],
+        "metrics": [
+            {"name": "latency", "kind": "latency", "margin": 1.5},
+            {"name": "errors", "kind": "errors", "margin": 3.0},
+        ],
         "ready_timeout": "60s",
         "confirm_timeout": "60s",
         "drift_hold_off": "30s",
@@ -84,9 +87,7 @@ def truth(dice: Random, sick_s: float) -> Truth:
     """What a version really is: mostly good, else one of what can be wrong with it."""
     return dice.choice(
         (
-            Truth(),
-            Truth(),
-            Truth(),
+            *[Truth()] * 6,
             Truth(slow=True),
             Truth(error_rate=0.5),
             Truth(error_rate=0.02),

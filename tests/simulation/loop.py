@@ -38,6 +38,20 @@ class Owner:
 OWNER: contextvars.ContextVar[Owner] = contextvars.ContextVar("owner")
 
 
+class _Task(asyncio.Task[Any]):
+    """A task whose place in a set does not hang on its address."""
+
+    def __init__(self, number: int, *args: Any, **given: Any) -> None:
+        self._number = number
+        super().__init__(*args, **given)
+
+    def __hash__(self) -> int:
+        return self._number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
 class _Handle(asyncio.Handle):
     """A callback that waits for its turn."""
 
@@ -56,10 +70,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._now_s = 0.0
         self._timers: list[tuple[float, int, _Handle]] = []
         self._timer_n = 0
+        self._task_n = 0
         self._ready: list[Owner] = []
         """Owners with callbacks that may run, each once."""
         self.nature = Owner("the world")
-        self.turns_n = 0
+        self._turns_n = 0
         self.failures: list[BaseException] = []
         """Errors that nobody was there to receive."""
         self._stopped = False
@@ -105,7 +120,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return asyncio.Future(loop=self)
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Any = None, **_: Any) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=name, context=context)
+        self._task_n += 1
+        task = _Task(self._task_n, coro, loop=self, name=name, context=context)
         owner = (context or contextvars.copy_context()).get(OWNER, self.nature)
         if owner not in self._owners:
             self._owners.append(owner)
@@ -188,9 +204,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         if not self._ready:
             self._next_moment()
             return
-        self.turns_n += 1
-        if self.turns_n > LONGEST_MOMENT:
-            raise Stuck(f"{self.turns_n} callbacks at {self._now_s:.3f} s and still no end")
+        self._turns_n += 1
+        if self._turns_n > LONGEST_MOMENT:
+            raise Stuck(f"{self._turns_n} callbacks at {self._now_s:.3f} s and still no end")
         i = self._random.randrange(len(self._ready)) if len(self._ready) > 1 else 0
         owner = self._ready[i]
         handle = owner.ready.popleft()
@@ -206,7 +222,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         if not self._timers:
             raise Stuck(f"nothing can happen any more at {self._now_s:.3f} s")
         self._now_s = max(self._now_s, self._timers[0][0])
-        self.turns_n = 0
+        self._turns_n = 0
         while self._timers and self._timers[0][0] <= self._now_s:
             handle = heapq.heappop(self._timers)[2]
             if not handle.cancelled():

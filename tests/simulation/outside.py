@@ -12,7 +12,7 @@ import numpy as np
 from service.model.instruction import Page, Publish
 from service.model.observation import Availability, FailureCounts, HistogramCounts, Reading, WindowQuery
 from service.ring.ports import Unavailable
-from tests.simulation.process import Line, Process
+from tests.simulation.process import EPOCH, Line, Process
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -94,11 +94,17 @@ class Metrics:
         answers = self._world.answers
         key = (query.rollout, query.start_s)
         if key not in answers:
-            answers[key] = self._count(query)
+            answer = self._count(query)
+            if answer[0].availability is Availability.STALE:
+                return answer
+            answers[key] = answer
         return answers[key]
 
     def _count(self, query: WindowQuery) -> tuple[Reading, ...]:
         truth = self._world.truth(query.rollout)
+        if query.end_s > EPOCH.timestamp() + self._world.loop.time():
+            # Asked by a replica whose clock is ahead.
+            return tuple(Reading(m, Availability.STALE, None, "the last samples are too old") for m in query.metrics)
         if truth.blind:
             return tuple(Reading(m, Availability.NO_SERIES, None, "the canary has no series") for m in query.metrics)
         share = self._world.clusters[self._cluster].weight(query.place.virtual_service) / 100

@@ -10,7 +10,7 @@ FAULTS: Mapping[str, str] = {
     "crash": "a replica was killed at some moment",
     "crash at an effect": "a replica was killed right before or after a call to the outside",
     "pause": "a replica was stopped, and went on later where it stood",
-    "clock": "a replica's clock jumped",
+    "clock": "a machine's clock was set",
     "store.outage": "the database was away for a while",
     "store.error": "the database failed one call",
     "store.lost": "the database committed and the answer was lost",
@@ -54,6 +54,7 @@ class Plan:
     seed: int
     replicas: int
     services: int
+    clusters: int
     faults: frozenset[str]
     sick_s: float
     """Faults happen until then; afterwards the world is well."""
@@ -69,6 +70,7 @@ class Plan:
             seed=seed,
             replicas=dice.choice((2, 2, 2, 3, 3, 4, 5)),
             services=dice.choice((1, 2, 3, 3, 4)),
+            clusters=dice.choice((1, 1, 1, 2)),
             faults=frozenset(kind for kind in FAULTS if dice.random() < share),
             sick_s=dice.choice((200.0, 400.0, 600.0)),
             mutant=mutant,
@@ -86,6 +88,7 @@ class Plan:
         for name, mine, theirs in (
             ("replicas", self.replicas, usual.replicas),
             ("services", self.services, usual.services),
+            ("clusters", self.clusters, usual.clusters),
             ("sick", f"{self.sick_s:g}", f"{usual.sick_s:g}"),
         ):
             if mine != theirs:

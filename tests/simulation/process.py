@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
 
+from service.app.clock import SystemClock
 from tests.simulation.loop import Owner
 
 if TYPE_CHECKING:
@@ -15,18 +16,26 @@ if TYPE_CHECKING:
 EPOCH = datetime(2026, 11, 24, 3, 0, tzinfo=UTC)
 """When every world begins."""
 
+SHORTEST_LOOK_S = 0.2
+"""Whoever sleeps so long, looks again and again for something to do."""
+
 _T = TypeVar("_T")
 
 
 class Process:
     """One life of a replica. After its death nothing that it does reaches the outside, not even its tidying up."""
 
-    def __init__(self, world: World, replica: int, life: int) -> None:
+    def __init__(self, world: World, replica: int, life: int, skew_s: float) -> None:
         self.world = world
         self.replica = replica
         self.name = f"replica {replica}" + (f" (life {life})" if life > 1 else "")
         self.owner = Owner(self.name)
-        self.skew_s = 0.0
+        self.skew_s = skew_s
+        """How far the machine's wall clock is off."""
+        self._clock = SystemClock(wall=self._wall, steady=world.loop.time)
+
+    def _wall(self) -> float:
+        return EPOCH.timestamp() + self.world.loop.time() + self.skew_s
 
     @property
     def alive(self) -> bool:
@@ -40,12 +49,12 @@ class Process:
 
     def now(self) -> datetime:
         """The moment by this process's own clock; implements ``ring.ports.Clock``."""
-        return EPOCH + timedelta(seconds=self.world.loop.time() + self.skew_s)
+        return self._clock.now()
 
     async def sleep(self, seconds: float) -> None:
         """Sleep, at least as long as the world's pace: idle looks at the store are most of all steps."""
         self.gate()
-        await asyncio.sleep(max(seconds, self.world.pace_s))
+        await asyncio.sleep(max(seconds, self.world.pace_s) if seconds >= SHORTEST_LOOK_S else seconds)
         self.gate()
 
 

@@ -16,6 +16,7 @@ from service.events.consumer import EventConsumer
 from service.model.instruction import Lane
 from service.ring.door import Door
 from service.ring.ports import PortError, Unavailable
+from service.ring.store import Where
 from service.storage.store import SqlStore
 from tests.simulation import mutants
 from tests.simulation.catalog import ROLLBACKS_PER_HOUR
@@ -73,7 +74,8 @@ class Replica:
         """Begin a new life."""
         world = self._world
         self._lives_n += 1
-        process = self.process = Process(world, self._number, self._lives_n)
+        skew_s = self.process.skew_s if self.process is not None else 0.0
+        process = self.process = Process(world, self._number, self._lives_n, skew_s)
         if self._lives_n > 1:
             world.say(f"{process.name} starts.")
         context = contextvars.Context()
@@ -89,7 +91,7 @@ class Replica:
         meshes: dict[str, Any] = {}
         sources: dict[str, Any] = {}
         for name, cluster in world.clusters.items():
-            mesh = IstioMesh(None)  # type: ignore[arg-type]
+            mesh = IstioMesh(object())
             mesh._custom = Api(cluster, process)
             meshes[name] = mesh
             sources[name] = Metrics(process, name)
@@ -101,9 +103,21 @@ class Replica:
             pager=Pager(process, world.watch.sent),
             bus=Bus(process, world.watch.told),
         )
-        door.on_owed = dispatcher.poke
-        tick = Tick(store, door, sources, process, grace_s=10.0, rollbacks_per_hour=ROLLBACKS_PER_HOUR)
-        clockwork = Clockwork(store, door, process, meshes)
+        # One lane after the other in their order, which a set's is not.
+        door.on_owed = lambda lanes: [dispatcher.poke(frozenset({lane})) for lane in Lane if lane in lanes] and None
+        ticks = {
+            name: Tick(
+                store,
+                door,
+                source,
+                process,
+                grace_s=10.0,
+                where=Where(only=name),
+                rollbacks_per_hour=ROLLBACKS_PER_HOUR,
+            )
+            for name, source in sources.items()
+        }
+        clockwork = Clockwork(store, door, process, meshes, replica=process.name)
         client = mutants.client(world.plan.mutant)
         consumer = EventConsumer(
             Connection("simulated"),
@@ -118,10 +132,11 @@ class Replica:
         self.store, self.door = store, door
         return {
             "events": consumer.run(),
-            "tick": tick.run(),
+            **{f"tick {name}": tick.run() for name, tick in ticks.items()},
             "wake": clockwork.wake(),
-            "watch": clockwork.watch(),
-            **{f"lane {lane}": dispatcher.run(lane) for lane in Lane},
+            **{f"watch {cluster}": clockwork.watch(cluster) for cluster in meshes},
+            # No service lives in a cluster that is not set, so the lanes for those would look in vain.
+            **{f"lane {lane} {where}": dispatcher.run(lane, where) for lane, where in dispatcher.lanes() if not where.but},
         }
 
     def _ended(self, process: Process, task: asyncio.Task[None]) -> None:

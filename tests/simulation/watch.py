@@ -58,7 +58,7 @@ class Watch:
         self._wished: dict[str, PageAction] = {}
         """What was decided last of each incident."""
         self.published: dict[str, list[str]] = defaultdict(list)
-        """Decisions in the order in which the topic first saw them, by service."""
+        """Decisions in the order in which the topic first saw them, by rollout."""
         self._decided: dict[str, list[str]] = defaultdict(list)
         self._bodies: set[str] = set()
         self.events: dict[tuple[int, int], tuple[str, str] | None] = {}
@@ -138,7 +138,7 @@ class Watch:
             if isinstance(order, Page) and order.action is not PageAction.CHANGE:
                 self._wished[order.dedup_key] = order.action
             if isinstance(order, Publish):
-                self._decided[str(after.service)].append(order.event_id)
+                self._decided[after.id].append(order.event_id)
         if isinstance(fact, WindowJudged):
             self.windows_n += 1
             if before is None or fact.window != before.window + 1:
@@ -266,7 +266,7 @@ class Watch:
         body = order.to_json()
         if body not in self._bodies:
             self._bodies.add(body)
-            self.published[str(order.service)].append(order.event_id)
+            self.published[order.rollout].append(order.event_id)
 
     def offsets(self, partition: int, offset: int) -> None:
         """Offsets are about to be committed up to ``offset``: every event below is in the store."""
@@ -317,13 +317,14 @@ class Watch:
                 self._broken("no page lost", f"The pager never heard of {key}.", key.split("/")[1])
             elif self.incidents[key] is not action:
                 self._broken("incidents", f"{key} was left as {self.incidents[key]}, decided was {action}.", key.split("/")[1])
-        for service, decided in self._decided.items():
-            seen = self.published[service]
+        for rollout, decided in self._decided.items():
+            seen = self.published[rollout]
             if sorted(seen) != sorted(decided):
-                self._broken("decisions", f"{len(decided) - len(seen)} decisions of {service} were never published.")
+                missing = len(decided) - len(seen)
+                self._broken("decisions", f"{missing} decisions of {rollout} were never published.", rollout)
             elif seen != decided:
                 i = next(i for i, (a, b) in enumerate(zip(seen, decided, strict=True)) if a != b)
-                self._broken("decisions", f"Decision {decided[i]} of {service} was published after {seen[i]}.")
+                self._broken("decisions", f"Decision {decided[i]} was published after {seen[i]}.", rollout)
         for event in self.events.values():
             query = "select 1 from seen_events where source = ? and id = ?"
             if event is not None and not self._world.database.rows(query, *event):

@@ -68,7 +68,7 @@ class World:
         self.loop = VirtualLoop(f"{plan.seed} loop")
         self.database = Database()
         self.sick = True
-        self.pace_s = self.dice("pace").choice((2.0, 4.0, 6.0))
+        self.pace_s = self.dice("pace").choice((4.0, 8.0, 12.0))
         self.outages: set[str] = set()
         self.faults: Counter[str] = Counter()
         self.steps_n = 0
@@ -77,17 +77,17 @@ class World:
         self._broken: Broken | None = None
         self._truths: dict[tuple[str, str], Truth] = {}
         self._upgraded: set[str] = set()
-        self.clusters = {name: Cluster(self, name) for name in CLUSTERS}
+        self.clusters = {name: Cluster(self, name) for name in CLUSTERS[: plan.clusters]}
         self.topic = Topic(self)
         self.letters = Letters()
         self.watch = Watch(self, rollbacks_per_hour=catalogs.ROLLBACKS_PER_HOUR)
         self.topic.on_commit = self.watch.offsets
-        self.services = [(f"svc-{i}", CLUSTERS[i % len(CLUSTERS)]) for i in range(plan.services)]
+        self.services = [(f"svc-{i}", CLUSTERS[i % plan.clusters]) for i in range(plan.services)]
         for service, cluster in self.services:
             self.clusters[cluster].furnish(service)
         for cluster in self.clusters.values():
             cluster.on_write = self.watch.written
-        self.catalog: Catalog = catalogs.catalog(CLUSTERS)
+        self.catalog: Catalog = catalogs.catalog(tuple(self.clusters))
         self.replicas = [Replica(self, i + 1) for i in range(plan.replicas)]
 
     def dice(self, purpose: str) -> Random:
@@ -197,9 +197,15 @@ class World:
         self.outages.clear()
         self.say("The world is well again.")
         for replica in self.replicas:
-            if replica.process is not None:
-                self.loop.resume(replica.process.owner)
-                replica.process.skew_s = 0.0
+            process = replica.process
+            if process is None:
+                continue
+            self.loop.resume(process.owner)
+            if process.skew_s and process.alive:
+                # As the log asks for: the clock is right again, and the replica takes it by a restart.
+                process.skew_s = 0.0
+                self.crash(process)
+            process.skew_s = 0.0
         self._task(self._thaw())
 
     async def _thaw(self) -> None:
@@ -212,7 +218,7 @@ class World:
         """A pipeline that releases versions of one service, now and then withdrawing one."""
         dice = self.dice(f"releases {service}")
         for n in range(dice.choice((1, 1, 2, 3))):
-            await _sleep(dice.uniform(1.0, self.plan.sick_s / (n + 2)))
+            await _sleep(dice.uniform(1.0, self.plan.sick_s / 2))
             version = f"1.{n + 1}.0"
             self._truths[(service, version)] = catalogs.truth(dice, self.plan.sick_s)
             late_s = dice.choice((0.0, 5.0, 20.0, 1e9)) if dice.random() < 0.4 else 0.0
@@ -306,7 +312,7 @@ class World:
             process = dice.choice(self.replicas).process
             if process is not None:
                 by_s = dice.choice((-300.0, -30.0, -2.0, 2.0, 30.0, 300.0, 3600.0))
-                self.strike(kind, f"The clock of {process.name} jumps by {by_s:g} s.")
+                self.strike(kind, f"The clock of {process.name}'s machine is set to {by_s:+g} s.")
                 process.skew_s = by_s
 
     async def _outages(self, kind: str) -> None:
@@ -316,7 +322,7 @@ class World:
             "bus": ("the decisions' topic",),
             "kafka": (BROKERS,),
             "api": tuple(cluster.where for cluster in self.clusters.values()),
-            "metrics": tuple(f"the metric store of {name}" for name in CLUSTERS),
+            "metrics": tuple(f"the metric store of {name}" for name in self.clusters),
         }[kind.partition(".")[0]]
         async for dice in self._every(kind, 120.0):
             where = dice.choice(places)
