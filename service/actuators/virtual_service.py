@@ -2,7 +2,9 @@
 
 The result is a JSON Patch whose ``test`` operations pin down what was looked at (route, destinations, weights), so
 that an edit made meanwhile by somebody else makes the write fail instead of landing beside it. Lists are atomic to
-server-side apply in this CRD, so a patch with tests is the narrowest write there is.
+server-side apply in this CRD, so a patch with tests is the narrowest write there is. The object's version is tested,
+too: a write that the API server carries out long after its caller gave up may find the very weights that it once saw,
+with a newer decision's fence beside them.
 """
 
 from __future__ import annotations
@@ -228,6 +230,9 @@ def _tests(virtual_service: Mapping[str, Any], found: _Found) -> list[Mapping[st
     base = f"/spec/http/{found.route}"
     route = virtual_service["spec"]["http"][found.route]
     tests: list[Mapping[str, Any]] = []
+    version = (virtual_service.get("metadata") or {}).get("resourceVersion")
+    if version is not None:
+        tests.append({"op": "test", "path": "/metadata/resourceVersion", "value": version})
     if "name" in route:
         tests.append({"op": "test", "path": f"{base}/name", "value": route["name"]})
     tests.append({"op": "test", "path": f"{base}/route", "value": route["route"]})

@@ -30,6 +30,8 @@ class Cluster:
         self.ready_at_s: dict[str, float] = {}
         """When the candidate of a service has ready endpoints, in the world's seconds."""
         self.on_write: Callable[[Cluster, str, Mapping[str, Any], Mapping[str, Any]], None] = lambda *_: None
+        self.hands: set[str] = set()
+        """Routes whose weights were last set by somebody else."""
         self._version = 1
 
     def furnish(self, service: str) -> None:
@@ -51,6 +53,7 @@ class Cluster:
         stable, other = body["spec"]["http"][0]["route"]
         stable["weight"], other["weight"] = 100 - canary, canary
         self._keep(service, body)
+        self.hands.add(service)
 
     def patch(self, name: str, patch: list[Mapping[str, Any]]) -> dict[str, Any]:
         """Apply a JSON Patch as the API server does: all of it or nothing."""
@@ -64,6 +67,7 @@ class Cluster:
         if after != before:
             self.on_write(self, name, before, after)
             self._keep(name, after)
+            self.hands.discard(name)
         return copy.deepcopy(self.routes[name])
 
     def _keep(self, name: str, body: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ FAULTS: Mapping[str, str] = {
     "crash": "a replica was killed at some moment",
     "crash at an effect": "a replica was killed right before or after a call to the outside",
     "pause": "a replica was stopped, and went on later where it stood",
+    "pause at an effect": "a replica was stopped right before or after a call to the outside, and went on later",
     "clock": "a machine's clock was set",
     "store.outage": "the database was away for a while",
     "store.error": "the database failed one call",

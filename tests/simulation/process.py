@@ -19,6 +19,9 @@ EPOCH = datetime(2026, 11, 24, 3, 0, tzinfo=UTC)
 SHORTEST_LOOK_S = 0.2
 """Whoever sleeps so long, looks again and again for something to do."""
 
+PAUSES_S = (3.0, 15.0, 40.0, 70.0, 130.0)
+"""How long a process is stopped; some are longer than its leases and its group's patience."""
+
 _T = TypeVar("_T")
 
 
@@ -94,6 +97,8 @@ class Line:
             world.strike("crash at an effect", f"{process.name} is killed before it can {what}.")
             world.crash(process)
             raise asyncio.CancelledError
+        if fate == "pause before":
+            await self._pause(f"before it can {what}")
         if fate in ("error", "conflict", "throttled"):
             world.strike(f"{self._part}.{fate}", f"{self._where} fails {process.name}: {what} ({fate}).")
             raise away(fate)
@@ -113,12 +118,19 @@ class Line:
             world.strike("crash at an effect", f"{process.name} is killed after it could {what}.")
             world.crash(process)
             raise asyncio.CancelledError
+        if fate == "pause after":
+            await self._pause(f"after it could {what}")
         if fate == "lost":
             world.strike(f"{self._part}.lost", f"{process.name} never hears that it could {what}.")
             raise away("the answer was lost")
         await self._travel()
         process.gate()
         return result
+
+    async def _pause(self, when: str) -> None:
+        self._world.stop("pause at an effect", self._process, self._dice.choice(PAUSES_S), when)
+        await asyncio.sleep(0)
+        self._process.gate()
 
     async def _travel(self) -> None:
         """A moment on the wire, often enough too short to matter."""
@@ -132,6 +144,7 @@ class Line:
             return ""
         faults = world.plan.faults
         known = [fate for fate in fates if f"{self._part}.{fate}" in faults]
-        if "crash at an effect" in faults and self._dice.random() < 0.1:
-            known += ["crash before", "crash after"]
+        for kind, odds in (("crash", 0.2), ("pause", 0.3)):
+            if f"{kind} at an effect" in faults and self._dice.random() < odds:
+                known += [f"{kind} before", f"{kind} after"]
         return self._dice.choice(known) if known else ""

@@ -13,10 +13,10 @@ TRIES = 60
 """Worlds that may be lived through in search of a shorter story."""
 
 
-def live(plan: Plan) -> Outcome:
-    """One world from its beginning to its end."""
+def live(plan: Plan, until_s: float = float("inf")) -> Outcome:
+    """One world from its beginning to its end, or to a moment."""
     with mutants.planted(plan.mutant):
-        return World(plan).run()
+        return World(plan, until_s).run()
 
 
 def shortest(failed: Outcome, tries: int = TRIES) -> Outcome:
@@ -27,11 +27,13 @@ def shortest(failed: Outcome, tries: int = TRIES) -> Outcome:
     found = True
     while found and left:
         found = False
+        assert best.broken is not None
         for plan in _smaller(best):
             if not left:
                 break
             left -= 1
-            outcome = live(plan)
+            # What is not broken a little later than before would only cost time.
+            outcome = live(plan, until_s=1.2 * best.broken.at_s + 60.0)
             if outcome.broken is not None and outcome.broken.invariant == failed.broken.invariant:
                 best, found = outcome, True
                 break

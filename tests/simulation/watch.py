@@ -305,7 +305,10 @@ class Watch:
             return f"{state.id} of {state.service.name} is {state.phase} ({state.waiting}): {state.reason}"
         if state.phase in (Phase.ROLLED_BACK, Phase.ENDED, Phase.PROMOTED) or state.mode is Mode.OBSERVE:
             return ""
-        stands = self._world.clusters[state.service.cluster].weight(state.place.virtual_service)
+        cluster, route = self._world.clusters[state.service.cluster], state.place.virtual_service
+        if route in cluster.hands and (state.phase.terminal or state.weight_seen is None):
+            return ""  # what others do to a route that no rollout uses is theirs
+        stands = cluster.weight(route)
         if state.waiting is not Waiting.MESH and stands != state.weight_asked:
             return f"{state.id} asked for {state.weight_asked} % and {stands} % stands"
         return ""

@@ -24,7 +24,7 @@ from tests.simulation.kube import NAMESPACE, Cluster
 from tests.simulation.loop import OWNER, Stuck, VirtualLoop
 from tests.simulation.outside import Truth
 from tests.simulation.plan import Plan
-from tests.simulation.process import EPOCH, Process
+from tests.simulation.process import EPOCH, PAUSES_S, Process
 from tests.simulation.replica import Replica
 from tests.simulation.watch import Watch
 
@@ -63,8 +63,10 @@ class Outcome:
 class World:
     """Runs once. Everything random in it comes from ``dice``, one stream for each purpose."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, until_s: float = float("inf")) -> None:
+        """``until_s``: leave the world then, as it is."""
         self.plan = plan
+        self._until_s = until_s
         self.loop = VirtualLoop(f"{plan.seed} loop")
         self.database = Database()
         self.sick = True
@@ -173,6 +175,8 @@ class World:
         for service, cluster in self.services:
             self._task(self._releases(service, cluster))
         self._task(self._upgrades())
+        if self._until_s < float("inf"):
+            self._in(self._until_s, self.loop.stop)
         await _sleep(self.plan.sick_s)
         self._heal()
         until_s = self.loop.time() + WELL_S
@@ -293,14 +297,18 @@ class World:
     async def _pauses(self, kind: str) -> None:
         async for dice in self._every(kind, 60.0):
             process = dice.choice(self.replicas).process
-            if process is None or not process.alive or process.owner.paused:
-                continue
-            length_s = dice.choice((3.0, 15.0, 70.0, 130.0))
-            self.strike(kind, f"{process.name} is stopped for {length_s:g} s.")
-            self.loop.pause(process.owner)
-            if length_s > SESSION_S:
-                self._in(SESSION_S, functools.partial(self.topic.lose, process))
-            self._in(length_s, functools.partial(self._go_on, process))
+            if process is not None and process.alive:
+                self.stop(kind, process, dice.choice(PAUSES_S), "somewhere")
+
+    def stop(self, kind: str, process: Process, length_s: float, when: str) -> None:
+        """Stop a process where it stands; it goes on later and knows nothing of it."""
+        if process.owner.paused:
+            return
+        self.strike(kind, f"{process.name} is stopped for {length_s:g} s, {when}.")
+        self.loop.pause(process.owner)
+        if length_s > SESSION_S:
+            self._in(SESSION_S, functools.partial(self.topic.lose, process))
+        self._in(length_s, functools.partial(self._go_on, process))
 
     def _go_on(self, process: Process) -> None:
         if process.alive and process.owner.paused:
