@@ -5,13 +5,12 @@ SQLAlchemy's aiosqlite dialect is handed an object with aiosqlite's interface wh
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import sqlite3
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import StaticPool
 
 from service.storage.opening import migrate
@@ -87,15 +86,25 @@ def _template() -> bytes:
     return image
 
 
+class _AtOnce(AsyncConnection):
+    """Given back at once; SQLAlchemy would do it in a task of its own, and so part a call's effect from its answer."""
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class _Engine(AsyncEngine):
+    _connection_cls = _AtOnce
+
+
 class Database:
     """One database for every replica of a world, and a plain connection to look at it between two transactions."""
 
     def __init__(self) -> None:
         self.raw = sqlite3.connect(":memory:", check_same_thread=False)
         self.raw.deserialize(_template())
-        self.engine: AsyncEngine = create_async_engine(
-            "sqlite+aiosqlite://", async_creator=self._connect, poolclass=StaticPool
-        )
+        made = create_async_engine("sqlite+aiosqlite://", async_creator=self._connect, poolclass=StaticPool)
+        self.engine: AsyncEngine = _Engine(made.sync_engine)
 
     async def _connect(self, *_: Any, **__: Any) -> Any:
         return _Inline(self.raw)
@@ -107,24 +116,3 @@ class Database:
     def close(self) -> None:
         """Let go of it."""
         self.raw.close()
-
-
-def reads_inline() -> bool:
-    """Whether a query through SQLAlchemy runs without ever waiting; a thread in between would make chance."""
-
-    async def ask() -> int:
-        database = Database()
-        async with database.engine.connect() as connection:
-            found = (await connection.execute(sa.text("select count(*) from rollouts"))).scalar_one()
-        await database.engine.dispose()
-        database.close()
-        return int(found)
-
-    coroutine = ask()
-    try:
-        coroutine.send(None)
-    except StopIteration as done:
-        return done.value == 0
-    coroutine.close()
-    asyncio.get_event_loop_policy()
-    return False

@@ -77,10 +77,12 @@ class Client:
 
     def __init__(self, topic: Topic, process: Process) -> None:
         self.process = process
+        self._world = process.world
         self._topic = topic
         self._line = Line(process, "kafka", BROKERS)
         self._positions: dict[int, int] = {}
         self._generation = -1
+        self._heard_ms: int | None = None
 
     def moved(self, partitions: set[int]) -> None:
         """The group has given us these partitions, and no others."""
@@ -90,6 +92,23 @@ class Client:
     def assignment(self) -> set[TopicPartition]:
         """The partitions that are ours."""
         return {TopicPartition(TOPIC, p) for p in self._positions}
+
+    def last_poll_timestamp(self, partition: TopicPartition) -> int | None:
+        """When the brokers last answered for a partition, in milliseconds; None: not yet."""
+        return self._heard_ms if partition.partition in self._positions else None
+
+    def highwater(self, partition: TopicPartition) -> int:
+        """The next offset of a partition."""
+        return len(self._topic.log[partition.partition])
+
+    async def topics(self) -> set[str]:
+        """Ask a broker for the topics."""
+
+        async def act() -> set[str]:
+            return {TOPIC}
+
+        found: set[str] = await self._call("ask for the topics", act, risk=0.01)
+        return found
 
     async def start(self) -> None:
         """Join the group."""
@@ -123,6 +142,7 @@ class Client:
         if self not in self._topic.members:
             await self._join()
         out = {}
+        self._heard_ms = round(self._world.loop.time() * 1000) + 1
         for partition, position in self._positions.items():
             records = self._topic.log[partition][position : position + most]
             if records:

@@ -179,9 +179,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         owner.dead = True
         self.resume(owner)
         for task in list(owner.tasks):
-            # A database connection is given back even so, as the system closes those of a killed process.
-            if task.get_coro().__qualname__ != "AsyncConnection.close":
-                task.cancel()
+            task.cancel()
 
     def pause(self, owner: Owner) -> None:
         """Stop a process where it stands."""

@@ -86,7 +86,7 @@ class Replica:
 
     def _wired(self, process: Process) -> Mapping[str, Any]:
         world = self._world
-        store: Any = Watched(process, mutants.store(world.plan.mutant)(world.database.engine))
+        store: Any = Watched(process, mutants.store(world.plan.mutant)(world.database.engine, patience_s=30.0))
         door = Door(store, world.catalog, process)
         meshes: dict[str, Any] = {}
         sources: dict[str, Any] = {}

@@ -20,6 +20,7 @@ from service.model.stimulus import STIMULUS, PersonActed, ReleaseRequested, Stim
 from service.ring.store import Due, Owed, Postponed
 from service.rollout import machine
 from service.rollout.turn import Step
+from service.storage.packing import unpack
 from tests.simulation.kube import Cluster, fence_of, rollout_of, weight_of
 
 if TYPE_CHECKING:
@@ -91,13 +92,12 @@ class Watch:
 
     def _replay(self, rollout: str, process: Process) -> None:
         """Take what is new in the history, and hold it against the state that was stored."""
-        rows = self._world.database.rows(
-            "select revision, stimulus from journal where rollout = ?1 and revision > ?2 "
-            "union select revision, body from windows where rollout = ?1 and revision > ?2 order by 1",
-            rollout,
-            self.states[rollout].revision if rollout in self.states else 0,
-        )
-        for revision, text in rows:
+        known = self.states[rollout].revision if rollout in self.states else 0
+        new = " where rollout = ? and revision > ?"
+        rows = dict(self._world.database.rows("select revision, stimulus from journal" + new, rollout, known))
+        for revision, packed in self._world.database.rows("select revision, packed from windows" + new, rollout, known):
+            rows[revision] = unpack(packed)
+        for revision, text in sorted(rows.items()):
             fact = STIMULUS.validate_json(text)
             before = self.states.get(rollout)
             if before is None:
