@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
 
-.PHONY: help setup demo check test test-real calibrate bench bench-analyzers bench-peers schemas clean
+.PHONY: help setup demo check test test-real calibrate simulate bench bench-analyzers bench-peers schemas clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,11 @@ test: $(STAMP) ## everything that needs only Python
 test-real: $(STAMP) ## a real Kafka, API server, Prometheus and PostgreSQL (brings Java, Maven and Go parts itself)
 	$(BIN)/python -m tests.real.parts
 	$(BIN)/python -m pytest -m real --timeout 900 tests
+
+SEEDS ?= 300
+JOBS ?= 1
+simulate: $(STAMP) ## SEEDS=n simulated worlds full of faults, invariants checked after every step (JOBS=n processes)
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --jobs $(JOBS)
 
 calibrate: $(STAMP) ## the long seeded runs of the statistics
 	$(BIN)/python -m tests.calibration

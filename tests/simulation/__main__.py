@@ -29,6 +29,7 @@ def main() -> int:
     rollouts = Counter[str]()
     failed: list[Outcome] = []
     begun = time.monotonic()
+    done = 0
     for done, outcome in enumerate(_outcomes(plans, given.jobs), 1):
         total.update(steps=outcome.steps_n, windows=outcome.windows_n, virtual_s=round(outcome.virtual_s))
         faults.update(outcome.faults)
@@ -40,12 +41,14 @@ def main() -> int:
                 break
         if sys.stderr.isatty() or done % 50 == 0:
             rate = total["steps"] / max(1e-9, time.monotonic() - begun)
-            print(f"{done} of {len(plans)} seeds, {total['steps']} steps, {rate:.0f} steps/s", file=sys.stderr, flush=True)
+            print(
+                f"{done} of {len(plans)} seeds, {total['steps']} steps, {rate:.0f} steps/s", file=sys.stderr, flush=True
+            )
     took_s = time.monotonic() - begun
     for kind, sentence in FAULTS.items():
         print(f"{faults[kind]:8}  {kind}: {sentence}")
     print(
-        f"{len(plans)} seeds, {total['steps']} steps, {sum(faults.values())} faults of {len(faults)} kinds, "
+        f"{done} seeds, {total['steps']} steps, {sum(faults.values())} faults of {len(faults)} kinds, "
         f"{total['virtual_s'] / 3600:.0f} simulated hours in {took_s:.0f} s; "
         f"{sum(rollouts.values())} rollouts ({', '.join(f'{n} {phase}' for phase, n in sorted(rollouts.items()))}), "
         f"{total['windows']} windows judged; {len(failed)} seeds broke an invariant."

@@ -20,7 +20,7 @@ from service.ring.store import Where
 from service.storage.store import SqlStore
 from tests.simulation import mutants
 from tests.simulation.catalog import ROLLBACKS_PER_HOUR
-from tests.simulation.kafka import TOPIC, Client
+from tests.simulation.kafka import TOPIC
 from tests.simulation.kube import Api
 from tests.simulation.loop import OWNER
 from tests.simulation.outside import Bus, Metrics, Pager
@@ -136,7 +136,11 @@ class Replica:
             "wake": clockwork.wake(),
             **{f"watch {cluster}": clockwork.watch(cluster) for cluster in meshes},
             # No service lives in a cluster that is not set, so the lanes for those would look in vain.
-            **{f"lane {lane} {where}": dispatcher.run(lane, where) for lane, where in dispatcher.lanes() if not where.but},
+            **{
+                f"lane {lane} {where}": dispatcher.run(lane, where)
+                for lane, where in dispatcher.lanes()
+                if not where.but
+            },
         }
 
     def _ended(self, process: Process, task: asyncio.Task[None]) -> None:
@@ -164,6 +168,3 @@ class Replica:
         task = self._world.loop.create_task(run(), context=context)
         done, _ = await asyncio.wait({task}, timeout=timeout_s)
         return bool(done) and not task.cancelled() and task.result()
-
-
-__all__ = ["Client", "Replica", "Watched"]

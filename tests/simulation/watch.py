@@ -108,7 +108,9 @@ class Watch:
             else:
                 step = machine.step(before, fact)
             if not step.accepted or step.state.revision != revision:
-                self._broken("replay", f"The history of {rollout} cannot be replayed at {revision}: {step.reason}", rollout)
+                self._broken(
+                    "replay", f"The history of {rollout} cannot be replayed at {revision}: {step.reason}", rollout
+                )
                 return
             self.states[rollout] = step.state
             self._stepped(before, fact, step, process)
@@ -130,7 +132,9 @@ class Watch:
     def _stepped(self, before: RolloutState | None, fact: Stimulus, step: Step, process: Process) -> None:
         after = step.state
         for row in step.journal:
-            self._world.say(f"{process.name} commits for {after.service.name} {after.version}: {row.headline}", after.id)
+            self._world.say(
+                f"{process.name} commits for {after.service.name} {after.version}: {row.headline}", after.id
+            )
         self._went_on(before, fact, after)
         for order in step.orders:
             if isinstance(order, SetWeights) and order.canary_percent > 0 and before and before.phase in BACK:
@@ -153,7 +157,9 @@ class Watch:
             for at in mine:
                 used = sum(at - HOUR <= other for other in self._retreats)
                 if used > self._limit:
-                    self._broken("limit", f"{used} automatic rollbacks within an hour; {self._limit} are set.", after.id)
+                    self._broken(
+                        "limit", f"{used} automatic rollbacks within an hour; {self._limit} are set.", after.id
+                    )
 
     def _went_on(self, before: RolloutState | None, fact: Stimulus, after: RolloutState) -> None:
         """No step forward without usable numbers of every required metric, each shown to be within its limit."""
@@ -190,8 +196,8 @@ class Watch:
             kind, body = self._open.pop(owed)
             if not self._done(kind, body):
                 order = INSTRUCTION.validate_json(body)
-                self._broken("nothing forgotten", f"Order {owed} ({kind}) of {order.rollout} is settled and was not done.",
-                             order.rollout)  # fmt: skip
+                sentence = f"Order {owed} ({kind}) of {order.rollout} is settled and was not done."
+                self._broken("nothing forgotten", sentence, order.rollout)
 
     def _done(self, kind: str, body: str) -> bool:
         if kind in ("page", "publish"):
@@ -215,7 +221,9 @@ class Watch:
             order = one.instruction
             if isinstance(order, SetWeights) and self.states[order.rollout].fence != order.fence:
                 self._broken(
-                    "superseded", f"{process.name} is offered a weight of {order.rollout} that was replaced.", order.rollout
+                    "superseded",
+                    f"{process.name} is offered a weight of {order.rollout} that was replaced.",
+                    order.rollout,
                 )
 
     def _windows_offered(self, process: Process, due: Sequence[Due], now_s: float, lease_s: float) -> None:
@@ -226,7 +234,9 @@ class Watch:
     def _lease(self, process: Process, key: object, what: str, now_s: float, lease_s: float) -> None:
         until_s = self._leases.get(key, 0.0)
         if now_s < until_s - EPSILON_S:
-            self._broken("lease", f"{process.name} is offered {what}, which is promised to another {until_s - now_s:.1f} s more.")
+            self._broken(
+                "lease", f"{process.name} is offered {what}, which is promised to another {until_s - now_s:.1f} s more."
+            )
         self._leases[key] = now_s + lease_s
 
     def _postponed(self, postponed: Sequence[Postponed]) -> None:
@@ -250,7 +260,9 @@ class Watch:
         if state is None:
             self._broken("outbox first", f"A weight landed on {route} for {rollout}, which nobody committed.", rollout)
         elif new > state.fence:
-            self._broken("outbox first", f"A weight with fence {new} landed; {state.fence} is the last decided.", rollout)
+            self._broken(
+                "outbox first", f"A weight with fence {new} landed; {state.fence} is the last decided.", rollout
+            )
         elif weight_of(after) > weight_of(before) and state.phase in BACK and old >= state.fence:
             self._broken("one direction", f"{rollout} stood rolled back, and {weight_of(after)} % landed.", rollout)
 
@@ -319,7 +331,9 @@ class Watch:
             if key not in self.incidents:
                 self._broken("no page lost", f"The pager never heard of {key}.", key.split("/")[1])
             elif self.incidents[key] is not action:
-                self._broken("incidents", f"{key} was left as {self.incidents[key]}, decided was {action}.", key.split("/")[1])
+                self._broken(
+                    "incidents", f"{key} was left as {self.incidents[key]}, decided was {action}.", key.split("/")[1]
+                )
         for rollout, decided in self._decided.items():
             seen = self.published[rollout]
             if sorted(seen) != sorted(decided):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import functools
 from collections import Counter
@@ -15,13 +16,12 @@ from service.model.catalog import Catalog
 from service.model.observation import Reading
 from service.model.rollout import Phase
 from service.model.stimulus import Verb
-from service.ring.ports import PortError
 from service.ring.store import KillSwitch
 from tests.simulation import catalog as catalogs
 from tests.simulation.database import Database
 from tests.simulation.kafka import BROKERS, PARTITIONS, SESSION_S, Letters, Topic
 from tests.simulation.kube import NAMESPACE, Cluster
-from tests.simulation.loop import OWNER, Stuck, VirtualLoop
+from tests.simulation.loop import Stuck, VirtualLoop
 from tests.simulation.outside import Truth
 from tests.simulation.plan import Plan
 from tests.simulation.process import EPOCH, PAUSES_S, Process
@@ -70,7 +70,8 @@ class World:
         self.loop = VirtualLoop(f"{plan.seed} loop")
         self.database = Database()
         self.sick = True
-        self.pace_s = self.dice("pace").choice((4.0, 8.0, 12.0))
+        self._pace_s = self.dice("pace").choice((4.0, 8.0, 12.0))
+        self._well_since_s = float("inf")
         self.outages: set[str] = set()
         self.faults: Counter[str] = Counter()
         self.steps_n = 0
@@ -92,6 +93,11 @@ class World:
         self.catalog: Catalog = catalogs.catalog(tuple(self.clusters))
         self.replicas = [Replica(self, i + 1) for i in range(plan.replicas)]
 
+    @property
+    def pace_s(self) -> float:
+        """How long whoever has nothing to do sleeps at least; in a world that has long been well, longer."""
+        return self._pace_s if self.loop.time() < self._well_since_s + 600.0 else 30.0
+
     def dice(self, purpose: str) -> Random:
         """A stream of chance of its own, so that leaving one kind of fault out changes the others little."""
         return Random(f"{self.plan.seed} {purpose}")
@@ -106,7 +112,14 @@ class World:
             self.database.close()
         phases = Counter(state.phase.value for state in self.watch.states.values())
         return Outcome(
-            self.plan, self.steps_n, self.loop.time(), self.faults, self.watch.windows_n, phases, self._broken, self.story
+            self.plan,
+            self.steps_n,
+            self.loop.time(),
+            self.faults,
+            self.watch.windows_n,
+            phases,
+            self._broken,
+            self.story,
         )
 
     # --- what parts of the world tell it ----------------------------------------------------------------------------
@@ -177,12 +190,12 @@ class World:
         self._task(self._upgrades())
         if self._until_s < float("inf"):
             self._in(self._until_s, self.loop.stop)
-        await _sleep(self.plan.sick_s)
+        await asyncio.sleep(self.plan.sick_s)
         self._heal()
         until_s = self.loop.time() + WELL_S
         rests_n = 0
         while rests_n < 2:
-            await _sleep(LOOK_S)
+            await asyncio.sleep(LOOK_S)
             unrest = self.watch.unrest()
             rests_n = 0 if unrest else rests_n + 1
             if unrest and self.loop.time() > until_s:
@@ -198,6 +211,7 @@ class World:
     def _heal(self) -> None:
         """From now on nothing goes wrong any more."""
         self.sick = False
+        self._well_since_s = self.loop.time()
         self.outages.clear()
         self.say("The world is well again.")
         for replica in self.replicas:
@@ -214,7 +228,7 @@ class World:
 
     async def _thaw(self) -> None:
         while not await self._order_switch(False):
-            await _sleep(5.0)
+            await asyncio.sleep(5.0)
 
     # --- events -----------------------------------------------------------------------------------------------------
 
@@ -222,7 +236,7 @@ class World:
         """A pipeline that releases versions of one service, now and then withdrawing one."""
         dice = self.dice(f"releases {service}")
         for n in range(dice.choice((1, 1, 2, 3))):
-            await _sleep(dice.uniform(1.0, self.plan.sick_s / 2))
+            await asyncio.sleep(dice.uniform(1.0, self.plan.sick_s / 2))
             version = f"1.{n + 1}.0"
             self._truths[(service, version)] = catalogs.truth(dice, self.plan.sick_s)
             late_s = dice.choice((0.0, 5.0, 20.0, 1e9)) if dice.random() < 0.4 else 0.0
@@ -230,14 +244,14 @@ class World:
             policy = dice.choice((None, "strict", "careful"))
             self.send("deployed", service, cluster, version, dice, policy=policy)
             if dice.random() < 0.15:
-                await _sleep(dice.uniform(10.0, 200.0))
+                await asyncio.sleep(dice.uniform(10.0, 200.0))
                 self.send(dice.choice(("rolledback", "removed")), service, cluster, version, dice)
 
     async def _upgrades(self) -> None:
         """Whoever upgrades stable once a release that returns to it is promoted."""
         dice = self.dice("upgrades")
         while True:
-            await _sleep(LOOK_S)
+            await asyncio.sleep(LOOK_S)
             for state in list(self.watch.states.values()):
                 if state.phase is Phase.AWAITING_STABLE and state.id not in self._upgraded:
                     self._upgraded.add(state.id)
@@ -371,13 +385,13 @@ class World:
             )
             if answered:
                 return
-            await _sleep(dice.uniform(1.0, 10.0))
+            await asyncio.sleep(dice.uniform(1.0, 10.0))
 
     async def _freezes(self, kind: str) -> None:
         async for dice in self._every(kind, 150.0):
             self.strike(kind, "Somebody turns the kill switch on.")
             await self._order_switch(True)
-            await _sleep(dice.uniform(5.0, 90.0))
+            await asyncio.sleep(dice.uniform(5.0, 90.0))
             await self._order_switch(False)
 
     async def _order_switch(self, frozen: bool) -> bool:
@@ -388,7 +402,7 @@ class World:
         """Moments at which a fault of a kind strikes, while the world is sick."""
         dice = self.dice(kind)
         while True:
-            await _sleep(dice.expovariate(1 / mean_s))
+            await asyncio.sleep(dice.expovariate(1 / mean_s))
             if not self.sick:
                 return
             yield dice
@@ -406,15 +420,6 @@ _WEATHER: dict[str, Callable[[World, str], Coroutine[Any, Any, None]]] = {
 }
 
 
-async def _sleep(seconds: float) -> None:
-    import asyncio
-
-    await asyncio.sleep(seconds)
-
-
 def hash_of(text: str) -> int:
     """The same in every run, unlike ``hash``."""
     return sum(text.encode())
-
-
-__all__ = ["OWNER", "Broken", "Outcome", "PortError", "World"]
