@@ -146,7 +146,7 @@ class Api:
         }
 
     async def _call(self, what: str, act: Any, timeout_s: float, fates: tuple[str, ...]) -> Any:
-        return await self._line.call(what, act, away=_away, timeout_s=timeout_s, risk=0.12, fates=fates)
+        return await self._line.call(what, act, away=_away, timeout_s=timeout_s, risk=0.2, fates=fates)
 
 
 def _away(why: str) -> Exception:

@@ -47,8 +47,8 @@ def test_every_kind_of_fault_was_injected(faults: Counter[str]) -> None:
 
 def test_a_world_without_faults_ends_its_rollouts_in_every_way() -> None:
     phases = Counter[str]()
-    for seed in range(5, 13):
-        outcome = live(replace(Plan.of(seed), replicas=2, services=3, faults=frozenset()))
+    for seed in range(5, 9):
+        outcome = live(replace(Plan.of(seed), replicas=1, services=3, faults=frozenset()))
         assert outcome.broken is None, told(outcome)
         phases += outcome.rollouts
     assert {"promoted", "rolled_back", "paused", "held", "ended"} <= phases.keys()

@@ -65,7 +65,6 @@ class Watch:
         self.events: dict[tuple[int, int], tuple[str, str] | None] = {}
         """(partition, offset) -> (source, id) of the event; None for a record that cannot be read."""
         self.windows_n = 0
-        self.vain_n = 0
 
     # --- after a step of the store ----------------------------------------------------------------------------------
 
