@@ -43,6 +43,11 @@ crash: $(STAMP) ## kill -9 at POINTS=1000 seeded points under load, SEED=1, DATA
 	$(BIN)/python -m tests.real.parts
 	$(BIN)/python -m tests.real.crashes --points $(POINTS) --seed $(SEED) --database $(DATABASE)
 
+SEEDS ?= 300
+JOBS ?= 1
+simulate: $(STAMP) ## SEEDS=n simulated worlds full of faults, invariants checked after every step (JOBS=n processes)
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --jobs $(JOBS)
+
 calibrate: $(STAMP) ## the long seeded runs of the statistics
 	$(BIN)/python -m tests.calibration
 

@@ -146,9 +146,12 @@ class Dispatcher:
         owed = await self._store.owed(lane, now, limit=1 if breaker.open else room, lease_s=LEASE_S, where=where)
         chains: dict[str, list[Owed]] = {}
         for one in owed:
-            # A lease that ran out while the database was away: it is being carried out here all the same.
-            if one.id not in self._under_way:
-                chains.setdefault(one.instruction.rollout, []).append(one)
+            chains.setdefault(one.instruction.rollout, []).append(one)
+        for rollout, chain in list(chains.items()):
+            # A lease that ran out while the database was away: it is being carried out here all the same, and what
+            # the rollout owes after it waits for it.
+            if any(one.id in self._under_way for one in chain):
+                del chains[rollout]
         return {
             asyncio.create_task(self._carry(chain, now + timedelta(seconds=LEASE_S), breaker), name=f"{lane} {rollout}")
             for rollout, chain in chains.items()

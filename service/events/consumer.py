@@ -52,7 +52,9 @@ class EventConsumer:
         clock: Clock,
         seen: Observer = UNSEEN,
         stopping: Stopping | None = None,
+        client: Callable[..., AIOKafkaConsumer] = AIOKafkaConsumer,
     ) -> None:
+        self._client = client
         self._connection = connection
         self._topic = topic
         self._group = group
@@ -76,7 +78,7 @@ class EventConsumer:
         tries = 0
         while not self._stopping.asked:
             self._seen.turned(LOOP)
-            consumer = AIOKafkaConsumer(
+            consumer = self._client(
                 self._topic,
                 **self._connection.arguments(),
                 group_id=self._group,

@@ -108,7 +108,7 @@ class Publish(_Order):
 
     @property
     def lane(self) -> Lane:
-        """Decisions of a service keep their order among themselves."""
+        """Decisions of a rollout keep their order among themselves."""
         return Lane.PUBLISH
 
 

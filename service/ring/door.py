@@ -129,12 +129,17 @@ class Door:
 
     async def act(self, rollout: RolloutId, verb: Verb, *, actor: str, reason: str, request_id: str) -> Answer:
         """Carry a person's order to the rollout. The same ``request_id`` twice has the effect of once."""
-        for row in reversed(await self._store.journal(rollout, limit=200)):
-            if row.actor == actor and STIMULUS.validate_json(row.stimulus).id == request_id:
-                states = await self._store.load([rollout])
-                return Answer(True, row.headline, states.get(rollout), row)
         fact = PersonActed(id=request_id, at=self._clock.now(), verb=verb, actor=actor, reason=reason)
-        return (await self.tell([Told(rollout, fact)]))[0]
+        return await self._until_no_conflict(lambda: self._act_once(rollout, fact))
+
+    async def _act_once(self, rollout: RolloutId, fact: PersonActed) -> Answer:
+        # The state is read before the journal: if the same order is committed meanwhile by another replica, this
+        # commit is a Conflict, and the next look finds it.
+        states = await self._store.load([rollout])
+        for row in reversed(await self._store.journal(rollout, limit=200)):
+            if row.actor == fact.actor and STIMULUS.validate_json(row.stimulus).id == fact.id:
+                return Answer(True, row.headline, (await self._store.load([rollout])).get(rollout), row)
+        return (await self._tell_once([Told(rollout, fact)], (), states, None))[0]
 
     async def _until_no_conflict(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         for _ in range(MAX_CONFLICTS):

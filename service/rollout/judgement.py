@@ -78,7 +78,7 @@ def blind_metric(state: RolloutState, evidence: tuple[MetricEvidence, ...]) -> M
     """
     required = {m.name for m in state.policy.metrics if m.required}
     seen = {e.metric for e in evidence}
-    for name in required - seen:
+    for name in sorted(required - seen):
         return MetricEvidence(metric=name, availability=Availability.NO_SERIES, detail="was not collected")
     for one in evidence:
         if one.metric not in required or one.availability.usable:

@@ -38,6 +38,7 @@ from service.rollout.judgement import (
     Ruling,
     baked,
     blind_metric,
+    exposed,
     guard_rows,
     judge,
     unsafe_metrics,
@@ -377,7 +378,9 @@ def _take_in(turn: Turn, fact: WindowJudged) -> None:
         blind_since=None if blind is None else (state.blind_since or fact.at),
         frozen=fact.frozen,
     )
-    undecided = baked(turn.state, fact.end) and bool(unsafe_metrics(turn.state)) and state.weight_asked < ALL_TRAFFIC
+    # Too few requests keep a stage from ending, too; without traffic it would otherwise last for ever.
+    unsafe = bool(unsafe_metrics(turn.state)) and state.weight_asked < ALL_TRAFFIC
+    undecided = baked(turn.state, fact.end) and (unsafe or not exposed(turn.state))
     turn.set(undecided_since=(state.undecided_since or fact.end) if undecided else None)
 
 

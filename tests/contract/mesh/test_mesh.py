@@ -134,6 +134,31 @@ async def test_an_older_decision_never_lands_after_a_newer_one(world: World) -> 
     assert (await mesh.get_weights([where]))[0].canary_percent == 0
 
 
+async def test_a_write_that_lands_long_after_its_caller_gave_up_is_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = await world.route()
+    slow = IstioMesh(world.api)
+    held: list[list[dict[str, Any]]] = []
+
+    async def on_its_way(*given: Any, **_: Any) -> None:
+        held.append(given[-1])
+        raise TimeoutError
+
+    monkeypatch.setattr(slow._custom, "patch_namespaced_custom_object", on_its_way)
+    with pytest.raises(Unavailable):
+        await slow.set_weights(where, canary_percent=10, fence=7, rollout="r-1")
+    await IstioMesh(world.api).set_weights(where, canary_percent=0, fence=8, rollout="r-1")
+    with pytest.raises(client.ApiException) as refused:
+        await world.custom.patch_namespaced_custom_object(
+            "networking.istio.io", "v1", NAMESPACE, "virtualservices", where.virtual_service, held[0],
+            _content_type="application/json-patch+json",
+        )  # fmt: skip
+    assert refused.value.status == 422
+    (seen,) = await IstioMesh(world.api).get_weights([where])
+    assert (seen.canary_percent, seen.fence) == (0, 8)
+
+
 async def test_somebody_elses_destination_is_never_taken(world: World) -> None:
     extra = [{"destination": {"host": "tf", "subset": "experiment"}, "weight": 20}]
     where = await world.route(stable=80, extra=extra)

@@ -241,6 +241,35 @@ async def test_a_page_is_resolved_only_after_it_was_sent(store: SqlStore) -> Non
     assert actions == ["trigger", "resolve"]
 
 
+async def test_what_is_owed_after_an_instruction_under_way_waits_for_it(store: SqlStore) -> None:
+    outside = Outside()
+    _, dispatcher = made(store, outside)
+    story = Story()
+    await keep(store, story)
+    answer = asyncio.Event()
+    publish = outside.publish
+
+    async def slow(order: Publish) -> None:
+        await answer.wait()
+        await publish(order)
+
+    outside.publish = slow  # type: ignore[method-assign]
+    first = asyncio.create_task(dispatcher.turn(Lane.PUBLISH))
+    while (await store.owed(Lane.PUBLISH, outside.moment, limit=9, lease_s=0)) != []:
+        await asyncio.sleep(0)
+    story.ready()
+    await store.commit([change(story.last, story.steps[-2].state.revision)])
+    await outside.sleep(31)  # the lease of the first has run out, and it is still being carried out
+    assert await dispatcher.turn(Lane.PUBLISH) == 0
+    answer.set()
+    await first
+    await outside.sleep(31)
+    await dispatcher.turn(Lane.PUBLISH)
+    assert [order.event_id for order in outside.published] == [
+        order.event_id for step in story.steps for order in step.orders if isinstance(order, Publish)
+    ]
+
+
 async def test_one_target_that_hangs_does_not_delay_the_others_of_its_lane(store: SqlStore) -> None:
     outside = Outside()
     _, dispatcher = made(store, outside)

@@ -149,6 +149,15 @@ def test_an_undecided_stage_is_held_past_its_budget_and_advances_once_it_is_safe
     assert weights(story.last) == [30]
 
 
+def test_a_safe_stage_whose_traffic_has_dried_up_is_held_past_its_budget() -> None:
+    story = Story().progressing()
+    for _ in range(14):
+        story.window(n_canary=0, n_stable=0)
+    assert (story.state.phase, story.state.waiting) == (Phase.HELD, Waiting.SAFETY)
+    story.window(n_canary=500, n_stable=500)
+    assert weights(story.last) == [30]
+
+
 def test_harm_rolls_back_with_a_page_and_ends_at_the_meshs_confirmation() -> None:
     story = Story().progressing().window()
     story.window(harmful=True, **lean(120))
