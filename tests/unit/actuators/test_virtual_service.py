@@ -211,6 +211,13 @@ def test_a_broken_fence_annotation_is_written_anew(broken: str) -> None:
     assert after["metadata"]["annotations"]["other"] == "kept"
 
 
+def test_a_patch_fails_when_the_route_was_changed_in_between() -> None:
+    planned = edit(vs(100, 0), wanted())
+    meanwhile = vs(80, 20)
+    with pytest.raises(ValueError, match="test"):
+        apply(meanwhile, planned.patch)
+
+
 def test_a_write_that_was_held_up_fails_although_newer_ones_have_put_the_weights_back_as_they_were() -> None:
     held_up = edit(vs(100, 0), wanted(canary_percent=10, fence=1))
     _, up = done(vs(100, 0), canary_percent=10, fence=1)
