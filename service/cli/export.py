@@ -1,4 +1,4 @@
-"""`serinus export` and `serinus verify`: rollouts as a file that can be read, replayed and checked without a database."""
+"""`serinus export` and `serinus verify`: rollouts as a file that is read, replayed and checked without a database."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def verify(file: Annotated[Path, typer.Argument(help="An export; - reads standar
     from service.storage.archive import check, lines_of
 
     lines_n = replayed_n = wrong_n = 0
-    for lines_n, line in enumerate(lines_of(file), start=1):  # noqa: B007
+    for lines_n, line in enumerate(lines_of(file), start=1):
         found = check(line)
         replayed_n += found.replayed
         wrong_n += not found.intact

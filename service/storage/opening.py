@@ -75,7 +75,7 @@ async def open_to_read(url: str, *, password: SecretStr | None = None, patience_
     Raises Refused when the URL means nothing, there is no such file or its schema is of another release.
     """
     parsed = _parsed(url)
-    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
+    if parsed.get_backend_name() == "sqlite" and not os.path.isfile(parsed.database or ""):  # noqa: ASYNC240
         raise Refused(
             f"there is no database {parsed.database}; see database.url in the settings, and from which folder"
         )
