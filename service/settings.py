@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from service.model.catalog import Catalog
 from service.model.names import DnsName, Mode
-from service.model.policy import Policy, Seconds
+from service.model.policy import Age, Policy, Seconds
 from service.model.preset import MetricsPreset
 from service.model.target import Target
 
@@ -97,6 +97,31 @@ class DatabaseSettings(_Section):
     password_file: Path | None = None
 
 
+class RetentionSettings(_Section):
+    """How long what has ended is kept. Running rollouts are never touched."""
+
+    windows_s: Age = Field(default=14 * 86400, alias="windows")
+    """Judged windows, from the rollout's end."""
+    rollouts_s: Age = Field(default=90 * 86400, alias="rollouts")
+    """Rollouts with their journal, from their end."""
+    seen_events_s: Age = Field(default=30 * 86400, alias="seen_events")
+    """Ids of events, from the moment they were read. Must be longer than the topic keeps its records."""
+    instructions_s: Age = Field(default=3 * 86400, alias="instructions")
+    """Instructions that are carried out."""
+    every_s: Annotated[Seconds, Field(ge=60)] = Field(default=3600, alias="every")
+    """How often one replica looks for what is too old."""
+    export_dir: Path | None = None
+    """Folder for ended rollouts, as JSON Lines, before anything of them is deleted; none: they are just deleted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> RetentionSettings:
+        if self.rollouts_s < self.windows_s:
+            raise ValueError("rollouts must be kept at least as long as their windows")
+        return self
+
+
 class ApiSettings(_Section):
     """The HTTP side."""
 
@@ -162,6 +187,7 @@ class Settings(BaseSettings):
     kubernetes: KubernetesSettings = KubernetesSettings()
     clusters: dict[DnsName, ClusterSettings] = {}
     database: DatabaseSettings = DatabaseSettings()
+    retention: RetentionSettings = RetentionSettings()
     api: ApiSettings
     pagerduty: PagerDutySettings = PagerDutySettings()
     log: LogSettings = LogSettings()

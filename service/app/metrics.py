@@ -46,6 +46,7 @@ class OwnMetrics(Unseen):
         self.registry = CollectorRegistry()
         self.beats = Heartbeats()
         self.counted = CountedGauges()
+        self.retention = RetentionMetrics(self.registry)
         self._tracer = tracer
         ProcessCollector(registry=self.registry)
         self.registry.register(self.counted)
@@ -192,6 +193,41 @@ class CountedGauges(Collector):
             overdue.add_metric([], counted.overdue_n)
             since.add_metric([], age_s(counted.overdue_since))
         yield from (owed, oldest, rollouts, overdue, since)
+
+
+class RetentionMetrics:
+    """What is deleted and exported. Implements ``storage.retention.Told``; only the replica that does it counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._rows = Counter("serinus_pruned_rows_total", "Rows deleted for their age.", ["kind"], registry=registry)
+        self._exported = Counter("serinus_exported_rollouts_total", "Rollouts exported to files.", registry=registry)
+        self._fails = Gauge(
+            "serinus_export_failing", "1 while nothing is deleted because the export fails.", registry=registry
+        )
+        self._looked_at = Gauge(
+            "serinus_retention_last_run_timestamp_seconds", "End of the last whole run.", registry=registry
+        )
+        self._oldest_at = Gauge(
+            "serinus_oldest_kept_timestamp_seconds", "Time of the oldest row kept.", ["kind"], registry=registry
+        )
+
+    def pruned(self, kind: str, rows_n: int) -> None:
+        """See ``Told.pruned``."""
+        self._rows.labels(kind).inc(rows_n)
+
+    def exported(self, rollouts_n: int) -> None:
+        """See ``Told.exported``."""
+        self._exported.inc(rollouts_n)
+
+    def export_fails(self, fails: bool) -> None:
+        """See ``Told.export_fails``."""
+        self._fails.set(fails)
+
+    def looked(self, at: datetime, oldest: Mapping[str, float]) -> None:
+        """See ``Told.looked``."""
+        self._looked_at.set(at.timestamp())
+        for kind, at_s in oldest.items():
+            self._oldest_at.labels(kind).set(at_s)
 
 
 class _Silence(Collector):

@@ -23,7 +23,7 @@ from aiohttp import web
 from service.actuators.cluster import connect
 from service.actuators.istio import IstioMesh
 from service.alerts.pagerduty import NobodyPaged, PagerDutyPager
-from service.analysis.tick import NoSource, Tick
+from service.analysis.tick import PAST_ROLLOUTS, NoSource, Tick
 from service.api.app import Api, build_app
 from service.api.auth import Auth, read_tokens
 from service.api.health import Check, Health
@@ -46,6 +46,7 @@ from service.ring.store import RolloutFilter, Store, Where
 from service.settings import ApiSettings, KafkaSettings, Settings, SettingsError, load, load_catalog, read_secret
 from service.sources.prometheus import PrometheusSource
 from service.storage.opening import open_store
+from service.storage.retention import Ages, Retention
 
 logger = logging.getLogger(__name__)
 
@@ -186,6 +187,17 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
             seen=own,
             stopping=stopping,
         )
+        kept = settings.retention
+        retention = Retention(
+            opened,
+            clock,
+            Ages(kept.windows_s, kept.rollouts_s, kept.seen_events_s, kept.instructions_s),
+            own.retention,
+            replica=replica,
+            every_s=kept.every_s,
+            teaching_n=PAST_ROLLOUTS,
+            export_dir=kept.export_dir,
+        )
         auth = Auth(read_tokens(settings.api.tokens_file) if settings.api.tokens_file else None)
         checks: dict[str, Check] = {
             "database": store.check,
@@ -210,10 +222,11 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
                 "wake": clockwork.wake(),
                 **{f"watch {cluster}": clockwork.watch(cluster) for cluster in meshes},
                 "own metrics": _count(own, store, clock, replica, grace_s),
+                "retention": retention.run(),
                 **{f"lane {lane} {where}": dispatcher.run(lane, where) for lane, where in dispatcher.lanes()},
             },
             stop_s=settings.stop_s,
-            at_once=("wake", "own metrics", *(f"watch {cluster}" for cluster in meshes)),
+            at_once=("wake", "own metrics", "retention", *(f"watch {cluster}" for cluster in meshes)),
         )
     logger.info("stopped", extra={"action": "stopped"})
 

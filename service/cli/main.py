@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from service.cli.client import ApiError, Client
+from service.cli.export import export, verify
 from service.cli.plan import plan
 
 app = typer.Typer(
@@ -33,6 +34,8 @@ app = typer.Typer(
 config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at and check the configuration.")
 app.add_typer(config_app, name="config")
 app.command("plan")(plan)
+app.command("export")(export)
+app.command("verify")(verify)
 
 
 class Output(StrEnum):

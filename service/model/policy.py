@@ -34,6 +34,9 @@ def _duration_s(given: Any) -> Any:
 Seconds = Annotated[float, BeforeValidator(_duration_s), Field(ge=0, le=30 * 86400)]
 """A length of time in seconds; YAML may write it with units (90s, 5m, 24h, 1h30m)."""
 
+Age = Annotated[float, BeforeValidator(_duration_s), Field(ge=86400, le=3650 * 86400)]
+"""How long something is kept, in seconds: a day to ten years."""
+
 Percent = Annotated[int, Field(ge=0, le=100)]
 
 

@@ -216,7 +216,7 @@ class Door:
                 drafts.append(draft)
         await self._commit(
             drafts,
-            seen=[(e.source, e.id, e.at) for e, _ in placed],
+            seen=[(e.source, e.id, self._clock.now()) for e, _ in placed],
             heads=[head for service, head in heads.items() if service in services],
         )
 

@@ -165,7 +165,7 @@ class Store(Protocol):
     ) -> None:
         """All of it in one transaction, or nothing. A judged window gives back its rollout's lease.
 
-        seen : (source, id, at) of events; a repeat is no error.
+        seen : (source, id, when it was read) of events; a repeat is no error.
         settled : ids of owed instructions that are done.
         limit : how many automatic rollbacks there may be; exact, whoever else commits at the same moment.
         Raises Conflict when a ``was_revision`` no longer holds or a service would get a second active rollout, and

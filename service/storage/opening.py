@@ -50,22 +50,9 @@ async def open_store(url: str, *, password: SecretStr | None = None, patience_s:
     Raises Refused when the URL means nothing, another process has the SQLite file or the schema is too new, and
     Unavailable when the database is away.
     """
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise Refused(
-            f"database url is no URL; write sqlite:///serinus.db or postgresql://user@host/name: {error}"
-        ) from None
-    lock = None
-    if parsed.get_backend_name() == "sqlite":
-        lock = _lock(parsed)
-        engine = _sqlite(parsed, patience_s)
-    elif parsed.get_backend_name() == "postgresql":
-        if password is not None:
-            parsed = parsed.set(password=password.get_secret_value())
-        engine = _postgres(parsed, patience_s)
-    else:
-        raise Refused(f"database url names {parsed.get_backend_name()!r}; known: sqlite, postgresql")
+    parsed = _parsed(url)
+    lock = _lock(parsed) if parsed.get_backend_name() == "sqlite" else None
+    engine = _engine(parsed, password, patience_s)
     try:
         async with reaching("open the database", patience_s), engine.connect():
             pass
@@ -80,6 +67,55 @@ async def open_store(url: str, *, password: SecretStr | None = None, patience_s:
             lock.close()
         raise
     return SqlStore(engine, patience_s=patience_s, lock=lock)
+
+
+async def open_to_read(url: str, *, password: SecretStr | None = None, patience_s: float = PATIENCE_S) -> SqlStore:
+    """The same store beside a running service, for reading alone: the database itself refuses to write.
+
+    Raises Refused when the URL means nothing, there is no such file or its schema is of another release.
+    """
+    parsed = _parsed(url)
+    if parsed.get_backend_name() == "sqlite" and not os.path.isfile(parsed.database or ""):  # noqa: ASYNC240
+        raise Refused(
+            f"there is no database {parsed.database}; see database.url in the settings, and from which folder"
+        )
+    engine = _engine(parsed, password, patience_s).execution_options(postgresql_readonly=True)
+    if engine.dialect.name == "sqlite":
+
+        @sa.event.listens_for(engine.sync_engine, "connect")
+        def _only_read(connection: Any, _record: object) -> None:
+            connection.execute("PRAGMA query_only=ON")
+
+    try:
+        async with reaching("open the database", patience_s), engine.connect() as connection:
+            found = await connection.run_sync(lambda c: MigrationContext.configure(c).get_current_revision())
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        ours = ScriptDirectory.from_config(config).get_current_head()
+        if found != ours:
+            raise Refused(f"the database's schema is {found or 'none'}, this release reads {ours}; use that release")
+    except BaseException:
+        await engine.dispose()
+        raise
+    return SqlStore(engine, patience_s=patience_s)
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise Refused(
+            f"database url is no URL; write sqlite:///serinus.db or postgresql://user@host/name: {error}"
+        ) from None
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise Refused(f"database url names {parsed.get_backend_name()!r}; known: sqlite, postgresql")
+    return parsed
+
+
+def _engine(url: URL, password: SecretStr | None, patience_s: float) -> AsyncEngine:
+    if url.get_backend_name() == "sqlite":
+        return _sqlite(url, patience_s)
+    return _postgres(url if password is None else url.set(password=password.get_secret_value()), patience_s)
 
 
 def migrate(connection: Connection, revision: str = "head") -> None:

@@ -526,6 +526,16 @@ class SqlStore:
         if self._lock_file is not None:
             self._lock_file.close()
 
+    async def write(self, what: str, statements: Sequence[sa.Executable]) -> Sequence[int]:
+        """Carry out short statements of this room in one transaction; the number of rows that each changed."""
+        async with self._write(what) as connection:
+            results: list[Any] = [await connection.execute(statement) for statement in statements]
+            return [result.rowcount for result in results]
+
+    async def read(self, what: str, query: sa.Select[Any]) -> Sequence[Any]:
+        """The rows of a question of this room."""
+        return await self._read(what, query)
+
     async def _read(self, what: str, query: sa.Select[Any]) -> Sequence[Any]:
         async with self._reach(what), self._engine.connect() as connection:
             rows: Sequence[Any] = (await connection.execute(query)).all()

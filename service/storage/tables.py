@@ -114,6 +114,12 @@ outbox = Table(
         postgresql_where=text("settled_at IS NULL"),
     ),
     Index("ix_outbox_rollout", "rollout", "settled_at"),
+    Index(
+        "ix_outbox_settled_at",
+        "settled_at",
+        sqlite_where=text("settled_at IS NOT NULL"),
+        postgresql_where=text("settled_at IS NOT NULL"),
+    ),
 )
 
 seen_events = Table(
@@ -123,6 +129,7 @@ seen_events = Table(
     Column("id", String(1024), nullable=False),
     Column("at", Float, nullable=False),
     PrimaryKeyConstraint("source", "id"),
+    Index("ix_seen_events_at", "at"),
 )
 
 heads = Table(
@@ -161,4 +168,14 @@ compatibility = Table(
     Column("id", Integer, primary_key=True, autoincrement=False),
     # The oldest revision whose code may run on this schema.
     Column("oldest", String(32), nullable=False),
+)
+
+# What retention has done to ended rollouts; times in seconds since 1970, none where it has not been done.
+pruned = Table(
+    "pruned",
+    metadata,
+    Column("rollout", String(64), primary_key=True),
+    Column("exported_at", Float),
+    Column("windows_at", Float),
+    Column("journal_at", Float),
 )

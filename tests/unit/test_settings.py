@@ -53,6 +53,8 @@ def test_the_environment_wins_over_the_file_key_by_key(tmp_path: Path, monkeypat
         ("api: {}", "needs tokens_file"),
         ("mode: yolo\napi: {auth: 'off'}", "mode: .*observe"),
         ("api: {auth: 'off'}\nprometheus: {scrape_interval: soon}", "no length of time"),
+        ("api: {auth: 'off'}\nretention: {windows: 30d, rollouts: 20d}", "kept at least as long as their windows"),
+        ("api: {auth: 'off'}\nretention: {windows: 5m}", "retention.windows: .*86400"),
         ("- 1", "expected a mapping"),
         ("a: [", "cannot read"),
     ],

@@ -30,5 +30,6 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if .Values.secrets.prometheus -}}{{- $_ := set $mine "prometheus" (dict "token_file" "/etc/serinus/secrets/prometheus/token") -}}{{- end -}}
 {{- if .Values.secrets.kafka -}}{{- $_ := set $mine "kafka" (dict "password_file" "/etc/serinus/secrets/kafka/password") -}}{{- end -}}
 {{- if .Values.secrets.database -}}{{- $_ := set $mine "database" (dict "password_file" "/etc/serinus/secrets/database/password") -}}{{- end -}}
+{{- if .Values.export.existingClaim -}}{{- $_ := set $mine "retention" (dict "export_dir" "/var/lib/serinus-export") -}}{{- end -}}
 {{- toYaml (mergeOverwrite $mine (deepCopy .Values.config)) -}}
 {{- end -}}

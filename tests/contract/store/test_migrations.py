@@ -80,6 +80,8 @@ def rows_of(revision: str) -> dict[str, dict[str, Any]]:
     if revision >= "0003":
         rows["leases"] = {"name": "watch", "holder": "a", "until": AT + 60}
         rows["rollouts"]["window_not_before"] = 5.0
+    if revision >= "0005":
+        rows["pruned"] = {"rollout": "r-old", "exported_at": AT, "windows_at": AT, "journal_at": None}
     return rows
 
 

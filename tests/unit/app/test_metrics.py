@@ -105,3 +105,21 @@ def test_every_name_is_in_base_units_and_counters_end_in_total() -> None:
         assert not family.name.endswith(("_ms", "_s", "_minutes", "_kb")), family.name
         assert family.documentation
     assert b"serinus_build_info" in generate_latest(own.registry)
+
+
+def test_what_retention_does_is_counted_by_kind() -> None:
+    own = OwnMetrics("1")
+    own.retention.pruned("windows", 500)
+    own.retention.pruned("windows", 7)
+    own.retention.exported(2)
+    own.retention.export_fails(True)
+    own.retention.looked(START, {"rollouts": 5.0})
+
+    def value(name: str, **labels: str) -> float | None:
+        return own.registry.get_sample_value(name, labels)
+
+    assert value("serinus_pruned_rows_total", kind="windows") == 507
+    assert value("serinus_exported_rollouts_total") == 2
+    assert value("serinus_export_failing") == 1
+    assert value("serinus_retention_last_run_timestamp_seconds") == START.timestamp()
+    assert value("serinus_oldest_kept_timestamp_seconds", kind="rollouts") == 5

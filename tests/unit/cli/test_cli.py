@@ -96,7 +96,7 @@ def test_help_teaches_and_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     "command",
     ["serve", "demo", "doctor", "config", "get", "watch", "pause", "resume", "advance", "promote", "rollback", "wait",
-     "send-event", "version", "freeze", "thaw", "plan"],
+     "send-event", "version", "freeze", "thaw", "plan", "export", "verify"],
 )  # fmt: skip
 def test_every_command_explains_itself(command: str) -> None:
     from typer.testing import CliRunner

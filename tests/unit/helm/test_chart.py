@@ -84,6 +84,15 @@ def test_the_pod_has_no_privilege_and_nothing_to_write_but_its_state() -> None:
     assert pod["terminationGracePeriodSeconds"] > 10
 
 
+def test_a_claim_for_exports_is_mounted_where_the_settings_say() -> None:
+    objects = rendered(*TOKENS, "--set", "export.existingClaim=exports")
+    (deployment,), (config,) = of_kind(objects, "Deployment"), of_kind(objects, "ConfigMap")
+    folder = yaml.safe_load(config["data"]["serinus.yaml"])["retention"]["export_dir"]
+    pod = deployment["spec"]["template"]["spec"]
+    (volume,) = [v["name"] for v in pod["volumes"] if v.get("persistentVolumeClaim") == {"claimName": "exports"}]
+    assert {"name": volume, "mountPath": folder} in pod["containers"][0]["volumeMounts"]
+
+
 def test_no_secret_is_rendered_and_each_is_a_file() -> None:
     objects = rendered(*EVERYTHING)
     assert not of_kind(objects, "Secret")
