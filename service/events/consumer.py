@@ -292,9 +292,7 @@ class EventConsumer:
             self.waits_for = why
             if tries >= POISON_TRIES and self._buried_in_a_row < POISONS_IN_A_ROW:
                 value = events[0].event.to_json().encode()
-                await self._until_available(
-                    partial(self._bury, events[0].origin, DeadLetter("unhandled", why), value)
-                )
+                await self._until_available(partial(self._bury, events[0].origin, DeadLetter("unhandled", why), value))
                 self._buried_in_a_row += 1
                 return
             if self._stopping.asked:
