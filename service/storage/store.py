@@ -612,7 +612,9 @@ def _is_one_of(columns: Sequence[sa.Column[Any]], keys: Iterable[tuple[str, ...]
 
 
 def _in(where: Where) -> list[sa.ColumnElement[bool]]:
-    cluster = t.rollouts.c.cluster
+    # Not the bare column: SQLite would then go through the index of all rollouts that the cluster ever had, instead of
+    # the one of those that are due.
+    cluster = t.rollouts.c.cluster.concat("")
     clauses = [] if where.only is None else [cluster == where.only]
     return [*clauses, cluster.not_in(sorted(where.but))] if where.but else clauses
 
