@@ -159,18 +159,7 @@ class Embedded:
     def furnish(self, names: Iterable[str]) -> None:
         """A route for each service, with all traffic on v1."""
         for name in names:
-            destinations = [
-                {"destination": {"host": name, "subset": s}, "weight": w} for s, w in (("v1", 100), ("v2", 0))
-            ]
-            self.kube.put(
-                "virtualservices",
-                {
-                    "apiVersion": "networking.istio.io/v1",
-                    "kind": "VirtualService",
-                    "metadata": {"name": f"{name}-route", "namespace": NAMESPACE},
-                    "spec": {"hosts": [name], "http": [{"route": destinations}]},
-                },
-            )
+            self.kube.put("virtualservices", virtual_service(name))
 
     def configure(self, port: int, *, policy: Mapping[str, Any] | None = None, **changes: Any) -> Path:
         """Write the service's configuration; the settings' file. ``changes`` replace whole top-level settings."""
@@ -254,6 +243,17 @@ async def embedded(folder: Path, *, partitions: int = 3, seed: int = 1) -> Async
         for part in (parts.kube, parts.prometheus, parts.pagerduty):
             await stack.enter_async_context(part)
         yield parts
+
+
+def virtual_service(name: str, namespace: str = NAMESPACE) -> dict[str, Any]:
+    """A route with all traffic on v1 and none on v2."""
+    destinations = [{"destination": {"host": name, "subset": s}, "weight": w} for s, w in (("v1", 100), ("v2", 0))]
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "VirtualService",
+        "metadata": {"name": f"{name}-route", "namespace": namespace},
+        "spec": {"hosts": [name], "http": [{"route": destinations}]},
+    }
 
 
 def free_port() -> int:
