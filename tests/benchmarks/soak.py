@@ -24,7 +24,7 @@ from tests.embedded import NAMESPACE, TOPIC, Embedded, embedded, produce
 GROWTH_MIB = 40.0
 SERVICES_N = 100
 SAMPLE_S = 60.0
-CALM_S = 90.0
+CALM_S = 150.0
 """No faults and no new rollouts at the end, so that all may end."""
 
 FAULTS = ("prometheus away", "API server stopped", "API server 429 and 503", "PagerDuty stopped", "Kafka down")
@@ -64,7 +64,10 @@ async def faults(parts: Embedded, rng: random.Random, until: float, counts: Coun
                 await asyncio.sleep(lasts_s)
                 parts.prometheus.away = False
             case "API server 429 and 503":
-                parts.kube.answers.extend(rng.choice([429, 503]) for _ in range(30))
+                # Writes that fail for a time, however few are tried in it.
+                parts.kube.answers.extend(rng.choice([429, 503]) for _ in range(1000))
+                await asyncio.sleep(lasts_s)
+                parts.kube.answers.clear()
             case "Kafka down":
                 parts.broker.down()
                 await asyncio.sleep(lasts_s)
