@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.synced
 
-.PHONY: help setup demo check test test-real crash simulate soak calibrate bench bench-analyzers bench-peers bench-scale schemas clean
+.PHONY: help setup demo check test test-real crash simulate soak calibrate bench bench-analyzers bench-peers bench-scale bench-backlog schemas clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,12 @@ bench-peers: $(STAMP) ## Serinus beside other tools on the same streams; writes 
 
 bench-scale: $(STAMP) ## ten thousand rollouts on one replica: cost a window, lag, memory (BENCH="--database postgres ...")
 	$(BIN)/python -m tests.benchmarks.scale $(BENCH)
+
+bench-backlog: $(STAMP) ## 100,000 events that wait on the topic, by mix: events a second, CPU, memory, the API's delay
+	$(BIN)/python -m tests.benchmarks.backlog
+
+soak: $(STAMP) ## the whole service for an hour with parts failing; fails when memory grows (MINUTES=60)
+	$(BIN)/python -m tests.benchmarks.soak --minutes $(or $(MINUTES),60)
 
 schemas: $(STAMP) ## write config/schemas anew
 	$(BIN)/python -m service.cli.schemas

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 CALLS_PER_MINUTE = 120
 """PagerDuty's limit for one integration key; past it every call of the key fails."""
 
+NOTES_PER_MINUTE = 30
+"""Of these calls, changes that wake nobody may take so many; the others are kept for pages."""
+
 MAX_PAYLOAD_BYTES = 512 * 1024
 MAX_ANSWER_BYTES = 64 * 1024
 
@@ -44,11 +47,12 @@ class PagerDutyPager:
         self._url = url.rstrip("/")
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._client_url = client_url
-        self._calls: deque[float] = deque()
+        self._calls: deque[tuple[float, bool]] = deque()
+        """The last minute's calls: when, and whether it was a note."""
 
     async def send(self, page: Page) -> None:
         """See ``Pager.send``."""
-        self._count_call()
+        self._count_call(note=page.action is PageAction.CHANGE)
         path, body = payload(page, client_url=self._client_url)
         body["routing_key"] = self._routing_key.get_secret_value()
         data = json.dumps(body).encode()
@@ -68,15 +72,19 @@ class PagerDutyPager:
             raise Unavailable(f"PagerDuty answers {status}", retry_after_s=_seconds(retry_after, status))
         raise Refused(f"PagerDuty takes no such page ({status}): {_errors(said)}")
 
-    def _count_call(self) -> None:
+    def _count_call(self, *, note: bool) -> None:
         """Keep below the limit here, so that a storm of ours never locks the key for others."""
         now_s = self._clock.now().timestamp()
-        while self._calls and self._calls[0] <= now_s - 60:
+        while self._calls and self._calls[0][0] <= now_s - 60:
             self._calls.popleft()
+        notes_s = [at_s for at_s, was_note in self._calls if was_note]
         if len(self._calls) >= CALLS_PER_MINUTE:
-            wait_s = self._calls[0] + 60 - now_s
+            wait_s = self._calls[0][0] + 60 - now_s
             raise Unavailable(f"{CALLS_PER_MINUTE} pages were sent in the last minute", retry_after_s=wait_s)
-        self._calls.append(now_s)
+        if note and len(notes_s) >= NOTES_PER_MINUTE:
+            wait_s = notes_s[0] + 60 - now_s
+            raise Unavailable(f"{NOTES_PER_MINUTE} notes were sent in the last minute", retry_after_s=wait_s)
+        self._calls.append((now_s, note))
 
 
 class NobodyPaged:

@@ -26,7 +26,7 @@ from service.ring.store import ANYWHERE, Owed, Postponed, Store, Where
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = {Lane.RETREAT: 64, Lane.WEIGHTS: 32, Lane.READINESS: 64, Lane.PAGES: 8, Lane.PUBLISH: 64}
+AT_ONCE = {Lane.RETREAT: 64, Lane.WEIGHTS: 32, Lane.READINESS: 64, Lane.PAGES: 8, Lane.NOTES: 4, Lane.PUBLISH: 64}
 """Instructions of a lane under way at once, for each cluster where the lane belongs to one."""
 
 OF_A_CLUSTER = frozenset({Lane.RETREAT, Lane.WEIGHTS, Lane.READINESS})

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from cloudevents.core.bindings.common import get_event_factory_for_version
 from cloudevents.core.bindings.kafka import KafkaMessage, from_kafka_event
 from cloudevents.core.exceptions import BaseCloudEventException
 from pydantic import ValidationError
@@ -90,18 +91,22 @@ def _decode(record: Record) -> DeploymentEvent | DeadLetter | Ignored:
     if content_type.startswith("application/cloudevents"):
         if "json" not in content_type:
             return DeadLetter("unknown-format", f"CloudEvents format {content_type[:80]!r} is not read; use +json")
-        return _structured(headers, record, _json(record.value))
+        return _structured(_json(record.value))
     if any(name.startswith("ce_") for name in headers):
         missing = [name for name in ENVELOPE if not headers.get(f"ce_{name}")]
         if missing:
             return DeadLetter("no-cloudevent", f"not a valid CloudEvent: no header ce_{missing[0]}")
         data = _json(record.value) if record.value else None
         kind, trace = (headers.get(name, b"").decode("utf-8", "replace") for name in ("ce_type", "ce_traceparent"))
-        return _from_cloudevent(headers, record, data, kind, trace)
+
+        def check() -> None:
+            from_kafka_event(KafkaMessage(headers=dict(headers), key=None, value=record.value or b""))
+
+        return _from_cloudevent(check, data, kind, trace)
     body = _json(record.value)
     if "specversion" in body and "data" in body:
         # A structured CloudEvent whose sender forgot the content type.
-        return _structured({"content-type": b"application/cloudevents+json"}, record, body)
+        return _structured(body)
     if "context" in body:
         return _from_cdevent(body)
     if "event" in body:
@@ -109,14 +114,20 @@ def _decode(record: Record) -> DeploymentEvent | DeadLetter | Ignored:
     return DeadLetter("unknown-form", "neither a CloudEvent, a CDEvent (context, subject) nor the plain form (event)")
 
 
-def _structured(
-    headers: Mapping[str, bytes], record: Record, envelope: Mapping[str, Any]
-) -> DeploymentEvent | DeadLetter | Ignored:
+def _structured(envelope: Mapping[str, Any]) -> DeploymentEvent | DeadLetter | Ignored:
     missing = [name for name in ENVELOPE if not envelope.get(name)]
     if missing:
         return DeadLetter("no-cloudevent", f"not a valid CloudEvent: no attribute {missing[0]!r}")
+
+    def check() -> None:
+        # The library's own reader would parse the same bytes a second time.
+        attributes = {name: value for name, value in envelope.items() if name not in ("data", "data_base64")}
+        if "time" in attributes:
+            attributes["time"] = datetime.fromisoformat(attributes["time"])
+        get_event_factory_for_version(envelope["specversion"])(attributes, envelope.get("data"))
+
     kind, trace = _text(envelope.get("type")), envelope.get("traceparent")
-    return _from_cloudevent(headers, record, envelope.get("data"), kind, trace)
+    return _from_cloudevent(check, envelope.get("data"), kind, trace)
 
 
 def _headers(listed: Sequence[tuple[str, bytes]]) -> dict[str, bytes]:
@@ -146,7 +157,10 @@ def _json(value: bytes) -> dict[str, Any]:
 
 
 def _depth(value: bytes) -> int:
-    """An upper bound of the nesting, without parsing; brackets in strings count, which only errs to the safe side."""
+    """An upper bound of the nesting, without parsing, 0 where it cannot exceed the limit. Brackets in strings count,
+    which only errs to the safe side."""
+    if value.count(b"[") + value.count(b"{") <= MAX_DEPTH:
+        return 0
     depth = deepest = 0
     for byte in re.findall(rb"[\[\]{}]", value):
         depth += 1 if byte in b"[{" else -1
@@ -155,7 +169,7 @@ def _depth(value: bytes) -> int:
 
 
 def _from_cloudevent(
-    headers: Mapping[str, bytes], record: Record, data: Any, event_type: str, traceparent: object
+    check: Callable[[], None], data: Any, event_type: str, traceparent: object
 ) -> DeploymentEvent | DeadLetter | Ignored:
     """Let the library check the envelope, then read the CDEvent inside it."""
     kind = _TYPE.fullmatch(event_type)
@@ -163,7 +177,7 @@ def _from_cloudevent(
         if _OTHER_CDEVENT.fullmatch(event_type):
             return Ignored(f"{event_type[:120]} starts nothing here")
         return DeadLetter("unknown-type", f"event type {event_type[:120]!r} is not known")
-    from_kafka_event(KafkaMessage(headers=dict(headers), key=None, value=record.value or b""))
+    check()
     if not isinstance(data, dict):
         return DeadLetter("invalid", "the CloudEvent's data is no CDEvent object")
     read = _from_cdevent(data)

@@ -21,6 +21,7 @@ class Lane(StrEnum):
     RETREAT = "retreat"
     READINESS = "readiness"
     PAGES = "pages"
+    NOTES = "notes"
     PUBLISH = "publish"
 
 
@@ -92,8 +93,8 @@ class Page(_Order):
 
     @property
     def lane(self) -> Lane:
-        """Pages wait for nothing but pages."""
-        return Lane.PAGES
+        """Pages wait for nothing but pages: not for notes of a thousand releases that began in the same second."""
+        return Lane.NOTES if self.action is PageAction.CHANGE else Lane.PAGES
 
 
 class Publish(_Order):

@@ -84,6 +84,7 @@ class RolloutState(Value):
     event_source: str
     event_id: str
     event_at: Utc
+    """When the event was taken in and the rollout begun."""
     chain_id: str
     traceparent: Traceparent = ""
     policy: Policy

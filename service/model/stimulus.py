@@ -78,6 +78,8 @@ class ReleaseRequested(_Fact):
     mode: Mode
     fence_floor: int = 0
     """The new rollout's fencing numbers lie above this one (the last of its predecessor)."""
+    passed_over: tuple[Version, ...] = Field(default=(), exclude_if=lambda versions: not versions)
+    """Older versions whose events came together with this one and were not begun, oldest first, the last 20."""
 
 
 class ReleaseWithdrawn(_Fact):

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from service.model.catalog import Catalog
 from service.model.instruction import Instruction, Lane
@@ -35,6 +35,12 @@ from service.rollout import intake, machine
 from service.rollout.turn import Step
 
 logger = logging.getLogger(__name__)
+
+YIELD_EVERY = 50
+"""Services stepped before other tasks get a turn."""
+
+Placed: TypeAlias = tuple[ServiceKey | None, tuple[DeploymentEvent, ...]]
+"""A service of ours, or None for environments that name no cluster, and its events in the order of their coming."""
 
 MAX_CONFLICTS = 20
 """Tries against other writers before giving up for now; each try reads the states anew."""
@@ -101,13 +107,21 @@ class Door:
         self._store = store
         self._catalog = catalog
         self._clock = clock
+        # Between reading and committing, nobody else of this process gets in: under load, conflicts among ourselves
+        # would waste most of the work. Other replicas are still met as a Conflict.
+        self._one_by_one = asyncio.Lock()
         self.on_owed: Callable[[frozenset[Lane]], None] = lambda lanes: None
         """Called after each commit with the lanes that have new work; dispatch sets it, and finds it anyway later."""
 
     async def events(self, events: Sequence[DeploymentEvent]) -> None:
         """Take in deployment events, each once. Returns when their effect is committed; raises Unavailable."""
-        if events:
-            await self._until_no_conflict(lambda: self._events_once(events))
+        by_service: dict[ServiceKey | None, dict[tuple[str, str], DeploymentEvent]] = {}
+        for event in events:
+            listed = by_service.setdefault(intake.service_of(event, self._catalog), {})
+            listed.setdefault((event.source, event.id), event)
+        placed = [(service, tuple(listed.values())) for service, listed in by_service.items()]
+        if placed:
+            await self._services_events(placed)
 
     async def tell(
         self,
@@ -144,7 +158,8 @@ class Door:
     async def _until_no_conflict(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         for _ in range(MAX_CONFLICTS):
             try:
-                return await attempt()
+                async with self._one_by_one:
+                    return await attempt()
             except Conflict as conflict:
                 logger.debug("conflict, reading again: %s", conflict, extra={"action": "conflict"})
                 await asyncio.sleep(0)
@@ -193,65 +208,93 @@ class Door:
         heads = await self._store.heads(fences.keys())
         return [replace(head, fence=max(head.fence, fences[service])) for service, head in heads.items()]
 
-    async def _events_once(self, events: Sequence[DeploymentEvent]) -> None:
-        keys = [(event.source, event.id) for event in events]
-        unseen = await self._store.unseen(keys)
-        placed = [(e, intake.service_of(e, self._catalog)) for e in events if (e.source, e.id) in unseen]
-        services = {service for _, service in placed if service is not None}
+    async def _services_events(self, placed: Sequence[Placed]) -> None:
+        """Commit events of some services together. When another writer was first, halves of them are tried: the
+        fewer services, the shorter the time between reading and committing."""
+        try:
+            async with self._one_by_one:
+                await self._events_once(placed)
+        except Conflict as conflict:
+            logger.debug("conflict, reading again: %s", conflict, extra={"action": "conflict"})
+            await asyncio.sleep(0)
+            if len(placed) == 1:
+                await self._until_no_conflict(lambda: self._events_once(placed))
+                return
+            half = len(placed) // 2
+            await self._services_events(placed[:half])
+            await self._services_events(placed[half:])
+
+    async def _events_once(self, placed: Sequence[Placed]) -> None:
+        unseen = await self._store.unseen([(e.source, e.id) for _, events in placed for e in events])
+        services = [service for service, _ in placed if service is not None]
         heads: dict[ServiceKey, ServiceHead] = dict(await self._store.heads(services))
+        known = dict(heads)
         running: dict[ServiceKey, _Draft] = {
             service: _Draft(state, state.revision) for service, state in (await self._store.active(services)).items()
         }
         drafts: list[_Draft] = list(running.values())
-        done: set[tuple[str, str]] = set()
-        for event, service in placed:
-            if (event.source, event.id) in done:
-                continue
-            done.add((event.source, event.id))
+        for n, (service, events) in enumerate(placed):
+            if n % YIELD_EVERY == YIELD_EVERY - 1:
+                await asyncio.sleep(0)
+            news = [event for event in events if (event.source, event.id) in unseen]
             if service is None:
-                _log_event(event, f"no cluster is set for environment {event.environment!r}")
-                continue
-            draft = self._apply(event, service, heads, running)
-            if draft is not None and all(draft is not known for known in drafts):
-                drafts.append(draft)
+                for event in news:
+                    _log_event(event, f"no cluster is set for environment {event.environment!r}")
+            else:
+                drafts += self._apply(news, service, heads, running)
+        now = self._clock.now()
         await self._commit(
             drafts,
-            seen=[(e.source, e.id, self._clock.now()) for e, _ in placed],
-            heads=[head for service, head in heads.items() if service in services],
+            seen=[(e.source, e.id, now) for _, events in placed for e in events if (e.source, e.id) in unseen],
+            heads=[head for service, head in heads.items() if head is not known.get(service)],
         )
 
     def _apply(
         self,
-        event: DeploymentEvent,
+        events: Sequence[DeploymentEvent],
         service: ServiceKey,
         heads: dict[ServiceKey, ServiceHead],
         running: dict[ServiceKey, _Draft],
-    ) -> _Draft | None:
-        """One event's effect on the drafts; the draft that it made or changed, if any."""
-        head = heads.get(service)
-        newest = intake.Newest(head.event_at, head.event_id, head.fence) if head else None
+    ) -> Sequence[_Draft]:
+        """The effect of one service's events on the drafts; the drafts that they made."""
+        made: list[_Draft] = []
         draft = running.get(service)
-        meant = intake.apply(event, service, self._catalog, newest, draft.state if draft else None)
-        if isinstance(meant, intake.NotApplied):
-            _log_event(event, meant.reason)
-            return None
-        fence = max(head.fence if head else 0, draft.state.fence if draft else 0)
-        heads[service] = ServiceHead(service, event.at, event.id, fence)
-        if draft is None:
-            assert isinstance(meant.fact, ReleaseRequested)
-            running[service] = _begin(meant.fact)
-            return running[service]
-        step = machine.step(draft.state, meant.fact)
-        if not step.accepted:
-            _log_event(event, step.reason)
-            return None
-        draft.take(step, meant.fact)
-        if step.state.phase.terminal:
-            del running[service]
-        if step.begin is not None:
-            running[service] = _begin(step.begin)
-            return running[service]
-        return draft
+        for merged in intake.merge(
+            events, service, self._catalog, _newest(heads.get(service)), draft.state if draft else None
+        ):
+            event = merged.event
+            head = heads.get(service)
+            meant = intake.apply(
+                event,
+                service,
+                self._catalog,
+                _newest(head),
+                draft.state if draft else None,
+                now=self._clock.now(),
+                passed_over=merged.passed_over,
+            )
+            if isinstance(meant, intake.NotApplied):
+                _log_event(event, meant.reason)
+                continue
+            fence = max(head.fence if head else 0, draft.state.fence if draft else 0)
+            heads[service] = ServiceHead(service, event.at, event.id, fence)
+            begin: ReleaseRequested | None
+            if draft is None:
+                assert isinstance(meant.fact, ReleaseRequested)
+                begin = meant.fact
+            else:
+                step = machine.step(draft.state, meant.fact)
+                if not step.accepted:
+                    _log_event(event, step.reason)
+                    continue
+                draft.take(step, meant.fact)
+                begin = step.begin
+                if step.state.phase.terminal:
+                    draft = None
+            if begin is not None:
+                draft = _begin(begin)
+                made.append(draft)
+        return made
 
     async def _commit(
         self,
@@ -276,6 +319,10 @@ def _begin(request: ReleaseRequested) -> _Draft:
     draft = _Draft(step.state, None)
     draft.take(step, request)
     return draft
+
+
+def _newest(head: ServiceHead | None) -> intake.Newest | None:
+    return intake.Newest(head.event_at, head.event_id, head.fence) if head else None
 
 
 def _log_event(event: DeploymentEvent, reason: str) -> None:

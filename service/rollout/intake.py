@@ -7,6 +7,7 @@ happen; an event only picks among what they allow.
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Template as Text
 from typing import Any
@@ -27,6 +28,9 @@ from service.model.stimulus import (
 from service.model.target import Place, Readiness, Target
 from service.model.trace import made_traceparent
 from service.model.value import Utc
+
+PASSED_OVER_KEPT = 20
+"""Versions that are named; a backlog may hold thousands."""
 
 Fact = ReleaseRequested | ReleaseWithdrawn | StableUpgraded
 
@@ -64,29 +68,108 @@ def service_of(event: DeploymentEvent, catalog: Catalog) -> ServiceKey | None:
     return ServiceKey(cluster=cluster, namespace=event.namespace, name=event.service)
 
 
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """One event of several that came together, and the versions that it made needless to begin."""
+
+    event: DeploymentEvent
+    passed_over: tuple[Version, ...] = ()
+
+
+def merge(
+    events: Sequence[DeploymentEvent],
+    service: ServiceKey,
+    catalog: Catalog,
+    newest: Newest | None,
+    active: RolloutState | None,
+) -> Sequence[Merged]:
+    """One service's events that came together, in order, without releases that a newer one of them replaces.
+
+    Nothing was owed for those yet, so they would only be begun to be ended. The outcome is the one of the newest event
+    having come first, which may always happen; withdrawals and news of stable keep their place between releases.
+    """
+    out: list[Merged] = []
+    run: list[DeploymentEvent] = []
+    for event in events:
+        if _is_release(event, active) and not _late(event, newest):
+            run.append(event)
+        else:
+            out += [*_newest_of(run, service, catalog), Merged(event)]
+            run = []
+    return [*out, *_newest_of(run, service, catalog)]
+
+
+def _is_release(event: DeploymentEvent, active: RolloutState | None) -> bool:
+    """Whether the event is for a release whatever the events just before it bring about."""
+    if event.kind not in (EventKind.DEPLOYED, EventKind.UPGRADED) or event.version in (None, event.stable_version):
+        return False
+    if active is None:
+        return True
+    known = {active.version, active.successor.version if active.successor else None}
+    return not known & {event.version, event.stable_version} and event.stable_version is not None
+
+
+def _newest_of(run: Sequence[DeploymentEvent], service: ServiceKey, catalog: Catalog) -> Sequence[Merged]:
+    """The newest release of a run that can be filled in, with those that cannot after it; the older ones are left."""
+    if len(run) < 2:
+        return [Merged(event) for event in run]
+    out: list[Merged] = []
+    older = sorted(run, key=lambda event: (event.at, event.id))
+    while older:
+        event = older.pop()
+        target = _target_of(service, catalog)
+        if target is not None and _fits(target, service, event):
+            versions = dict.fromkeys(e.version for e in older if e.version and e.version != event.version)
+            return [Merged(event, tuple(versions)[-PASSED_OVER_KEPT:]), *out]
+        out.append(Merged(event))
+    return out
+
+
+def _fits(target: Target, service: ServiceKey, event: DeploymentEvent) -> bool:
+    try:
+        _place(target, service, event)
+    except (ValidationError, KeyError, ValueError):
+        return False
+    return True
+
+
 def apply(
     event: DeploymentEvent,
     service: ServiceKey,
     catalog: Catalog,
     newest: Newest | None,
     active: RolloutState | None,
+    *,
+    now: Utc,
+    passed_over: tuple[Version, ...] = (),
 ) -> Applied | NotApplied:
-    """What the event means. An event that is not newer than the newest known one changes nothing."""
-    if newest is not None and (event.at, event.id) <= (newest.event_at, newest.event_id):
+    """What the event means. An event that is not newer than the newest known one changes nothing.
+
+    now : when it is taken in. Its own time only says which event is newer: time-outs that ran from there would all be
+        over at once for an event that has waited on the topic.
+    """
+    if _late(event, newest):
         return NotApplied(f"a newer event of {service} came first")
     if event.kind in (EventKind.ROLLED_BACK, EventKind.REMOVED):
         if active is None:
             return NotApplied(f"{service} has no running rollout")
-        return Applied(ReleaseWithdrawn(id=event.id, at=event.at, kind=event.kind))
-    if active is not None and event.stable_version == active.version:
-        return Applied(StableUpgraded(id=event.id, at=event.at, version=active.version))
+        return Applied(ReleaseWithdrawn(id=event.id, at=now, kind=event.kind))
+    if active is not None and event.stable_version == active.version and event.version in (None, active.version):
+        return Applied(StableUpgraded(id=event.id, at=now, version=active.version))
     if active is not None and _underway(active) == event.version:
         return NotApplied(f"{event.version} of {service} is under way already")
-    return _release(event, service, catalog, newest, active)
+    return _release(event, service, catalog, newest, active, now, passed_over)
+
+
+def _late(event: DeploymentEvent, newest: Newest | None) -> bool:
+    return newest is not None and (event.at, event.id) <= (newest.event_at, newest.event_id)
 
 
 def _underway(active: RolloutState) -> Version | None:
-    return active.successor.version if active.successor is not None else active.version
+    """The version that is coming in; a version on its way back may be released anew."""
+    if active.successor is not None:
+        return active.successor.version
+    return None if active.phase is Phase.ROLLING_BACK else active.version
 
 
 def _release(
@@ -95,6 +178,8 @@ def _release(
     catalog: Catalog,
     newest: Newest | None,
     active: RolloutState | None,
+    now: Utc,
+    passed_over: tuple[Version, ...],
 ) -> Applied | NotApplied:
     if event.version is None:
         return NotApplied(f"the event names no version of {service}")
@@ -103,7 +188,7 @@ def _release(
     if active is not None and active.phase is Phase.AWAITING_STABLE and event.stable_version is None:
         # Without this, a tool that announces the upgrade of stable by its version alone would start a new canary.
         return NotApplied(f"{service} waits for stable to run {active.version}; the event names no stable version")
-    target = next((t for t in catalog.targets if _matches(t, service)), None)
+    target = _target_of(service, catalog)
     if target is None:
         return NotApplied(f"no target matches {service}")
     policy_name = event.policy if event.policy in (target.policy, *target.allowed_policies) else target.policy
@@ -115,7 +200,7 @@ def _release(
     return Applied(
         ReleaseRequested(
             id=event.id,
-            at=event.at,
+            at=now,
             rollout=rollout_id(service, event.source, event.id),
             service=service,
             version=event.version,
@@ -131,8 +216,13 @@ def _release(
             first_weight_percent=_first_weight(event, target, policy),
             mode=_narrower(catalog.mode, target.mode),
             fence_floor=newest.fence if newest else 0,
+            passed_over=passed_over,
         )
     )
+
+
+def _target_of(service: ServiceKey, catalog: Catalog) -> Target | None:
+    return next((target for target in catalog.targets if _matches(target, service)), None)
 
 
 def _matches(target: Target, service: ServiceKey) -> bool:
@@ -165,7 +255,7 @@ def _place(target: Target, service: ServiceKey, event: DeploymentEvent) -> Place
     def fill(given: Any) -> Any:
         match given:
             case str():
-                return Text(given).substitute(values)
+                return Text(given).substitute(values) if "$" in given else given
             case dict():
                 return {key: fill(value) for key, value in given.items()}
             case _:

@@ -155,7 +155,11 @@ def begin(request: ReleaseRequested) -> Step:
     )
     turn = Turn(state, request)
     change = f"{state.stable_version or 'stable'} -> {state.version}"
-    turn.tell("started", f"Release {change} starts under policy {state.policy.name}.")
+    turn.tell(
+        "started",
+        f"Release {change} starts under policy {state.policy.name}.",
+        words.passed_over_sentence(request.passed_over),
+    )
     turn.decide(Decision.CONTINUE, "Started.")
     turn.note_change(f"canary release {change} starts")
     if state.place.readiness is None:
@@ -179,14 +183,16 @@ def step(state: RolloutState, stimulus: Stimulus) -> Step:
         raise IllegalTransition(f"{state.phase} -> {after} by {stimulus.to_json()} in {state.id} at {state.revision}")
     if after.terminal:
         turn.drops |= {"check_ready", "set_weights"}
-        return turn.sealed(begin=_successor(turn.state))
+        return turn.sealed(begin=_successor(turn.state, stimulus.at))
     return turn.sealed()
 
 
-def _successor(state: RolloutState) -> ReleaseRequested | None:
+def _successor(state: RolloutState, at: datetime) -> ReleaseRequested | None:
+    """The next release, whose time-outs run from now: it may have waited long for this rollout's end."""
     if state.successor is None:
         return None
-    return state.successor.model_copy(update={"fence_floor": max(state.fence, state.successor.fence_floor)})
+    fence_floor = max(state.fence, state.successor.fence_floor)
+    return state.successor.model_copy(update={"at": at, "fence_floor": fence_floor})
 
 
 # --- starting -------------------------------------------------------------------------------------------------------
@@ -545,10 +551,11 @@ def _on_requested(turn: Turn, fact: ReleaseRequested) -> str | None:
     state = turn.state
     turn.set(successor=fact)
     sentence = f"Superseded by {words.quoted(fact.version)}, which starts when all traffic is back on stable."
+    detail = words.passed_over_sentence(fact.passed_over)
     if state.phase is P.ROLLING_BACK:
-        turn.tell("superseded", sentence)
+        turn.tell("superseded", sentence, detail)
         return None
-    _retreat(turn, sentence, cause="superseded", ended_as="superseded")
+    _retreat(turn, sentence, cause="superseded", ended_as="superseded", detail=detail)
     return None
 
 

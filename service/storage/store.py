@@ -371,7 +371,7 @@ class SqlStore:
             )
             newest = (
                 sa.select(r.cluster, r.namespace, r.service, r.monitor, place.label("place"))
-                .where(r.phase == Phase.PROMOTED.value, _is_one_of(t.rollouts, keys))
+                .where(r.phase == Phase.PROMOTED.value, _is_service(t.rollouts, keys))
                 .subquery()
             )
             query = sa.select(newest).where(newest.c.place <= last).order_by(newest.c.place)
@@ -403,7 +403,7 @@ class SqlStore:
         known: set[tuple[str, str]] = set()
         for pairs in _chunks(sorted(set(keys.values()))):
             query = sa.select(t.seen_events.c.source, t.seen_events.c.id).where(
-                sa.tuple_(t.seen_events.c.source, t.seen_events.c.id).in_(pairs)
+                _is_one_of((t.seen_events.c.source, t.seen_events.c.id), pairs)
             )
             known |= {(row.source, row.id) for row in await self._read("look up events", query)}
         return frozenset(event for event, key in keys.items() if key not in known)
@@ -412,7 +412,7 @@ class SqlStore:
         """See ``Store.heads``."""
         out: dict[ServiceKey, ServiceHead] = {}
         for keys in _chunks(sorted(services, key=str)):
-            query = sa.select(t.heads).where(_is_one_of(t.heads, keys))
+            query = sa.select(t.heads).where(_is_service(t.heads, keys))
             for row in await self._read("look up services", query):
                 key = ServiceKey(cluster=row.cluster, namespace=row.namespace, name=row.service)
                 out[key] = ServiceHead(key, from_epoch_s(row.event_at), row.event_id, row.fence)
@@ -422,7 +422,7 @@ class SqlStore:
         """See ``Store.active``."""
         out: dict[ServiceKey, RolloutState] = {}
         for keys in _chunks(sorted(services, key=str)):
-            query = _STATES.where(t.rollouts.c.active, _is_one_of(t.rollouts, keys))
+            query = _STATES.where(t.rollouts.c.active, _is_service(t.rollouts, keys))
             async for state, _ in self._states(await self._read("look up running rollouts", query)):
                 out[state.service] = state
         return out
@@ -602,13 +602,29 @@ def _cursor(after: str | None) -> tuple[float, str] | None:
         return None
 
 
-def _is_one_of(table: sa.Table, keys: Sequence[ServiceKey]) -> sa.ColumnElement[bool]:
-    columns = sa.tuple_(table.c.cluster, table.c.namespace, table.c.service)
-    return columns.in_([(k.cluster, k.namespace, k.name) for k in keys])
+def _is_service(table: sa.Table, keys: Sequence[ServiceKey]) -> sa.ColumnElement[bool]:
+    columns = (table.c.cluster, table.c.namespace, table.c.service)
+    return _is_one_of(columns, [(k.cluster, k.namespace, k.name) for k in keys])
+
+
+def _is_one_of(columns: Sequence[sa.Column[Any]], keys: Iterable[tuple[str, ...]]) -> sa.ColumnElement[bool]:
+    """The columns are one of the keys, by an IN for each prefix: for lists of rows SQLite reads the whole table."""
+    by_prefix: dict[tuple[str, ...], list[str]] = {}
+    for *prefix, last in keys:
+        by_prefix.setdefault(tuple(prefix), []).append(last)
+    return sa.or_(
+        sa.false(),
+        *(
+            sa.and_(*(c == v for c, v in zip(columns[:-1], prefix, strict=True)), columns[-1].in_(lasts))
+            for prefix, lasts in by_prefix.items()
+        ),
+    )
 
 
 def _in(where: Where) -> list[sa.ColumnElement[bool]]:
-    cluster = t.rollouts.c.cluster
+    # Not the bare column: SQLite would then go through the index of all rollouts that the cluster ever had, instead of
+    # the one of those that are due.
+    cluster = t.rollouts.c.cluster.concat("")
     clauses = [] if where.only is None else [cluster == where.only]
     return [*clauses, cluster.not_in(sorted(where.but))] if where.but else clauses
 

@@ -7,6 +7,7 @@ quoted data, cut in the middle when long. The rules and the model sentences are 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from service.model.names import Mode
@@ -181,6 +182,15 @@ def observed(sentence: str) -> str:
         if sentence.startswith(verb):
             return would + sentence[len(verb) :]
     return sentence if sentence.startswith("Would have") else f"Would have acted: {sentence}"
+
+
+def passed_over_sentence(versions: Sequence[str]) -> str:
+    """Which versions were not begun because a newer one came with them; empty when there are none."""
+    if not versions:
+        return ""
+    named = ", ".join(quoted(version) for version in versions[-5:])
+    more = f"{len(versions) - 5} older and " if len(versions) > 5 else ""
+    return f"Not begun, because this version's event came together with theirs: {more}{named}."
 
 
 def first_weight_sentence(state: RolloutState) -> str:

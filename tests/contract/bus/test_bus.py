@@ -88,8 +88,7 @@ class Reader:
             dead_letter_topic=topics[1],
             producer=producer,
             handle=self.handle,
-            clock=SystemClock(),
-            **more,
+            **{"clock": SystemClock(), **more},
         )
 
     async def handle(self, events: Sequence[DeploymentEvent]) -> None:
@@ -256,6 +255,77 @@ async def test_what_cannot_be_read_is_buried_with_reason_and_origin_and_stops_no
     assert all(h["x-original-topic"] == topics[0].encode() and h["x-error-message"] for h in headers)
     assert letters[0].value == b"{"
     assert headers[0]["h"] == b"1"
+
+
+class Hurried(SystemClock):
+    """Waits a hundredth of what is asked."""
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / 100)
+
+
+async def test_an_event_whose_handling_fails_is_buried_alone_and_its_batch_mates_are_taken(broker: Broker) -> None:
+    topics = await broker.topics()
+    await send(broker, topics[0], *(str(n) for n in range(40)))
+    tried: list[int] = []
+    async with reading(broker, topics, clock=Hurried()) as reader:
+        take = reader.handle
+
+        async def handle(events: Sequence[DeploymentEvent]) -> None:
+            if any(event.version == "17" for event in events):
+                tried.append(len(events))
+                raise ValueError("nobody foresaw this")
+            await take(events)
+
+        reader.consumer._handle = handle
+        await reader.until(39)
+    assert sorted(int(e.version or "") for e in reader.events) == [n for n in range(40) if n != 17]
+    assert tried.count(1) == 3, "it must be tried again alone, and not for ever"
+    (letter,) = await read_all(broker, topics[1], 1)
+    headers = dict(letter.headers)
+    assert headers["x-error-type"] == b"unhandled"
+    assert b"ValueError: nobody foresaw this" in headers["x-error-message"]
+    assert headers["x-original-offset"] == b"17"
+    assert b'"version":"17"' in letter.value
+
+
+async def test_when_every_event_fails_the_fault_is_ours_and_the_rest_waits(broker: Broker) -> None:
+    topics = await broker.topics()
+    await send(broker, topics[0], *(str(n) for n in range(30)))
+    broken = True
+    async with reading(broker, topics, clock=Hurried()) as reader:
+        take = reader.handle
+
+        async def handle(events: Sequence[DeploymentEvent]) -> None:
+            if broken:
+                raise RuntimeError("the database driver has a bug")
+            await take(events)
+
+        reader.consumer._handle = handle
+        letters = await read_all(broker, topics[1], 10)
+        await asyncio.sleep(0.5)
+        assert "the database driver has a bug" in reader.consumer.waits_for
+        broken = False
+        await reader.until(20)
+    assert len(letters) == 10
+    assert len(reader.events) == 20
+
+
+async def test_a_group_that_rebalances_again_and_again_loses_no_event(broker: Broker) -> None:
+    topics = await broker.topics()
+    await send(broker, topics[0], *(str(n) for n in range(300)))
+    taken: set[str] = set()
+    for turn in range(3):
+        async with reading(broker, topics) as one:
+            if broker.embedded is None:
+                async with reading(broker, topics) as other:
+                    await asyncio.sleep(1)
+                taken |= {e.id for e in other.events}
+        taken |= {e.id for e in one.events}
+        await send(broker, topics[0], *(f"{turn}-{n}" for n in range(20)))
+    async with reading(broker, topics) as last, asyncio.timeout(30):
+        while len(taken | {e.id for e in last.events}) < 300 + 3 * 20:
+            await asyncio.sleep(0.1)
 
 
 async def test_decisions_are_cloudevents_that_other_tools_can_read(broker: Broker) -> None:

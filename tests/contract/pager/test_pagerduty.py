@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 from pydantic import SecretStr
 
-from service.alerts.pagerduty import CALLS_PER_MINUTE, PagerDutyPager, payload
+from service.alerts.pagerduty import CALLS_PER_MINUTE, NOTES_PER_MINUTE, PagerDutyPager, payload
 from service.lab.pagerduty_api import PagerDutyApi
 from service.model.instruction import Page, PageAction
 from service.ring.ports import Refused, Unavailable
@@ -104,7 +104,7 @@ async def test_more_than_the_minutes_limit_waits_instead_of_locking_the_key(api:
     clock = StillClock()
     async with aiohttp.ClientSession() as session:
         pager = PagerDutyPager(session, SecretStr(KEY), clock, url=api.url)
-        page = pages()[0]
+        page = next(page for page in pages() if page.action is PageAction.TRIGGER)
         for _ in range(CALLS_PER_MINUTE):
             await pager.send(page)
         with pytest.raises(Unavailable) as raised:
@@ -112,6 +112,20 @@ async def test_more_than_the_minutes_limit_waits_instead_of_locking_the_key(api:
         assert raised.value.retry_after_s == pytest.approx(60)
         await clock.sleep(61)
         await pager.send(page)
+
+
+async def test_notes_leave_most_of_the_minute_to_pages(api: PagerDutyApi) -> None:
+    async with aiohttp.ClientSession() as session:
+        pager = PagerDutyPager(session, SecretStr(KEY), StillClock(), url=api.url)
+        note = next(page for page in pages() if page.action is PageAction.CHANGE)
+        page = next(page for page in pages() if page.action is PageAction.TRIGGER)
+        for _ in range(NOTES_PER_MINUTE):
+            await pager.send(note)
+        with pytest.raises(Unavailable) as raised:
+            await pager.send(note)
+        assert raised.value.retry_after_s == pytest.approx(60)
+        for _ in range(CALLS_PER_MINUTE - NOTES_PER_MINUTE):
+            await pager.send(page)
 
 
 def test_a_summary_that_is_too_long_is_cut_and_stands_alone_at_its_beginning() -> None:

@@ -1,0 +1,195 @@
+"""Intake: what events mean, one by one and when many of a service come together."""
+
+from __future__ import annotations
+
+import random
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from service.model.catalog import Catalog
+from service.model.names import Mode
+from service.model.rollout import Phase, RolloutState
+from service.model.stimulus import DeploymentEvent, EventKind, ReleaseRequested, StableUpgraded, WeightsWritten
+from service.model.target import Destination, Route, Target
+from service.rollout import intake, machine
+from service.rollout.intake import Newest, merge
+from tests.stories import SERVICE, START, Story, lean, policy
+
+TAKEN_IN = START + timedelta(hours=6)
+
+
+def catalog(mode: Mode = Mode.ENFORCE) -> Catalog:
+    target = Target(
+        namespace=SERVICE.namespace,
+        service="*",
+        route=Route(
+            virtual_service="${service}-route",
+            stable=Destination(host="${service}", subset="v1"),
+            canary=Destination(host="${service}", subset="v2"),
+        ),
+        stable_labels={"version": "${stable_version}"},
+        policy="test",
+    )
+    return Catalog(mode=mode, policies={"test": policy()}, targets=(target,))
+
+
+def event(event_id: str, version: str | None, minute: int = 0, **changes: Any) -> DeploymentEvent:
+    given: dict[str, Any] = {
+        "id": event_id,
+        "source": "/ci",
+        "at": START + timedelta(minutes=minute),
+        "kind": EventKind.UPGRADED,
+        "namespace": SERVICE.namespace,
+        "service": SERVICE.name,
+        "version": version,
+        "stable_version": "1",
+    }
+    return DeploymentEvent.model_validate(given | changes)
+
+
+def merged(*events: DeploymentEvent, newest: Newest | None = None, active: RolloutState | None = None) -> list[Any]:
+    return [(one.event.id, one.passed_over) for one in merge(events, SERVICE, catalog(), newest, active)]
+
+
+def test_of_releases_that_come_together_the_newest_is_begun_and_names_the_others() -> None:
+    assert merged(event("a", "2", 1), event("c", "4", 3), event("b", "3", 2)) == [("c", ("2", "3"))]
+
+
+def test_a_withdrawal_keeps_its_place_between_releases() -> None:
+    gone = event("x", None, 2, kind=EventKind.REMOVED)
+    assert [i for i, _ in merged(event("a", "2", 0), event("b", "3", 1), gone, event("c", "4", 3))] == ["b", "x", "c"]
+
+
+def test_a_newest_release_that_cannot_be_filled_in_does_not_hide_the_one_before() -> None:
+    assert merged(event("a", "2", 1), event("b", "3", 2), event("c", "4", 3, stable_version=None)) == [
+        ("b", ("2",)),
+        ("c", ()),
+    ]
+
+
+def test_late_events_are_neither_begun_nor_named() -> None:
+    newest = Newest(START + timedelta(minutes=2), "m", 7)
+    assert merged(event("a", "2", 1), event("b", "3", 3), newest=newest) == [("a", ()), ("b", ())]
+
+
+def test_the_journal_says_which_versions_were_not_begun() -> None:
+    (one,) = merge([event(f"e{n}", f"2.{n}.0", n) for n in range(9)], SERVICE, catalog(), None, None)
+    meant = intake.apply(one.event, SERVICE, catalog(), None, None, now=TAKEN_IN, passed_over=one.passed_over)
+    assert isinstance(meant, intake.Applied)
+    assert isinstance(meant.fact, ReleaseRequested)
+    (row, *_) = machine.begin(meant.fact).journal
+    assert row.detail == (
+        "Not begun, because this version's event came together with theirs: "
+        "3 older and 2.3.0, 2.4.0, 2.5.0, 2.6.0, 2.7.0."
+    )
+
+
+def test_the_canonical_form_of_a_release_that_came_alone_says_nothing_of_others() -> None:
+    (fact,) = Story().facts
+    assert "passed_over" not in fact.to_json()
+
+
+def test_an_event_that_waited_for_hours_does_not_find_its_time_outs_over() -> None:
+    meant = intake.apply(event("a", "2"), SERVICE, catalog(), None, None, now=TAKEN_IN)
+    assert isinstance(meant, intake.Applied)
+    assert meant.fact.at == TAKEN_IN
+    story = Story(at=TAKEN_IN)
+    assert story.state.wake_at is not None
+    assert story.state.wake_at > TAKEN_IN
+
+
+def test_a_successors_time_outs_run_from_its_predecessors_end() -> None:
+    story = Story().progressing()
+    fact = story.facts[0].model_copy(
+        update={"id": "e2", "event_id": "e2", "rollout": "r-2", "version": "3", "at": story.at}
+    )
+    story.tell(fact).pass_time(3600).written()
+    assert story.state.phase is Phase.ENDED
+    assert story.last.begin is not None
+    assert story.last.begin.at == story.at
+
+
+def test_a_new_version_over_the_promoted_one_is_a_release_and_no_news_of_stable() -> None:
+    """CI names as stable what the running rollout is still bringing in; the release must not be lost."""
+    active = Story().progressing().state
+    meant = intake.apply(
+        event("n", "2.14.0", stable_version=active.version), SERVICE, catalog(), None, active, now=TAKEN_IN
+    )
+    assert isinstance(meant, intake.Applied)
+    assert isinstance(meant.fact, ReleaseRequested)
+    for version in (None, active.version):
+        meant = intake.apply(
+            event("n", version, stable_version=active.version), SERVICE, catalog(), None, active, now=TAKEN_IN
+        )
+        assert isinstance(meant, intake.Applied)
+        assert isinstance(meant.fact, StableUpgraded)
+
+
+def test_a_version_that_is_on_its_way_back_may_be_released_again() -> None:
+    active = Story().progressing().window(harmful=True, **lean(300)).state
+    assert active.phase is Phase.ROLLING_BACK
+    meant = intake.apply(event("again", active.version), SERVICE, catalog(), None, active, now=TAKEN_IN)
+    assert isinstance(meant, intake.Applied)
+
+
+class Service:
+    """One service that takes events as the door does, and the mesh that confirms whatever is asked."""
+
+    def __init__(self, mode: Mode) -> None:
+        self.catalog = catalog(mode)
+        self.newest: Newest | None = None
+        self.state: RolloutState | None = None
+
+    def take(self, *events: DeploymentEvent) -> Service:
+        running = self.state if self.state and not self.state.phase.terminal else None
+        for one in merge(events, SERVICE, self.catalog, self.newest, running):
+            running = self.state if self.state and not self.state.phase.terminal else None
+            meant = intake.apply(one.event, SERVICE, self.catalog, self.newest, running, now=TAKEN_IN)
+            if isinstance(meant, intake.NotApplied):
+                continue
+            self.newest = Newest(one.event.at, one.event.id, 0)
+            if running is None:
+                assert isinstance(meant.fact, ReleaseRequested)
+                self.state = machine.begin(meant.fact).state
+            else:
+                self._step(running, meant.fact)
+        return self
+
+    def _step(self, state: RolloutState, fact: Any) -> None:
+        step = machine.step(state, fact)
+        self.state = machine.begin(step.begin).state if step.begin else step.state
+
+    def settled(self) -> tuple[str, Phase] | None:
+        """Version and phase once the mesh has confirmed everything; an ended rollout is none."""
+        for _ in range(5):
+            if self.state is None or self.state.phase.terminal or self.state.weight_seen == self.state.weight_asked:
+                break
+            at: datetime = TAKEN_IN
+            self._step(
+                self.state,
+                WeightsWritten(id="w", at=at, fence=self.state.fence, canary_percent=self.state.weight_asked),
+            )
+        return None if self.state is None or self.state.phase.terminal else (self.state.version, self.state.phase)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_events_that_come_together_lead_where_they_lead_one_by_one(mode: Mode) -> None:
+    rng = random.Random(20261126)
+    different = 0
+    for _ in range(3000):
+        events = []
+        for n in range(rng.randrange(2, 9)):
+            kind = rng.choice([EventKind.DEPLOYED] * 4 + [EventKind.UPGRADED, EventKind.REMOVED, EventKind.ROLLED_BACK])
+            version = rng.choice(["2", "3", "4", "5", None])
+            stable = rng.choice(["1", "1", "1", "1", "2", None])
+            events.append(event(f"e{n}", version, n, kind=kind, stable_version=stable))
+        before = events[: rng.randrange(3)]
+        alone, together = Service(mode).take(*before), Service(mode).take(*before)
+        for one in events[len(before) :]:
+            alone.take(one)
+        together.take(*events[len(before) :])
+        assert alone.settled() == together.settled(), [(e.kind, e.version, e.stable_version) for e in events]
+        different += alone.state != together.state
+    assert different > 300, "nothing was merged, so nothing was tested"
