@@ -304,7 +304,9 @@ class SqlStore:
             sa.select(older.c.id)
             .where(
                 older.c.rollout == o.rollout,
-                older.c.lane == o.lane,
+                # Not the bare column: SQLite would look through everything older of the lane, for each instruction,
+                # instead of through the few of the rollout.
+                older.c.lane.concat("") == o.lane,
                 older.c.settled_at.is_(None),
                 older.c.id < o.id,
                 older.c.not_before > now.timestamp(),
@@ -313,13 +315,13 @@ class SqlStore:
         )
         query = (
             sa.select(t.outbox)
-            .where(o.lane == lane.value, o.settled_at.is_(None), o.not_before <= now.timestamp(), ~waits)
+            .where(o.lane == lane.value, o.settled_at.is_(None), o.not_before <= now.timestamp())
             .order_by(o.id)
             .limit(limit)
         )
         # An order's rollout may have been written in a newer format since; its outcome could not be told here.
         theirs = sa.select(t.rollouts.c.id).where(t.rollouts.c.id == o.rollout, _READABLE, *_in(where))
-        query = query.where(theirs.exists())
+        query = query.where(theirs.exists(), ~waits)
         what = "read what is owed"
         if not await self._read(what, query.limit(1)):
             return []
