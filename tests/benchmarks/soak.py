@@ -1,8 +1,8 @@
 """`make soak`: the whole service for an hour on embedded parts, rollouts coming and going, parts failing by a seed.
 
 Each minute the service's memory, threads, file handles and database are sampled, and the rollouts by phase. It fails
-when memory grows after the first quarter by more than ``GROWTH_MIB``, or when a rollout is still under way at the end
-although every part has been well for the time that a rollout takes.
+when memory grows after the first quarter by more than ``GROWTH_MIB``, or when a rollout still waits for the mesh at
+the end although every part has been well for some minutes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CALM_S = 150.0
 """No faults and no new rollouts at the end, so that all may end."""
 
 FAULTS = ("prometheus away", "API server stopped", "API server 429 and 503", "PagerDuty stopped", "Kafka down")
-ACTIVE = ("starting", "progressing", "paused", "rolling_back", "promoting")
+MUST_END = ("starting", "rolling_back", "promoting")
 
 
 async def releases(parts: Embedded, rng: random.Random, until: float) -> int:
@@ -112,12 +112,12 @@ async def soak(minutes: float, seed: int) -> int:
                         flush=True,
                     )
                 released_n, _ = await work
-                left = {phase: n for phase, n in (await phases(parts, child.url)).items() if phase in ACTIVE}
+                left = {phase: n for phase, n in (await phases(parts, child.url)).items() if phase in MUST_END}
             driving.cancel()
             await asyncio.gather(driving, return_exceptions=True)
     quarter = max(1, len(samples) // 4)
     growth_mib = max(samples[-quarter:]) - max(samples[:quarter])
-    print(f"{released_n} releases; faults: {dict(counts)}; still under way at the end: {left or 'none'}")
+    print(f"{released_n} releases; faults: {dict(counts)}; still waiting for the mesh at the end: {left or 'none'}")
     print(f"memory grew by {growth_mib:.1f} MiB from the first quarter to the last (limit {GROWTH_MIB:g})")
     return int(growth_mib > GROWTH_MIB or bool(left))
 
