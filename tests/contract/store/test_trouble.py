@@ -60,7 +60,8 @@ WRITERS = ("commit", "postpone", "lease", "set_kill_switch", "check")
 
 
 def test_every_method_of_the_store_is_tried_here() -> None:
-    public = {name for name in vars(SqlStore) if not name.startswith("_")} - {"close"}
+    # ``read`` and ``write`` are what retention's own statements go through.
+    public = {name for name in vars(SqlStore) if not name.startswith("_")} - {"close", "read", "write"}
     assert public == set(METHODS)
 
 

@@ -82,7 +82,7 @@ class Ring:
         """The event, what is owed for it, and its first window."""
         records = [record(event_id, traceparent) for event_id in event_ids]
         self.outside.moment = START + timedelta(seconds=2)
-        assert await self.consumer._taken(records)
+        await self.consumer._hand_over(await self.consumer._read(records))
         for lane in (Lane.READINESS, Lane.WEIGHTS, Lane.PAGES, Lane.PUBLISH):
             await self.dispatcher.turn(lane)
         self.outside.moment = START + timedelta(minutes=4)
