@@ -83,7 +83,7 @@ class Ring:
         records = [record(event_id, traceparent) for event_id in event_ids]
         self.outside.moment = START + timedelta(seconds=2)
         await self.consumer._hand_over(await self.consumer._read(records))
-        for lane in (Lane.READINESS, Lane.WEIGHTS, Lane.PAGES, Lane.PUBLISH):
+        for lane in (Lane.READINESS, Lane.WEIGHTS, Lane.PAGES, Lane.NOTES, Lane.PUBLISH):
             await self.dispatcher.turn(lane)
         self.outside.moment = START + timedelta(minutes=4)
         tick = Tick(self.store, self.door, self.outside, self.outside, grace_s=GRACE_S, seen=self.own)
