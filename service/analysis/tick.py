@@ -25,7 +25,7 @@ from service.ring.door import Door, Told
 from service.ring.ports import Clock, Source, Unavailable
 from service.ring.seen import UNSEEN, Observer
 from service.ring.stopping import Stopping
-from service.ring.store import ANYWHERE, Change, Due, RollbackLimit, Store, TooManyRollbacks, Where
+from service.ring.store import ANYWHERE, LONGEST_HIDDEN_S, Change, Due, RollbackLimit, Store, TooManyRollbacks, Where
 from service.rollout import machine
 
 logger = logging.getLogger(__name__)
@@ -165,7 +165,8 @@ class Tick:
     def _rest_until(self, state: RolloutState, fact: WindowJudged) -> datetime | None:
         """When the next window may be judged: at once, but for missed windows of a store that is away."""
         away = any(one.availability is Availability.AWAY for one in fact.evidence)
-        return fact.at + timedelta(seconds=state.policy.window_s) if fact.late and away else None
+        rest_s = min(LONGEST_HIDDEN_S, state.policy.window_s)
+        return fact.at + timedelta(seconds=rest_s) if fact.late and away else None
 
     def _fact(self, state: RolloutState, verdict: Judged, *, frozen: bool, rollbacks_left: int) -> WindowJudged:
         start_s, end_s = window_span(state)

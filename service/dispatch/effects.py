@@ -11,7 +11,7 @@ from typing import TypeAlias
 from service.model.instruction import CheckReady, Page, Publish, SetWeights
 from service.model.stimulus import CandidateReady, Stimulus, WeightsRefused, WeightsWritten
 from service.ring.ports import Bus, Clock, Mesh, Pager, Refused, Unavailable
-from service.ring.store import Owed
+from service.ring.store import LONGEST_HIDDEN_S, Owed
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Effects:
             wished_s = error.retry_after_s if isinstance(error, Unavailable) else None
             pause_s = min(LONGEST_PAUSE_S, 0.25 * 2 ** min(owed.attempts, 10))
             why = str(error) or f"no answer within {TRY_S:g} s"
-            return Later(max(pause_s, wished_s or 0.0), why[:2000], failed=True)
+            return Later(min(LONGEST_HIDDEN_S, max(pause_s, wished_s or 0.0)), why[:2000], failed=True)
 
     async def _do(self, owed: Owed) -> Outcome:
         order = owed.instruction

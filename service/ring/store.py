@@ -19,6 +19,14 @@ from service.model.stimulus import WindowJudged
 from service.ring.ports import PortError
 
 
+LONGEST_HIDDEN_S = 600.0
+"""No instruction is postponed and no window rests for longer.
+
+Every replica compares with its own clock. What seems hidden for longer than this and a claim's lease was hidden by one
+whose clock is far ahead; it is offered at once, or a replica with a clock of next year would hide it until then.
+"""
+
+
 class Conflict(PortError):
     """Someone else changed the rollout, or started another one for the service, since it was read. Read again."""
 
@@ -77,7 +85,7 @@ class Change:
     monitor: bytes | None = None
     """The sequential statistics' row, when it changed."""
     rest_until: datetime | None = None
-    """The next window is not offered before this moment; None: as soon as it is due."""
+    """The next window is not offered before this moment, at most ``LONGEST_HIDDEN_S`` away; None: once it is due."""
 
     @property
     def retreated_at(self) -> datetime | None:
@@ -113,6 +121,7 @@ class Postponed:
 
     owed_id: int
     until: datetime
+    """At most ``LONGEST_HIDDEN_S`` away."""
     error: str
     tries_n: int = 1
     """Tries to count; 0 where it only waits for another."""
@@ -214,7 +223,10 @@ class Store(Protocol):
 
     async def lease(self, name: str, holder: str, now: datetime, *, lease_s: float) -> bool:
         """Whether ``holder`` has the lease ``name`` until ``lease_s`` from now: for work that one replica does for
-        all. Asking again renews it; another holder gets it once it has run out."""
+        all. Asking again renews it; another holder gets it once it has run out.
+
+        One that seems to last for more than twice ``lease_s`` was taken by a clock that is ahead, and counts as run
+        out; clocks that differ by less make nobody lose what he holds."""
 
     async def owed_summary(self) -> Mapping[Lane, tuple[int, datetime | None]]:
         """Per lane the number owed and since when the oldest is."""

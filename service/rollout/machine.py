@@ -632,9 +632,10 @@ def _resume(turn: Turn, fact: PersonActed, who: str) -> None:
         turn.enter(P.STARTING, sentence, wake_at=wake_at, **common)
         _check_ready(turn)
     else:
-        was_mesh = state.waiting is Waiting.MESH
+        # Refused, not confirmed yet, or somebody else's: a pause may have come since, and nobody else would ask again.
+        stands = state.weight_seen == state.weight_asked and state.waiting is not Waiting.MESH
         turn.enter(P.PROGRESSING, sentence, **common)
-        if was_mesh:
+        if not stands:
             turn.set(drift_n=0)
             turn.ask_weight(state.weight_asked)
     turn.tell("resumed", sentence, who)

@@ -25,6 +25,7 @@ from service.model.value import from_epoch_s
 from service.ring.ports import Unavailable
 from service.ring.store import (
     ANYWHERE,
+    LONGEST_HIDDEN_S,
     Change,
     Conflict,
     Due,
@@ -272,11 +273,12 @@ class SqlStore:
 
     async def lease(self, name: str, holder: str, now: datetime, *, lease_s: float) -> bool:
         """See ``Store.lease``."""
+        until = t.leases.c.until
         insert = self._insert_into(t.leases).values(name=name, holder=holder, until=now.timestamp() + lease_s)
         take = insert.on_conflict_do_update(
             index_elements=["name"],
             set_={"holder": insert.excluded.holder, "until": insert.excluded.until},
-            where=sa.or_(t.leases.c.holder == holder, t.leases.c.until <= now.timestamp()),
+            where=sa.or_(t.leases.c.holder == holder, ~_believed(until, now, 2 * lease_s)),
         ).returning(t.leases.c.holder)
         async with self._write(f"take the lease {name}") as connection:
             return (await connection.execute(take)).first() is not None
@@ -300,6 +302,7 @@ class SqlStore:
     ) -> Sequence[Owed]:
         """See ``Store.owed``."""
         o, older = t.outbox.c, t.outbox.alias("older")
+        hidden = _believed(o.not_before, now, LONGEST_HIDDEN_S + lease_s)
         waits = (
             sa.select(older.c.id)
             .where(
@@ -309,13 +312,13 @@ class SqlStore:
                 older.c.lane.concat("") == o.lane,
                 older.c.settled_at.is_(None),
                 older.c.id < o.id,
-                older.c.not_before > now.timestamp(),
+                _believed(older.c.not_before, now, LONGEST_HIDDEN_S + lease_s),
             )
             .exists()
         )
         query = (
             sa.select(t.outbox)
-            .where(o.lane == lane.value, o.settled_at.is_(None), o.not_before <= now.timestamp())
+            .where(o.lane == lane.value, o.settled_at.is_(None), ~hidden)
             .order_by(o.id)
             .limit(limit)
         )
@@ -347,8 +350,8 @@ class SqlStore:
         r = t.rollouts.c
         query = (
             sa.select(r.id, r.state, r.monitor, r.format)
-            .where(_READABLE, r.window_due_at <= now.timestamp() - grace_s, r.window_not_before <= now.timestamp())
-            .where(*_in(where))
+            .where(_READABLE, r.window_due_at <= now.timestamp() - grace_s, *_in(where))
+            .where(~_believed(r.window_not_before, now, LONGEST_HIDDEN_S + lease_s))
             .order_by(r.window_due_at)
             .limit(limit)
         )
@@ -553,6 +556,12 @@ class SqlStore:
                     f"{t.FORMAT}); a replica of that release carries it on"
                 )
             yield RolloutState.from_json(row.state), row
+
+
+def _believed(until: sa.ColumnElement[float], now: datetime, longest_s: float) -> sa.ColumnElement[bool]:
+    """Whether something is hidden until a moment; one too far away was set by a clock that is ahead."""
+    now_s = now.timestamp()
+    return (until > now_s) & (until <= now_s + longest_s)
 
 
 def _columns(change: Change) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class Api:
                 raise client.ApiException(status=404, reason="NotFound")
             return copy.deepcopy(self._cluster.routes[name])
 
-        return await self._call(f"read {plural} {name}", act, _request_timeout, ("error", "throttled", "hang"))
+        return await self._call(f"read {plural} {name}", act, _request_timeout, ("error", "throttled", "slow", "hang"))
 
     async def list_namespaced_custom_object(
         self, group: str, version: str, namespace: str, plural: str, *, _request_timeout: float = 10.0, **_: Any
@@ -127,14 +127,14 @@ class Api:
         async def act() -> dict[str, Any]:
             return self._cluster.patch(name, body)
 
-        fates = ("error", "throttled", "conflict", "lost", "hang", "late")
+        fates = ("error", "throttled", "conflict", "lost", "slow", "hang", "late")
         return await self._call(f"patch {name}", act, _request_timeout, fates)
 
     async def _list(self, timeout_s: float) -> dict[str, Any]:
         async def act() -> dict[str, Any]:
             return {"items": copy.deepcopy(list(self._cluster.routes.values())), "metadata": {}}
 
-        return await self._call("list the routes", act, timeout_s, ("error", "throttled", "hang"))
+        return await self._call("list the routes", act, timeout_s, ("error", "throttled", "slow", "hang"))
 
     def _deployment(self, name: str) -> dict[str, Any]:
         at_s = self._cluster.ready_at_s.get(name.removesuffix("-canary"), 0.0)

@@ -12,6 +12,7 @@ import numpy as np
 from service.model.instruction import Page, Publish
 from service.model.observation import Availability, FailureCounts, HistogramCounts, Reading, WindowQuery
 from service.ring.ports import Unavailable
+from service.sources.asking import CLOCKS_APART_S
 from tests.simulation.process import EPOCH, Line, Process
 
 if TYPE_CHECKING:
@@ -90,21 +91,18 @@ class Metrics:
             return [tuple(Reading(m, Availability.AWAY, None, str(error)) for m in q.metrics) for q in queries]
 
     def _answer(self, query: WindowQuery) -> tuple[Reading, ...]:
-        """The same window always has the same counts, whoever asks."""
+        """The same window always has the same counts, whoever asks; early ones have none, see ``service.sources``."""
+        if query.end_s > EPOCH.timestamp() + self._world.loop.time() + 1.0 + CLOCKS_APART_S:
+            early = "the window's end is in the metric store's future"
+            return tuple(Reading(m, Availability.AWAY, None, early) for m in query.metrics)
         answers = self._world.answers
         key = (query.rollout, query.start_s)
         if key not in answers:
-            answer = self._count(query)
-            if answer[0].availability is Availability.STALE:
-                return answer
-            answers[key] = answer
+            answers[key] = self._count(query)
         return answers[key]
 
     def _count(self, query: WindowQuery) -> tuple[Reading, ...]:
         truth = self._world.truth(query.rollout)
-        if query.end_s > EPOCH.timestamp() + self._world.loop.time():
-            # Asked by a replica whose clock is ahead.
-            return tuple(Reading(m, Availability.STALE, None, "the last samples are too old") for m in query.metrics)
         if truth.blind:
             return tuple(Reading(m, Availability.NO_SERIES, None, "the canary has no series") for m in query.metrics)
         share = self._world.clusters[self._cluster].weight(query.place.virtual_service) / 100

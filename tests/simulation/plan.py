@@ -22,6 +22,7 @@ FAULTS: Mapping[str, str] = {
     "api.conflict": "an API server answered 409",
     "api.lost": "an API server did as told and the answer was lost",
     "api.hang": "an API server never answered",
+    "api.slow": "an API server took long over one call",
     "api.late": "an API server did as told long after the caller had given up",
     "pager.outage": "the pager was away for a while",
     "pager.error": "the pager failed one call",
@@ -43,6 +44,7 @@ FAULTS: Mapping[str, str] = {
     "kafka.poison": "a record could not be read",
     "hand": "somebody changed weights by hand",
     "person": "a person gave an order",
+    "second thoughts": "a replica's first look at the route was held up, and a person rolled back meanwhile",
     "freeze": "somebody turned the kill switch",
 }
 """Every kind of fault, and the sentence that says what one of it is."""

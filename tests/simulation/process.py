@@ -35,6 +35,8 @@ class Process:
         self.owner = Owner(self.name)
         self.skew_s = skew_s
         """How far the machine's wall clock is off."""
+        self.slow_until_s = 0.0
+        """Until then whatever it asks of an API server is held up on its way."""
         self._clock = SystemClock(wall=self._wall, steady=world.loop.time)
 
     def _wall(self) -> float:
@@ -89,6 +91,9 @@ class Line:
         process, world = self._process, self._world
         process.gate()
         await self._travel()
+        if self._part == "api" and process.slow_until_s > world.loop.time():
+            await asyncio.sleep(process.slow_until_s - world.loop.time())
+            process.gate()
         if self._where in world.outages:
             await asyncio.sleep(0.01)
             raise away(f"{self._where} is away")

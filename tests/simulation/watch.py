@@ -17,7 +17,7 @@ from service.model.names import Mode, RolloutId
 from service.model.observation import Availability
 from service.model.rollout import Phase, RolloutState, Waiting
 from service.model.stimulus import STIMULUS, PersonActed, ReleaseRequested, Stimulus, WindowJudged
-from service.ring.store import Due, Owed, Postponed
+from service.ring.store import LONGEST_HIDDEN_S, Due, Owed, Postponed
 from service.rollout import machine
 from service.rollout.turn import Step
 from service.storage.packing import unpack
@@ -224,6 +224,8 @@ class Watch:
                     f"{process.name} is offered a weight of {order.rollout} that was replaced.",
                     order.rollout,
                 )
+            elif isinstance(order, SetWeights) and order.canary_percent > 0:
+                self._world.weight_begun(process, self.states[order.rollout])
 
     def _windows_offered(self, process: Process, due: Sequence[Due], now_s: float, lease_s: float) -> None:
         for one in due:
@@ -232,7 +234,8 @@ class Watch:
 
     def _lease(self, process: Process, key: object, what: str, now_s: float, lease_s: float) -> None:
         until_s = self._leases.get(key, 0.0)
-        if now_s < until_s - EPSILON_S:
+        # Whoever asks believes no promise that a clock far ahead has given.
+        if now_s < until_s - EPSILON_S <= now_s + LONGEST_HIDDEN_S + lease_s:
             self._broken(
                 "lease", f"{process.name} is offered {what}, which is promised to another {until_s - now_s:.1f} s more."
             )

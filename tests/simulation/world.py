@@ -14,7 +14,7 @@ from typing import Any
 from service.events.sending import message
 from service.model.catalog import Catalog
 from service.model.observation import Reading
-from service.model.rollout import Phase
+from service.model.rollout import Phase, RolloutState
 from service.model.stimulus import Verb
 from service.ring.store import KillSwitch
 from tests.simulation import catalog as catalogs
@@ -70,6 +70,7 @@ class World:
         self.loop = VirtualLoop(f"{plan.seed} loop")
         self.database = Database()
         self.sick = True
+        self._second_thoughts = self.dice("second thoughts")
         self._pace_s = self.dice("pace").choice((4.0, 8.0, 12.0))
         self._well_since_s = float("inf")
         self.outages: set[str] = set()
@@ -386,6 +387,17 @@ class World:
             if answered:
                 return
             await asyncio.sleep(dice.uniform(1.0, 10.0))
+
+    def weight_begun(self, process: Process, state: RolloutState) -> None:
+        """A replica has claimed a weight that gives the canary traffic."""
+        kind, dice = "second thoughts", self._second_thoughts
+        if kind not in self.plan.faults or not self.sick or dice.random() > 0.3:
+            return
+        held_s = dice.uniform(2.0, 9.0)
+        self.strike(kind, f"{process.name} does not reach API servers for {held_s:.1f} s; a person wants to go back.")
+        process.slow_until_s = self.loop.time() + held_s
+        order = functools.partial(self._order, state.id, Verb.ROLLBACK, f"second-thought-{self.faults[kind]}", dice)
+        self._in(dice.uniform(0.0, 1.0), lambda: self._task(order()))
 
     async def _freezes(self, kind: str) -> None:
         async for dice in self._every(kind, 150.0):

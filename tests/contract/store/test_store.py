@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -178,6 +178,34 @@ async def test_a_lease_is_one_holders_until_it_runs_out(store: SqlStore) -> None
     for at_s, holder, given in ((0, "a", True), (1, "b", False), (5, "a", True), (14, "b", False), (15, "b", True)):
         assert await store.lease("watch", holder, START + timedelta(seconds=at_s), lease_s=10) is given
     assert await store.lease("other", "a", START, lease_s=10)
+
+
+async def test_what_a_clock_far_ahead_has_claimed_is_offered_to_others_at_once(store: SqlStore) -> None:
+    ahead, now = START + timedelta(hours=3), START + timedelta(hours=1)
+    await keep(store, Story().progressing())
+
+    async def offered(at: datetime) -> tuple[int, int]:
+        owed = await store.owed(Lane.WEIGHTS, at, limit=9, lease_s=30)
+        return len(owed), len(await store.due(at, grace_s=0, limit=9, lease_s=30))
+
+    assert await offered(ahead) == (1, 1)
+    assert await offered(now) == (1, 1)
+    assert await offered(now) == (0, 0)
+
+
+async def test_what_a_clock_a_little_ahead_has_claimed_is_left_to_it(store: SqlStore) -> None:
+    now = START + timedelta(hours=1)
+    await keep(store, Story().progressing())
+    assert len(await store.due(now + timedelta(minutes=2), grace_s=0, limit=9, lease_s=30)) == 1
+    assert await store.due(now, grace_s=0, limit=9, lease_s=30) == []
+
+
+@pytest.mark.parametrize(("ahead_s", "taken"), [(9, False), (11, True), (3600, True)])
+async def test_a_named_lease_is_not_believed_beyond_twice_its_length(
+    store: SqlStore, ahead_s: float, taken: bool
+) -> None:
+    assert await store.lease("watch", "ahead", START + timedelta(seconds=ahead_s), lease_s=10)
+    assert await store.lease("watch", "right", START, lease_s=10) is taken
 
 
 async def test_a_commit_beyond_the_hourly_limit_of_rollbacks_writes_nothing(store: SqlStore) -> None:

@@ -23,7 +23,7 @@ from service.ring.breaker import Breaker
 from service.ring.door import Door, Told
 from service.ring.ports import Refused, Unavailable, WeightsSeen
 from service.ring.seen import Unseen
-from service.ring.store import KillSwitch
+from service.ring.store import LONGEST_HIDDEN_S, KillSwitch
 from service.storage.opening import open_store
 from service.storage.store import SqlStore
 from tests.contract.store.test_store import change, keep
@@ -147,13 +147,16 @@ async def test_what_fails_for_now_stays_owed_with_growing_pauses(store: SqlStore
     assert outside.percent == 10
 
 
-async def test_the_other_sides_wish_to_wait_is_kept(store: SqlStore) -> None:
+@pytest.mark.parametrize(("wished_s", "waits_s"), [(20, 20), (86_400, LONGEST_HIDDEN_S)])
+async def test_the_other_sides_wish_to_wait_is_kept_within_bounds(
+    store: SqlStore, wished_s: float, waits_s: float
+) -> None:
     outside = Outside()
-    outside.mesh_error = Unavailable("429", retry_after_s=20)
+    outside.mesh_error = Unavailable("429", retry_after_s=wished_s)
     _, dispatcher = made(store, outside)
     await keep(store, Story().ready())
     await dispatcher.turn(Lane.WEIGHTS)
-    await outside.sleep(19)
+    await outside.sleep(waits_s - 1)
     assert await dispatcher.turn(Lane.WEIGHTS) == 0
     await outside.sleep(2)
     assert await dispatcher.turn(Lane.WEIGHTS) == 1

@@ -321,6 +321,16 @@ def test_a_refused_weight_holds_and_a_person_can_try_again() -> None:
     assert weights(story.last) == [10]
 
 
+def test_a_refused_weight_is_asked_for_again_by_who_resumes_after_a_pause() -> None:
+    """Nothing else would ask again: without a first weight there are no windows, and no time to wake at."""
+    story = Story().ready()
+    story.tell(WeightsRefused(id="r", at=story.at, fence=story.state.fence, reason="the canary serves 100 %"))
+    story.person(Verb.PAUSE)
+    assert weights(story.last) == []
+    story.person(Verb.RESUME)
+    assert weights(story.last) == [10]
+
+
 def test_a_refused_rollback_without_any_traffic_given_simply_ends() -> None:
     story = Story().ready()
     story.tell(ReleaseWithdrawn(id="x", at=story.at, kind=EventKind.REMOVED))
