@@ -18,7 +18,6 @@ from service.model.rollout import Phase, RolloutState, WatchedRollout
 from service.model.stimulus import WindowJudged
 from service.ring.ports import PortError
 
-
 LONGEST_HIDDEN_S = 600.0
 """No instruction is postponed and no window rests for longer.
 

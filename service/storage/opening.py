@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import StaticPool
 
+from service.model.value import from_epoch_s
 from service.ring.ports import Refused
 from service.storage import tables as t
 from service.storage.errors import reaching
@@ -35,6 +37,10 @@ MIGRATIONS_LOCK = 0x5E21_0002
 """PostgreSQL's advisory lock for migrating: replicas that start together migrate once."""
 
 
+CLOCKS_APART_S = 30.0
+"""A replica starts with a clock that differs from the database's by at most this much; an instruction's lease."""
+
+
 class NewerSchema(Refused):
     """A newer release has changed the schema in a way that this one cannot live with."""
 
@@ -47,15 +53,17 @@ async def open_store(url: str, *, password: SecretStr | None = None, patience_s:
     """The store behind ``url`` (``sqlite:///file.db``, ``sqlite://`` in memory, ``postgresql://...``), migrated.
 
     patience_s : how long any method waits for the database.
-    Raises Refused when the URL means nothing, another process has the SQLite file or the schema is too new, and
-    Unavailable when the database is away.
+    Raises Refused when the URL means nothing, another process has the SQLite file or the schema is too new,
+    or this machine's clock is not the database's, and Unavailable when the database is away.
     """
     parsed = _parsed(url)
     lock = _lock(parsed) if parsed.get_backend_name() == "sqlite" else None
     engine = _engine(parsed, password, patience_s)
     try:
-        async with reaching("open the database", patience_s), engine.connect():
-            pass
+        async with reaching("open the database", patience_s), engine.connect() as connection:
+            if engine.dialect.name == "postgresql":
+                said = await connection.execute(sa.select(sa.func.extract("epoch", sa.func.clock_timestamp())))
+                _same_time(time.time(), float(said.scalar_one()))
         async with reaching("migrate the database", MIGRATE_WITHIN_S), engine.begin() as connection:
             await connection.run_sync(migrate)
     except TypeError as error:
@@ -116,6 +124,22 @@ def _engine(url: URL, password: SecretStr | None, patience_s: float) -> AsyncEng
     if url.get_backend_name() == "sqlite":
         return _sqlite(url, patience_s)
     return _postgres(url if password is None else url.set(password=password.get_secret_value()), patience_s)
+
+
+def _same_time(ours_s: float, theirs_s: float) -> None:
+    """Raise Refused unless this machine's clock and the database's agree.
+
+    Replicas share one database, so it is what they can all hold their clocks against. One that is ahead would claim
+    windows before the metric store has them, and take its own haste for a store without numbers; what it stamps, bake
+    times and time-outs, would come late for everybody. This is the moment to look: a clock that is set later does not
+    make the service's time jump (``app.clock``).
+    """
+    if abs(ours_s - theirs_s) > CLOCKS_APART_S:
+        ours, theirs = (from_epoch_s(one).strftime("%Y-%m-%d %H:%M:%S UTC") for one in (ours_s, theirs_s))
+        raise Refused(
+            f"this machine's clock says {ours} and the database's {theirs}; at most {CLOCKS_APART_S:g} s apart, a "
+            "replica may start. Set the clock that is wrong."
+        )
 
 
 def migrate(connection: Connection, revision: str = "head") -> None:

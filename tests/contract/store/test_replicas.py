@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 
@@ -10,8 +11,10 @@ import pytest
 
 from service.model.instruction import Lane
 from service.model.names import ServiceKey
+from service.ring.ports import Refused
 from service.ring.store import Conflict, RollbackLimit, ServiceHead, TooManyRollbacks
 from service.rollout import machine
+from service.storage import opening
 from service.storage.opening import open_store
 from service.storage.store import SqlStore
 from tests.contract.store.stories import change, keep
@@ -42,6 +45,17 @@ async def many(store: SqlStore, n: int) -> list[Story]:
     for story in stories:
         await keep(store, story)
     return stories
+
+
+@pytest.mark.parametrize("ahead_s", [3600.0, -60.0])
+async def test_a_replica_with_another_time_than_the_database_does_not_start(
+    ahead_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.shared().database()
+    wrong_s = time.time() + ahead_s
+    monkeypatch.setattr(opening.time, "time", lambda: wrong_s)  # type: ignore[attr-defined]
+    with pytest.raises(Refused, match=r"this machine's clock says .* and the database's"):
+        await open_store(url)
 
 
 async def test_due_windows_are_shared_without_overlap(replicas: tuple[SqlStore, SqlStore]) -> None:
