@@ -102,13 +102,11 @@ class Api:
         self, group: str, version: str, namespace: str, plural: str, *, _request_timeout: float = 10.0, **_: Any
     ) -> dict[str, Any]:
         """Every VirtualService."""
-        return await self._list(_request_timeout)
 
-    async def list_cluster_custom_object(
-        self, group: str, version: str, plural: str, *, _request_timeout: float = 10.0, **_: Any
-    ) -> dict[str, Any]:
-        """Every VirtualService."""
-        return await self._list(_request_timeout)
+        async def act() -> dict[str, Any]:
+            return {"items": copy.deepcopy(list(self._cluster.routes.values())), "metadata": {}}
+
+        return await self._call("list the routes", act, _request_timeout, ("error", "throttled", "slow", "hang"))
 
     async def patch_namespaced_custom_object(
         self,
@@ -128,13 +126,8 @@ class Api:
             return self._cluster.patch(name, body)
 
         fates = ("error", "throttled", "conflict", "lost", "slow", "hang", "late")
-        return await self._call(f"patch {name}", act, _request_timeout, fates)
-
-    async def _list(self, timeout_s: float) -> dict[str, Any]:
-        async def act() -> dict[str, Any]:
-            return {"items": copy.deepcopy(list(self._cluster.routes.values())), "metadata": {}}
-
-        return await self._call("list the routes", act, timeout_s, ("error", "throttled", "slow", "hang"))
+        # Writes are few, and most can go wrong with them.
+        return await self._call(f"patch {name}", act, _request_timeout, fates, risk=0.5)
 
     def _deployment(self, name: str) -> dict[str, Any]:
         at_s = self._cluster.ready_at_s.get(name.removesuffix("-canary"), 0.0)
@@ -145,8 +138,8 @@ class Api:
             "status": {"observedGeneration": 1, "readyReplicas": ready_n, "updatedReplicas": 2},
         }
 
-    async def _call(self, what: str, act: Any, timeout_s: float, fates: tuple[str, ...]) -> Any:
-        return await self._line.call(what, act, away=_away, timeout_s=timeout_s, risk=0.2, fates=fates)
+    async def _call(self, what: str, act: Any, timeout_s: float, fates: tuple[str, ...], *, risk: float = 0.2) -> Any:
+        return await self._line.call(what, act, away=_away, timeout_s=timeout_s, risk=risk, fates=fates)
 
 
 def _away(why: str) -> Exception:

@@ -111,14 +111,13 @@ class Metrics:
         canary_n = round(total_n * share)
         stable_n = total_n - canary_n
         rng = np.random.default_rng(zlib.crc32(f"{self._world.plan.seed} {query.rollout} {query.start_s}".encode()))
-        arms = [
-            (rng.multinomial(n, pattern / pattern.sum()), int(rng.binomial(n, rate)), n)
+        (canary, canary_failed), (stable, stable_failed) = [
+            (rng.multinomial(n, pattern / pattern.sum()), int(rng.binomial(n, rate)))
             for n, pattern, rate in (
                 (canary_n, SLOW if truth.slow else USUAL, truth.error_rate),
                 (stable_n, USUAL, 0.002),
             )
         ]
-        (canary, canary_failed, _), (stable, stable_failed, _) = arms
         availability = Availability.ENOUGH if canary_n and stable_n else Availability.FEW
         counts = {
             "latency": HistogramCounts(EDGES_S, tuple(map(int, canary)), tuple(map(int, stable))),

@@ -72,7 +72,7 @@ def test_a_fault_that_is_planted_in_the_product_is_caught(mutant: str) -> None:
 
 def test_a_failure_is_told_as_a_short_story_with_the_command_that_repeats_it() -> None:
     outcome = _caught(mutants.OFFSETS)
-    small = shortest(outcome, tries=10)
+    small = shortest(outcome, tries=20)
     assert small.broken is not None
     assert small.plan.services == 1
     assert len(small.plan.faults) < len(outcome.plan.faults)

@@ -320,10 +320,12 @@ class Watch:
         if state.phase in (Phase.ROLLED_BACK, Phase.ENDED, Phase.PROMOTED) or state.mode is Mode.OBSERVE:
             return ""
         cluster, route = self._world.clusters[state.service.cluster], state.place.virtual_service
-        if route in cluster.hands and (state.phase.terminal or state.weight_seen is None):
+        if route in cluster.hands and state.phase.terminal:
             return ""  # what others do to a route that no rollout uses is theirs
+        if state.weight_seen is None or f"serinus/{state.id}/mesh" in state.paged:
+            return ""  # nothing of it was ever confirmed, or people know that it cannot be written
         stands = cluster.weight(route)
-        if state.waiting is not Waiting.MESH and stands != state.weight_asked:
+        if stands != state.weight_asked:
             return f"{state.id} asked for {state.weight_asked} % and {stands} % stands"
         return ""
 
