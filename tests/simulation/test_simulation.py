@@ -13,8 +13,9 @@ import pytest
 from tests.simulation import mutants
 from tests.simulation.database import Database
 from tests.simulation.plan import FAULTS, Plan
+from tests.simulation.process import Process
 from tests.simulation.shrink import live, shortest, told
-from tests.simulation.world import Outcome
+from tests.simulation.world import Outcome, World
 
 SEEDS = 20
 CAUGHT_WITHIN = 30
@@ -52,6 +53,16 @@ def test_a_world_without_faults_ends_its_rollouts_in_every_way() -> None:
         assert outcome.broken is None, told(outcome)
         phases += outcome.rollouts
     assert {"promoted", "rolled_back", "paused", "held", "ended"} <= phases.keys()
+
+
+def test_a_replica_whose_clock_is_ahead_advances_nothing_on_windows_that_are_not_over() -> None:
+    world = World(replace(Plan.of(1), replicas=1, services=3, faults=frozenset()))
+    world.replicas[0].process = Process(world, replica=1, life=0, skew_s=3600.0)
+    outcome = world.run()
+    assert outcome.broken is None, told(outcome)
+    ill = [sentence for at_s, sentence, _ in outcome.story if at_s < outcome.plan.sick_s]
+    assert any("in the metric store's future" in sentence for sentence in ill)
+    assert not any("Advance to" in sentence or "Promote" in sentence for sentence in ill)
 
 
 def _caught(mutant: str) -> Outcome:

@@ -16,7 +16,7 @@ from service.model.names import ServiceKey
 from service.model.observation import Availability, FailureCounts, HistogramCounts, Reading, WindowQuery
 from service.model.rollout import Phase, RolloutState, Waiting
 from service.ring.door import Door, Told
-from service.ring.store import Due, KillSwitch, Store, Where
+from service.ring.store import LONGEST_HIDDEN_S, Due, KillSwitch, Store, Where
 from service.storage.opening import open_store
 from service.storage.store import SqlStore
 from tests.contract.store.test_store import keep
@@ -115,11 +115,13 @@ def ticking(store: Store, hands: Hands, **given: object) -> Tick:
     return Tick(store, Door(store, Catalog(), hands), hands, hands, grace_s=10, **given)  # type: ignore[arg-type]
 
 
-async def rollouts(store: SqlStore, n: int, **changes: object) -> list[Story]:
+async def rollouts(store: SqlStore, n: int, *, window: str = "60s", **changes: object) -> list[Story]:
     out = []
     for i in range(n):
         service = SERVICE.model_copy(update={"name": f"s{i}"} | changes)
-        story = Story(id=f"e{i}", rollout=f"r{i}", service=service, policy=policy(guards=[])).progressing()
+        story = Story(
+            id=f"e{i}", rollout=f"r{i}", service=service, policy=policy(guards=[], window=window)
+        ).progressing()
         await keep(store, story)
         out.append(story)
     return out
@@ -185,6 +187,17 @@ async def test_while_the_store_is_away_missed_windows_are_used_up_no_faster_than
     while await tick.turn():
         pass
     assert len([w for w in await store.windows(story.state.id) if w.n_canary]) > 55
+
+
+async def test_no_window_rests_for_longer_than_others_would_believe(store: SqlStore) -> None:
+    (story,) = await rollouts(store, 1, window="1h")
+    assert story.state.windows_from is not None
+    hands = Hands(AWAY)
+    hands.moment = story.state.windows_from + timedelta(hours=5)
+    tick = ticking(store, hands)
+    assert [await tick.turn(), await tick.turn()] == [1, 0]
+    hands.moment += timedelta(seconds=LONGEST_HIDDEN_S)
+    assert await tick.turn() == 1
 
 
 async def test_windows_older_than_the_history_are_blind_without_asking(store: SqlStore) -> None:
