@@ -317,10 +317,7 @@ class SqlStore:
             .exists()
         )
         query = (
-            sa.select(t.outbox)
-            .where(o.lane == lane.value, o.settled_at.is_(None), ~hidden)
-            .order_by(o.id)
-            .limit(limit)
+            sa.select(t.outbox).where(o.lane == lane.value, o.settled_at.is_(None), ~hidden).order_by(o.id).limit(limit)
         )
         # An order's rollout may have been written in a newer format since; its outcome could not be told here.
         theirs = sa.select(t.rollouts.c.id).where(t.rollouts.c.id == o.rollout, _READABLE, *_in(where))

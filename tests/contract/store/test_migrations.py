@@ -124,7 +124,7 @@ async def test_rows_of_every_revision_are_read_by_this_one_and_are_there_when_it
     assert (await store.heads([SERVICE]))[SERVICE] == ServiceHead(SERVICE, from_epoch_s(AT), "e1", 7)
     assert (await store.kill_switch()).reason == "storm"
     if revision >= "0003":
-        assert not await store.lease("watch", "b", START, lease_s=10)
+        assert not await store.lease("watch", "b", START, lease_s=60)
     # What this release writes is there for the older one too.
     fact = Story().progressing().window().window().facts[-1]
     assert isinstance(fact, WindowJudged)
