@@ -37,8 +37,12 @@ MIGRATIONS_LOCK = 0x5E21_0002
 """PostgreSQL's advisory lock for migrating: replicas that start together migrate once."""
 
 
-CLOCKS_APART_S = 30.0
-"""A replica starts with a clock that differs from the database's by at most this much; an instruction's lease."""
+CLOCKS_APART_S = 10.0
+"""A replica starts with a clock that differs from the database's by at most this much.
+
+Below what an instruction's lease (30 s) leaves beside a whole try (12 s): a clock that is further ahead would take what
+others are still carrying out for run out, and a page's trigger might land after its resolve.
+"""
 
 
 class NewerSchema(Refused):

@@ -17,7 +17,7 @@ story that was found, one sentence a step, each with its virtual second:
   who was killed, stopped, held up, cut off, or set to another time.
 - Read from the end: the last write or commit before BROKEN is the culprit's. Then look up where its replica was held:
   the usual cause is a replica that goes on with what it read before somebody else's newer decision.
-- Replicas start with any clock here. A real one on PostgreSQL refuses when it is more than 30 s off the database's.
+- Replicas start with any clock here. A real one on PostgreSQL refuses when it is more than 10 s off the database's.
 - ``--faults``, ``--replicas``, ``--services`` and ``--sick`` change one thing of the world. A cause that is taken away
   takes the failure with it.
 - The story changes with the product's code, since the same dice then fall elsewhere: keep a cause as a named test in
