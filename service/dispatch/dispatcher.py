@@ -61,7 +61,7 @@ class Dispatcher:
         self._clock = clock
         self._clusters = frozenset(meshes)
         self._effects = Effects(clock, meshes=meshes, pager=pager, bus=bus)
-        self._outcomes = Outcomes(store, door, clock)
+        self._outcomes = Outcomes(door, clock)
         self._seen = seen
         self._stopping = stopping or Stopping()
         self._news: dict[Lane, list[asyncio.Event]] = {lane: [] for lane in Lane}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from service.ring.door import Door, Told
 from service.ring.ports import Clock, Unavailable
-from service.ring.store import Postponed, Store
+from service.ring.store import Postponed
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,7 @@ class _News:
 class Outcomes:
     """Writes outcomes in groups, in the order in which they came."""
 
-    def __init__(self, store: Store, door: Door, clock: Clock) -> None:
-        self._store = store
+    def __init__(self, door: Door, clock: Clock) -> None:
         self._door = door
         self._clock = clock
         self._waiting: list[_News] = []
@@ -69,9 +68,10 @@ class Outcomes:
             group = self._waiting[:MOST]
             try:
                 await self._door.tell(
-                    [fact for news in group for fact in news.facts], settled=[i for news in group for i in news.settled]
+                    [fact for news in group for fact in news.facts],
+                    settled=[i for news in group for i in news.settled],
+                    postponed=[one for news in group for one in news.postponed],
                 )
-                await self._store.postpone([one for news in group for one in news.postponed])
             except Unavailable as error:
                 logger.warning("outcomes wait: %s", error, extra={"action": "outcomes_postponed"})
                 await self._clock.sleep(RETRY_S)

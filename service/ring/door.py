@@ -30,7 +30,7 @@ from service.model.stimulus import (
 from service.ring.answer import Answer
 from service.ring.ports import Clock, Unavailable
 from service.ring.seen import About
-from service.ring.store import Change, Conflict, RollbackLimit, ServiceHead, Store
+from service.ring.store import Change, Conflict, Postponed, RollbackLimit, ServiceHead, Store
 from service.rollout import intake, machine
 from service.rollout.turn import Step
 
@@ -128,18 +128,22 @@ class Door:
         facts: Sequence[Told],
         *,
         settled: Sequence[int] = (),
+        postponed: Sequence[Postponed] = (),
         known: Mapping[RolloutId, RolloutState] | None = None,
         limit: RollbackLimit | None = None,
     ) -> Sequence[Answer]:
-        """Take in facts for rollouts, with the owed instructions that they settle. One answer a fact, in order.
+        """Take in facts for rollouts, with the owed instructions that they settle or that have to wait. One answer a
+        fact, in order.
 
         known : states that the caller has just read; whether they still hold, the commit finds out
         limit : automatic rollbacks that there may be; beyond it nothing is taken in, and TooManyRollbacks is raised
         """
-        if not facts and not settled:
+        if not (facts or settled or postponed):
             return []
         fresh = iter([known] if known is not None else [])
-        return await self._until_no_conflict(lambda: self._tell_once(facts, settled, next(fresh, None), limit))
+        return await self._until_no_conflict(
+            lambda: self._tell_once(facts, settled, postponed, next(fresh, None), limit)
+        )
 
     async def act(self, rollout: RolloutId, verb: Verb, *, actor: str, reason: str, request_id: str) -> Answer:
         """Carry a person's order to the rollout. The same ``request_id`` twice has the effect of once."""
@@ -153,7 +157,7 @@ class Door:
         for row in reversed(await self._store.journal(rollout, limit=200)):
             if row.actor == fact.actor and STIMULUS.validate_json(row.stimulus).id == fact.id:
                 return Answer(True, row.headline, (await self._store.load([rollout])).get(rollout), row)
-        return (await self._tell_once([Told(rollout, fact)], (), states, None))[0]
+        return (await self._tell_once([Told(rollout, fact)], (), (), states, None))[0]
 
     async def _until_no_conflict(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         for _ in range(MAX_CONFLICTS):
@@ -169,6 +173,7 @@ class Door:
         self,
         facts: Sequence[Told],
         settled: Sequence[int],
+        postponed: Sequence[Postponed],
         known: Mapping[RolloutId, RolloutState] | None,
         limit: RollbackLimit | None,
     ) -> Sequence[Answer]:
@@ -197,7 +202,7 @@ class Door:
             if step.begin is not None:
                 begun.append(_begin(step.begin))
         heads = await self._fences(draft.state for draft in drafts.values() if draft.state.phase.terminal)
-        await self._commit([*drafts.values(), *begun], heads=heads, settled=settled, limit=limit)
+        await self._commit([*drafts.values(), *begun], heads=heads, settled=settled, postponed=postponed, limit=limit)
         return answers
 
     async def _fences(self, ended: Iterable[RolloutState]) -> Sequence[ServiceHead]:
@@ -303,12 +308,13 @@ class Door:
         seen: Sequence[tuple[str, str, datetime]] = (),
         heads: Sequence[ServiceHead] = (),
         settled: Sequence[int] = (),
+        postponed: Sequence[Postponed] = (),
         limit: RollbackLimit | None = None,
     ) -> None:
         changes = [draft.change() for draft in drafts if draft.changed]
-        if not (changes or seen or heads or settled):
+        if not (changes or seen or heads or settled or postponed):
             return
-        await self._store.commit(changes, seen=seen, heads=heads, settled=settled, limit=limit)
+        await self._store.commit(changes, seen=seen, heads=heads, settled=settled, postponed=postponed, limit=limit)
         lanes = frozenset(order.lane for change in changes for order in change.orders)
         if lanes:
             self.on_owed(lanes)

@@ -169,12 +169,14 @@ class Store(Protocol):
         seen: Sequence[tuple[str, str, datetime]] = (),
         heads: Sequence[ServiceHead] = (),
         settled: Sequence[int] = (),
+        postponed: Sequence[Postponed] = (),
         limit: RollbackLimit | None = None,
     ) -> None:
         """All of it in one transaction, or nothing. A judged window gives back its rollout's lease.
 
         seen : (source, id, when it was read) of events; a repeat is no error.
         settled : ids of owed instructions that are done.
+        postponed : owed instructions whose tries are counted and messages kept; none is offered before its ``until``.
         limit : how many automatic rollbacks there may be; exact, whoever else commits at the same moment.
         Raises Conflict when a ``was_revision`` no longer holds or a service would get a second active rollout, and
         TooManyRollbacks.
@@ -216,9 +218,6 @@ class Store(Protocol):
 
         An instruction is not offered while an older one of its lane and rollout is postponed or with somebody else.
         """
-
-    async def postpone(self, postponed: Sequence[Postponed]) -> None:
-        """Count the tries, keep their messages, and offer none of them before its ``until``. One transaction."""
 
     async def lease(self, name: str, holder: str, now: datetime, *, lease_s: float) -> bool:
         """Whether ``holder`` has the lease ``name`` until ``lease_s`` from now: for work that one replica does for

@@ -86,6 +86,7 @@ class SqlStore:
         seen: Sequence[tuple[str, str, datetime]] = (),
         heads: Sequence[ServiceHead] = (),
         settled: Sequence[int] = (),
+        postponed: Sequence[Postponed] = (),
         limit: RollbackLimit | None = None,
     ) -> None:
         """See ``Store.commit``."""
@@ -95,8 +96,10 @@ class SqlStore:
             await self._update(connection, [c for c in changes if c.was_revision is not None])
             await self._insert(connection, [c for c in changes if c.was_revision is None])
             await self._record(connection, changes)
+            await self._lock_owed(connection, changes, [*settled, *(one.owed_id for one in postponed)])
             await self._owe(connection, changes)
             await self._settle(connection, settled)
+            await self._postpone(connection, postponed)
             await self._heads_and_seen(connection, heads, seen)
 
     def _reach(self, what: str) -> AbstractAsyncContextManager[None]:
@@ -169,6 +172,17 @@ class SqlStore:
         if judged:
             await connection.execute(t.windows.insert(), judged)
 
+    async def _lock_owed(self, connection: AsyncConnection, changes: Sequence[Change], ids: Sequence[int]) -> None:
+        """Take every instruction that the commit touches, in one order: who drops some by their rollout and who
+        postpones the same by their ids would wait for each other."""
+        rollouts = [c.state.id for c in changes if c.drops]
+        if self._one_writer or not (rollouts or ids):
+            return
+        o = t.outbox.c
+        mine = o.id == sa.any_(sa.literal(list(ids), postgresql.ARRAY(sa.BigInteger)))
+        theirs = (o.rollout == sa.any_(sa.literal(rollouts, postgresql.ARRAY(sa.String)))) & o.settled_at.is_(None)
+        await connection.execute(sa.select(o.id).where(mine | theirs).order_by(o.id).with_for_update())
+
     async def _owe(self, connection: AsyncConnection, changes: Sequence[Change]) -> None:
         replaced = [
             {"of": c.state.id, "kind": kind, "now": c.state.phase_since.timestamp()}
@@ -205,9 +219,8 @@ class SqlStore:
 
     async def _settle(self, connection: AsyncConnection, settled: Sequence[int]) -> None:
         for ids in _chunks(sorted(settled)):
-            locked = sa.select(t.outbox.c.id).where(t.outbox.c.id.in_(ids)).order_by(t.outbox.c.id).with_for_update()
             await connection.execute(
-                t.outbox.update().where(t.outbox.c.id.in_(locked)).values(settled_at=sa.literal(_now()), last_error="")
+                t.outbox.update().where(t.outbox.c.id.in_(ids)).values(settled_at=sa.literal(_now()), last_error="")
             )
 
     async def _heads_and_seen(
@@ -250,8 +263,7 @@ class SqlStore:
     def _insert_into(self, table: sa.Table) -> Any:
         return (sqlite if self._one_writer else postgresql).insert(table)
 
-    async def postpone(self, postponed: Sequence[Postponed]) -> None:
-        """See ``Store.postpone``."""
+    async def _postpone(self, connection: AsyncConnection, postponed: Sequence[Postponed]) -> None:
         if not postponed:
             return
         statement = (
@@ -263,13 +275,11 @@ class SqlStore:
                 last_error=sa.bindparam("error"),
             )
         )
-        by_id = sorted(postponed, key=lambda one: one.owed_id)
         rows = [
             {"key": one.owed_id, "until": one.until.timestamp(), "error": _text(one.error), "tries_n": one.tries_n}
-            for one in by_id
+            for one in postponed
         ]
-        async with self._write("postpone instructions") as connection:
-            await connection.execute(statement, rows)
+        await connection.execute(statement, rows)
 
     async def lease(self, name: str, holder: str, now: datetime, *, lease_s: float) -> bool:
         """See ``Store.lease``."""

@@ -29,7 +29,7 @@ from tests.simulation.process import Line, Process
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-WRITES = frozenset({"commit", "postpone", "lease", "set_kill_switch", "owed", "due"})
+WRITES = frozenset({"commit", "lease", "set_kill_switch", "owed", "due"})
 
 IDLE: Mapping[str, tuple[str, Any]] = {
     "owed": ("select 1 from outbox where settled_at is null and lane = ?", ()),
@@ -58,7 +58,7 @@ class Watched:
                 self._process.world.watch.stored(self._process, method, args, given, result)
                 return result
 
-            risk = 0.15 if method in ("commit", "postpone") else 0.01
+            risk = 0.15 if method == "commit" else 0.01
             fates = ("error", "lost", "slow") if method in WRITES else ("error", "slow")
             return await self._line.call(
                 f"{method} in the store", act, away=Unavailable, timeout_s=30.0, risk=risk, fates=fates

@@ -73,12 +73,11 @@ class Watch:
         match method:
             case "commit":
                 self._committed(process, args[0] if args else given["changes"])
+                self._postponed(given.get("postponed", ()))
             case "owed":
                 self._offered(process, result, _now(args, given, 1), given["lease_s"])
             case "due":
                 self._windows_offered(process, result, _now(args, given, 0), given["lease_s"])
-            case "postpone":
-                self._postponed(args[0])
 
     def _committed(self, process: Process, changes: Sequence[Any]) -> None:
         for change in changes:

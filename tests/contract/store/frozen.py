@@ -43,7 +43,7 @@ async def everything(store: SqlStore) -> Story:
         for where in (Where(), Where(only="default"), Where(but=frozenset({"other"}))):
             for lane in Lane:
                 owed = await store.owed(lane, later, limit=9, lease_s=0.001, where=where)
-                await store.postpone([Postponed(one.id, START, "503") for one in owed])
+                await store.commit([], postponed=[Postponed(one.id, START, "503") for one in owed])
             await store.due(later, grace_s=0, limit=9, lease_s=0.001, where=where)
     await store.commit([], settled=[1])
     await store.lease("watch", "a", START, lease_s=10)

@@ -11,8 +11,9 @@ import pytest
 
 from service.model.instruction import Lane
 from service.model.names import ServiceKey
+from service.model.stimulus import Verb
 from service.ring.ports import Refused
-from service.ring.store import Conflict, RollbackLimit, ServiceHead, TooManyRollbacks
+from service.ring.store import Conflict, Postponed, RollbackLimit, ServiceHead, TooManyRollbacks
 from service.rollout import machine
 from service.storage import opening
 from service.storage.opening import open_store
@@ -132,6 +133,25 @@ async def test_rollouts_that_begin_in_opposite_orders_do_not_deadlock(replicas: 
         )
         (lost,) = [outcome for outcome in outcomes if outcome is not None]
         assert "UniqueViolation" in str(lost), lost
+
+
+async def test_postponing_while_newer_decisions_drop_the_same_instructions_does_not_deadlock(
+    replicas: tuple[SqlStore, SqlStore],
+) -> None:
+    # The instructions' ids run against the rollouts' names.
+    stories = [Story(id=f"e{i}", service=service(i), rollout=f"r-{999 - i}") for i in range(250)]
+    await replicas[0].commit([change(story.last, None) for story in stories])
+    owed = await replicas[0].owed(Lane.READINESS, START, limit=250, lease_s=30)
+    later = [Postponed(one.id, START + timedelta(seconds=5), "not ready yet") for one in owed]
+    made = [change(story.person(Verb.ROLLBACK).last, 1) for story in stories]
+    assert all("check_ready" in one.drops for one in made)
+
+    async def postpone() -> None:
+        for _ in range(30):
+            await replicas[0].commit([], postponed=later)
+
+    outcomes = await asyncio.gather(replicas[1].commit(made), postpone(), return_exceptions=True)
+    assert outcomes == [None, None]
 
 
 async def test_a_service_gets_one_active_rollout_whoever_starts_it(replicas: tuple[SqlStore, SqlStore]) -> None:

@@ -105,7 +105,7 @@ async def test_a_leased_order_is_hidden_until_the_lease_ends_and_gone_when_settl
     assert await store.owed(Lane.WEIGHTS, START, limit=10, lease_s=30) == []
     later = START + timedelta(seconds=31)
     assert [o.id for o in await store.owed(Lane.WEIGHTS, later, limit=10, lease_s=30)] == [one.id]
-    await store.postpone([Postponed(one.id, later + timedelta(seconds=5), "409")])
+    await store.commit([], postponed=[Postponed(one.id, later + timedelta(seconds=5), "409")])
     assert await store.owed(Lane.WEIGHTS, later, limit=10, lease_s=30) == []
     (again,) = await store.owed(Lane.WEIGHTS, later + timedelta(seconds=6), limit=10, lease_s=30)
     assert again.attempts == 1
@@ -242,7 +242,7 @@ async def test_an_event_with_any_name_is_seen_once_and_holds_up_nothing(store: S
     assert await store.unseen([(odd[:1024], odd), other]) == {other}
     await keep(store, Story().ready())
     (one,) = await store.owed(Lane.WEIGHTS, START, limit=10, lease_s=30)
-    await store.postpone([Postponed(one.id, START, odd)])
+    await store.commit([], postponed=[Postponed(one.id, START, odd)])
     await store.set_kill_switch(KillSwitch(True, "ana", odd, START))
     assert (await store.kill_switch()).frozen
 

@@ -33,7 +33,7 @@ assert isinstance(FACT, WindowJudged)
 JUDGED = Change(WINDOW.state, RUNNING.state.revision, WINDOW.last.journal, ((WINDOW.state.revision, FACT),))
 
 METHODS: dict[str, Callable[[SqlStore], Awaitable[object]]] = {
-    "commit": lambda s: s.commit([JUDGED]),
+    "commit": lambda s: s.commit([JUDGED], postponed=[Postponed(1, START, "503")]),
     "unseen": lambda s: s.unseen([("/ci", "e1")]),
     "heads": lambda s: s.heads([SERVICE]),
     "active": lambda s: s.active([SERVICE]),
@@ -43,7 +43,6 @@ METHODS: dict[str, Callable[[SqlStore], Awaitable[object]]] = {
     "waking": lambda s: s.waking(LATER, limit=5),
     "watched": lambda s: s.watched(limit=5),
     "owed": lambda s: s.owed(Lane.PAGES, LATER, limit=5, lease_s=0.001),
-    "postpone": lambda s: s.postpone([Postponed(1, START, "503")]),
     "lease": lambda s: s.lease("watch", "a", START, lease_s=10),
     "owed_summary": lambda s: s.owed_summary(),
     "overdue": lambda s: s.overdue(LATER),
@@ -56,7 +55,7 @@ METHODS: dict[str, Callable[[SqlStore], Awaitable[object]]] = {
     "history": lambda s: s.history(RUNNING.state.id),
     "check": lambda s: s.check(),
 }
-WRITERS = ("commit", "postpone", "lease", "set_kill_switch", "check")
+WRITERS = ("commit", "lease", "set_kill_switch", "check")
 
 
 def test_every_method_of_the_store_is_tried_here() -> None:

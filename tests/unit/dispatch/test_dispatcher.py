@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from service.ring.breaker import Breaker
 from service.ring.door import Door, Told
 from service.ring.ports import Refused, Unavailable, WeightsSeen
 from service.ring.seen import Unseen
-from service.ring.store import LONGEST_HIDDEN_S, KillSwitch
+from service.ring.store import LONGEST_HIDDEN_S, Conflict, KillSwitch
 from service.storage.opening import open_store
 from service.storage.store import SqlStore
 from tests.contract.store.test_store import change, keep
@@ -361,6 +362,29 @@ async def test_outcomes_wait_for_a_database_that_is_away(store: SqlStore) -> Non
     await dispatcher.turn(Lane.WEIGHTS)
     assert (await store.load([story.state.id]))[story.state.id].weight_seen == 10
     assert len(outside.writes) == 1
+
+
+async def test_an_outcome_that_meets_another_writer_is_written_all_the_same(store: SqlStore) -> None:
+    outside = Outside()
+    outside.is_ready = False
+    _, dispatcher = made(store, outside)
+    await keep(store, Story())
+    write, others = store._write, 3
+
+    @asynccontextmanager
+    async def sometimes(what: str) -> AsyncIterator[Any]:
+        nonlocal others
+        async with write(what) as connection:
+            yield connection
+            if what != "read what is owed" and others:
+                others -= 1
+                raise Conflict("a deadlock")
+
+    store._write = sometimes  # type: ignore[method-assign]
+    assert await dispatcher.turn(Lane.READINESS) == 1
+    await outside.sleep(30)
+    (again,) = await store.owed(Lane.READINESS, outside.now(), limit=9, lease_s=30)
+    assert (others, again.attempts) == (0, 1)
 
 
 async def test_an_instruction_whose_lease_cannot_cover_a_try_is_left_to_others(store: SqlStore) -> None:
