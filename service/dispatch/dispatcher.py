@@ -143,7 +143,11 @@ class Dispatcher:
         if room <= 0 or not breaker.admits():
             return set()
         now = self._clock.now()
-        owed = await self._store.owed(lane, now, limit=1 if breaker.open else room, lease_s=LEASE_S, where=where)
+        # While the breaker is open, one call tries the other side: never only those that would fail on any day.
+        trying = breaker.open
+        owed = await self._store.owed(
+            lane, now, limit=1 if trying else room, lease_s=LEASE_S, where=where, least_tried=trying
+        )
         chains: dict[str, list[Owed]] = {}
         for one in owed:
             chains.setdefault(one.instruction.rollout, []).append(one)

@@ -212,11 +212,20 @@ class Store(Protocol):
         """Active rollouts in enforce or recommend mode whose weight is confirmed, for the watch on drift, by id."""
 
     async def owed(
-        self, lane: Lane, now: datetime, *, limit: int, lease_s: float, where: Where = ANYWHERE
+        self,
+        lane: Lane,
+        now: datetime,
+        *,
+        limit: int,
+        lease_s: float,
+        where: Where = ANYWHERE,
+        least_tried: bool = False,
     ) -> Sequence[Owed]:
         """Instructions of a lane whose time has come, oldest first, hidden from others for ``lease_s``.
 
         An instruction is not offered while an older one of its lane and rollout is postponed or with somebody else.
+        least_tried : of each rollout the oldest only, and the least tried of them first; for a call that is to show
+            whether the other side works, which a few that always fail must not keep for themselves.
         """
 
     async def lease(self, name: str, holder: str, now: datetime, *, lease_s: float) -> bool:

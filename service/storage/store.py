@@ -308,7 +308,14 @@ class SqlStore:
     # --- what is due ------------------------------------------------------------------------------------------------
 
     async def owed(
-        self, lane: Lane, now: datetime, *, limit: int, lease_s: float, where: Where = ANYWHERE
+        self,
+        lane: Lane,
+        now: datetime,
+        *,
+        limit: int,
+        lease_s: float,
+        where: Where = ANYWHERE,
+        least_tried: bool = False,
     ) -> Sequence[Owed]:
         """See ``Store.owed``."""
         o, older = t.outbox.c, t.outbox.alias("older")
@@ -322,12 +329,15 @@ class SqlStore:
                 older.c.lane.concat("") == o.lane,
                 older.c.settled_at.is_(None),
                 older.c.id < o.id,
-                _believed(older.c.not_before, now, LONGEST_HIDDEN_S + lease_s),
+                sa.true() if least_tried else _believed(older.c.not_before, now, LONGEST_HIDDEN_S + lease_s),
             )
             .exists()
         )
         query = (
-            sa.select(t.outbox).where(o.lane == lane.value, o.settled_at.is_(None), ~hidden).order_by(o.id).limit(limit)
+            sa.select(t.outbox)
+            .where(o.lane == lane.value, o.settled_at.is_(None), ~hidden)
+            .order_by(*([o.attempts] if least_tried else []), o.id)
+            .limit(limit)
         )
         # An order's rollout may have been written in a newer format since; its outcome could not be told here.
         theirs = sa.select(t.rollouts.c.id).where(t.rollouts.c.id == o.rollout, _READABLE, *_in(where))

@@ -113,6 +113,20 @@ async def test_a_leased_order_is_hidden_until_the_lease_ends_and_gone_when_settl
     assert (await store.owed_summary())[Lane.WEIGHTS] == (0, None)
 
 
+async def test_the_least_tried_order_is_offered_first_where_it_is_asked_for_and_never_out_of_its_order(
+    store: SqlStore,
+) -> None:
+    for n in range(2):
+        service = SERVICE.model_copy(update={"name": f"svc-{n}"})
+        await keep(store, Story(id=f"e{n}", service=service, rollout=f"r-{n}").ready())
+    first = await store.owed(Lane.PUBLISH, START, limit=9, lease_s=0)
+    heads = {one.instruction.rollout: one for one in reversed(first)}
+    assert len(first) > len(heads) == 2
+    await store.commit([], postponed=[Postponed(heads["r-0"].id, START, "503")])
+    second = await store.owed(Lane.PUBLISH, START, limit=9, lease_s=0, least_tried=True)
+    assert [(one.id, one.attempts) for one in second] == [(heads["r-1"].id, 0), (heads["r-0"].id, 1)]
+
+
 async def test_windows_are_due_by_their_own_time(store: SqlStore) -> None:
     story = Story().progressing()
     await keep(store, story)

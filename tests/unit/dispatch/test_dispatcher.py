@@ -326,6 +326,43 @@ async def test_a_mesh_that_is_away_is_asked_once_a_pause_and_not_by_every_instru
     await asyncio.wait([running])
 
 
+async def test_a_few_instructions_that_always_fail_do_not_keep_the_others_of_their_lane_from_being_tried(
+    store: SqlStore,
+) -> None:
+    outside = Outside()
+    _, dispatcher = made(store, outside)
+    write = outside.set_weights
+
+    async def sometimes(place: Place, **asked: Any) -> WeightsSeen:
+        if place.virtual_service == "bad-route":
+            raise Unavailable("500 failed calling webhook")
+        return await write(place, **asked)
+
+    outside.set_weights = sometimes  # type: ignore[method-assign,assignment]
+
+    async def begin(n: int, route: str) -> None:
+        service = SERVICE.model_copy(update={"name": f"s{n}"})
+        at = START + timedelta(seconds=n)
+        await keep(
+            store,
+            Story(id=f"e{n}", rollout=f"r{n}", service=service, place=place(virtual_service=route), at=at).ready(),
+        )
+
+    for n in range(3):
+        await begin(n, "bad-route")
+    running = asyncio.create_task(dispatcher.run(Lane.WEIGHTS))
+    while outside.moment < START + timedelta(minutes=5):
+        await asyncio.sleep(0)
+    for n in range(3, 8):
+        await begin(n, f"r{n}")
+    began = outside.moment
+    while (await store.owed_summary())[Lane.WEIGHTS][0] > 3 and outside.moment < began + timedelta(minutes=1):
+        await asyncio.sleep(0)
+    assert len(outside.writes) == 5
+    running.cancel()
+    await asyncio.wait([running])
+
+
 async def test_outcomes_that_come_together_are_written_together(store: SqlStore) -> None:
     outside = Outside()
     _, dispatcher = made(store, outside)
