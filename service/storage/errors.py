@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from pydantic import ValidationError
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from service.ring.ports import Unavailable
@@ -21,6 +21,11 @@ except ImportError:
 
 _OTHER_WRITER = frozenset({"40001", "40P01"})
 """SQLSTATEs of a serialization failure and a deadlock: read again and repeat."""
+
+_DATA = "22"
+"""The class of SQLSTATEs of data exceptions, which SQLAlchemy does not tell from other errors of asyncpg."""
+
+_NOT_GRANTED = "42501"
 
 _WHAT_TO_DO = {
     "disk is full": "free space on the database's disk; work goes on by itself then",
@@ -36,6 +41,9 @@ _WHAT_TO_DO = {
 async def reaching(what: str, patience_s: float) -> AsyncIterator[None]:
     """Anything that the database cannot do within ``patience_s`` is Unavailable; a second writer's row is a Conflict.
 
+    What a statement can never do is neither: it goes through as it is, to be found as the fault of this program or of
+    the event that brought the value, and not to be tried for ever.
+
     Whatever was sent either takes effect as a whole or not at all; after Unavailable it is unknown which, as when the
     answer to a commit is lost.
     """
@@ -47,6 +55,8 @@ async def reaching(what: str, patience_s: float) -> AsyncIterator[None]:
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) in _OTHER_WRITER:
             raise Conflict(f"cannot {what}: another writer was in the way ({_first_line(error)})") from error
+        if _is_ours(error):
+            raise
         raise Unavailable(f"cannot {what}: {_first_line(error)}") from error
     except TimeoutError as error:
         raise Unavailable(f"cannot {what}: the database did not answer within {patience_s:g} s") from error
@@ -59,6 +69,17 @@ async def reaching(what: str, patience_s: float) -> AsyncIterator[None]:
         ) from error
     except (OSError, InterfaceError, PostgresError) as error:
         raise Unavailable(f"cannot {what}: {_first_line(error)}") from error
+
+
+def _is_ours(error: DBAPIError) -> bool:
+    """Whether the same statement would fail for ever: a value that the database cannot hold, or SQL that it cannot
+    carry out. Not what a person may still grant."""
+    state = getattr(error.orig, "sqlstate", None) or ""
+    # The driver's own complaint about a value is a ValueError, whatever SQLAlchemy calls it.
+    of_a_value = isinstance(getattr(error.orig, "__cause__", None), ValueError)
+    return state != _NOT_GRANTED and (
+        isinstance(error, DataError | ProgrammingError) or state.startswith(_DATA) or of_a_value
+    )
 
 
 def _first_line(error: Exception) -> str:

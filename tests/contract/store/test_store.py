@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 
 from service.model.instruction import Lane
 from service.model.journal import first_broken_row
@@ -27,6 +28,7 @@ from service.ring.store import (
     Where,
 )
 from service.rollout import machine
+from service.storage import tables as t
 from service.storage.opening import open_store
 from service.storage.store import SqlStore
 from tests.contract.store.stories import change, keep
@@ -373,6 +375,18 @@ async def test_a_stored_value_that_cannot_be_read_says_so(store: SqlStore) -> No
         await connection.exec_driver_sql("""UPDATE journal SET body = '{"a": 1}'""")
     with pytest.raises(Unavailable, match="cannot read the journal: a stored JournalEntry is not readable"):
         await store.journal(story.state.id)
+
+
+async def test_a_value_or_statement_that_can_never_be_carried_out_is_no_outage(store: SqlStore) -> None:
+    on_postgres = store._engine.dialect.name == "postgresql"
+    never = {
+        "a statement": sa.text("SELECT 1 FROM nowhere") if on_postgres else sa.text("SELECT ?"),
+        "a value": sa.text("SELECT 1 / 0") if on_postgres else sa.text("SELECT ?, ?"),
+        "a parameter": sa.select(t.outbox.c.id).where(t.outbox.c.attempts == 2**70),
+    }
+    for what, statement in never.items():
+        with pytest.raises((DBAPIError, OverflowError)):
+            await store.read(what, statement)  # type: ignore[arg-type]
 
 
 async def test_a_second_process_is_refused_with_the_file_and_the_reason(tmp_path: Path) -> None:
