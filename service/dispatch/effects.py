@@ -23,6 +23,9 @@ READY_POLL_S = 2.0
 REFUSED_LOOK_S = 30.0
 """Where readiness may not be looked at: the right or the object may still come."""
 
+UNKNOWN_CLUSTER_S = 60.0
+"""An instruction for a cluster that is not in this replica's settings waits so long for a replica that knows it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -56,6 +59,13 @@ class Effects:
 
     async def carry_out(self, owed: Owed) -> Outcome:
         """Try one instruction, for at most ``TRY_S``. Never raises for what the outside does."""
+        order = owed.instruction
+        if isinstance(order, SetWeights | CheckReady) and order.service.cluster not in self._meshes:
+            # While settings change from replica to replica, another one may know it; nobody is refused anything.
+            known = ", ".join(sorted(self._meshes)) or "none"
+            why = f"no API server is set for cluster {order.service.cluster} in this replica's settings; known: {known}"
+            logger.warning("%s waits: %s", order.type, why, extra={"action": "waits", "rollout": order.rollout})
+            return Later(UNKNOWN_CLUSTER_S, why, failed=False)
         try:
             async with asyncio.timeout(TRY_S):
                 return await self._do(owed)
@@ -71,7 +81,7 @@ class Effects:
         order = owed.instruction
         match order:
             case SetWeights():
-                seen = await self._mesh(order.service.cluster).set_weights(
+                seen = await self._meshes[order.service.cluster].set_weights(
                     order.place,
                     canary_percent=order.canary_percent,
                     fence=order.fence,
@@ -87,7 +97,7 @@ class Effects:
                 )
                 return Done((written,))
             case CheckReady():
-                ready, detail = await self._mesh(order.service.cluster).ready(order.place)
+                ready, detail = await self._meshes[order.service.cluster].ready(order.place)
                 if not ready:
                     # A candidate that takes minutes to load is asked less and less often.
                     pause_s = min(LONGEST_PAUSE_S, READY_POLL_S * 1.3 ** min(owed.attempts, 20))
@@ -117,9 +127,3 @@ class Effects:
                 return Later(REFUSED_LOOK_S, reason[:2000], failed=False)
             case _:
                 return Done(refused=True)
-
-    def _mesh(self, cluster: str) -> Mesh:
-        mesh = self._meshes.get(cluster)
-        if mesh is None:
-            raise Refused(f"no API server is set for cluster {cluster}; known: {', '.join(sorted(self._meshes))}")
-        return mesh

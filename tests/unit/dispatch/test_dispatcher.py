@@ -175,6 +175,21 @@ async def test_what_is_refused_is_answered_to_the_core(store: SqlStore) -> None:
     assert "no such route" in state.reason
 
 
+async def test_a_cluster_that_only_other_replicas_know_is_left_to_them(store: SqlStore) -> None:
+    outside = Outside()
+    _, knows = made(store, outside)
+    ports = {"meshes": {"other": outside}, "pager": outside, "bus": outside}
+    older = Dispatcher(store, Door(store, Catalog(), outside), outside, **ports)  # type: ignore[arg-type]
+    story = Story().ready()
+    await keep(store, story)
+    for lane, where in older.lanes():
+        await older.turn(lane, where)
+    assert (await store.load([story.state.id]))[story.state.id] == story.state
+    await outside.sleep(61)
+    await knows.turn(Lane.WEIGHTS)
+    assert (await store.load([story.state.id]))[story.state.id].weight_seen == 10
+
+
 async def test_the_kill_switch_keeps_every_weight_where_it_is_until_it_is_off(store: SqlStore) -> None:
     outside = Outside()
     _, dispatcher = made(store, outside)
