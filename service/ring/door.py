@@ -314,7 +314,8 @@ class Door:
         changes = [draft.change() for draft in drafts if draft.changed]
         if not (changes or seen or heads or settled or postponed):
             return
-        await self._store.commit(changes, seen=seen, heads=heads, settled=settled, postponed=postponed, limit=limit)
+        done = dict.fromkeys(settled, self._clock.now())
+        await self._store.commit(changes, seen=seen, heads=heads, settled=done, postponed=postponed, limit=limit)
         lanes = frozenset(order.lane for change in changes for order in change.orders)
         if lanes:
             self.on_owed(lanes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import Protocol
 
 from service.model.instruction import Instruction, Lane
@@ -168,14 +169,14 @@ class Store(Protocol):
         *,
         seen: Sequence[tuple[str, str, datetime]] = (),
         heads: Sequence[ServiceHead] = (),
-        settled: Sequence[int] = (),
+        settled: Mapping[int, datetime] = MappingProxyType({}),
         postponed: Sequence[Postponed] = (),
         limit: RollbackLimit | None = None,
     ) -> None:
         """All of it in one transaction, or nothing. A judged window gives back its rollout's lease.
 
         seen : (source, id, when it was read) of events; a repeat is no error.
-        settled : ids of owed instructions that are done.
+        settled : ids of owed instructions that are done, and when they were.
         postponed : owed instructions whose tries are counted and messages kept; none is offered before its ``until``.
         limit : how many automatic rollbacks there may be; exact, whoever else commits at the same moment.
         Raises Conflict when a ``was_revision`` no longer holds or a service would get a second active rollout, and

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import datetime
+from types import MappingProxyType
 from typing import IO, Any, TypeVar
 
 import sqlalchemy as sa
@@ -85,7 +86,7 @@ class SqlStore:
         *,
         seen: Sequence[tuple[str, str, datetime]] = (),
         heads: Sequence[ServiceHead] = (),
-        settled: Sequence[int] = (),
+        settled: Mapping[int, datetime] = MappingProxyType({}),
         postponed: Sequence[Postponed] = (),
         limit: RollbackLimit | None = None,
     ) -> None:
@@ -217,10 +218,13 @@ class SqlStore:
         if orders:
             await connection.execute(t.outbox.insert(), orders)
 
-    async def _settle(self, connection: AsyncConnection, settled: Sequence[int]) -> None:
-        for ids in _chunks(sorted(settled)):
+    async def _settle(self, connection: AsyncConnection, settled: Mapping[int, datetime]) -> None:
+        if settled:
             await connection.execute(
-                t.outbox.update().where(t.outbox.c.id.in_(ids)).values(settled_at=sa.literal(_now()), last_error="")
+                t.outbox.update()
+                .where(t.outbox.c.id == sa.bindparam("key"))
+                .values(settled_at=sa.bindparam("at"), last_error=""),
+                [{"key": key, "at": at.timestamp()} for key, at in settled.items()],
             )
 
     async def _heads_and_seen(
@@ -299,7 +303,7 @@ class SqlStore:
             "frozen": switch.frozen,
             "actor": _text(switch.actor),
             "reason": _text(switch.reason),
-            "at": switch.at.timestamp() if switch.at else _now(),
+            "at": switch.at.timestamp() if switch.at else 0.0,
         }
         insert = self._insert_into(t.switches).values(name="kill", **values)
         async with self._write("set the kill switch") as connection:
@@ -486,7 +490,7 @@ class SqlStore:
     async def kill_switch(self) -> KillSwitch:
         """See ``Store.kill_switch``."""
         for row in await self._read("read the kill switch", sa.select(t.switches)):
-            return KillSwitch(row.frozen, row.actor, row.reason, from_epoch_s(row.at))
+            return KillSwitch(row.frozen, row.actor, row.reason, from_epoch_s(row.at) if row.at else None)
         return KillSwitch()
 
     async def rollouts(self, which: RolloutFilter, *, after: str | None = None, limit: int = 50) -> RolloutPage:
@@ -674,7 +678,3 @@ def _text(said: str) -> str:
 
 def _chunks(items: Sequence[_T]) -> Iterable[Sequence[_T]]:
     return (items[i : i + CHUNK] for i in range(0, len(items), CHUNK))
-
-
-def _now() -> float:
-    return datetime.now().astimezone().timestamp()

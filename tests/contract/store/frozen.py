@@ -45,7 +45,7 @@ async def everything(store: SqlStore) -> Story:
                 owed = await store.owed(lane, later, limit=9, lease_s=0.001, where=where)
                 await store.commit([], postponed=[Postponed(one.id, START, "503") for one in owed])
             await store.due(later, grace_s=0, limit=9, lease_s=0.001, where=where)
-    await store.commit([], settled=[1])
+    await store.commit([], settled={1: START})
     await store.lease("watch", "a", START, lease_s=10)
     await store.set_kill_switch(KillSwitch(True, "ana", "storm", START))
     await store.kill_switch()

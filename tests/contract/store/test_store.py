@@ -111,7 +111,7 @@ async def test_a_leased_order_is_hidden_until_the_lease_ends_and_gone_when_settl
     assert await store.owed(Lane.WEIGHTS, later, limit=10, lease_s=30) == []
     (again,) = await store.owed(Lane.WEIGHTS, later + timedelta(seconds=6), limit=10, lease_s=30)
     assert again.attempts == 1
-    await store.commit([], settled=[one.id])
+    await store.commit([], settled={one.id: START})
     assert (await store.owed_summary())[Lane.WEIGHTS] == (0, None)
 
 

@@ -25,6 +25,7 @@ from service.ring.door import Door, Told
 from service.ring.ports import Refused, Unavailable, WeightsSeen
 from service.ring.seen import Unseen
 from service.ring.store import LONGEST_HIDDEN_S, Conflict, KillSwitch
+from service.storage import tables as t
 from service.storage.opening import open_store
 from service.storage.store import SqlStore
 from tests.contract.store.test_store import change, keep
@@ -161,6 +162,17 @@ async def test_the_other_sides_wish_to_wait_is_kept_within_bounds(
     assert await dispatcher.turn(Lane.WEIGHTS) == 0
     await outside.sleep(2)
     assert await dispatcher.turn(Lane.WEIGHTS) == 1
+
+
+async def test_an_instruction_is_settled_at_the_services_own_time(store: SqlStore) -> None:
+    outside = Outside()
+    _, dispatcher = made(store, outside)
+    await keep(store, Story().ready())
+    await outside.sleep(7)
+    await dispatcher.turn(Lane.WEIGHTS)
+    o = t.outbox.c
+    (row,) = await store.read("look", sa.select(o.settled_at).where(o.lane == Lane.WEIGHTS, o.settled_at.is_not(None)))
+    assert row.settled_at == outside.now().timestamp()
 
 
 async def test_what_is_refused_is_answered_to_the_core(store: SqlStore) -> None:
