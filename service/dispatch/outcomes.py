@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from service.ring.door import Door, Told
 from service.ring.ports import Clock, Unavailable
@@ -44,8 +44,10 @@ class Outcomes:
         self._writer: asyncio.Task[None] | None = None
 
     async def settle(self, owed_id: int, facts: Sequence[Told]) -> None:
-        """The instruction is done, and this came of it. Returns once it is committed."""
-        await self._bring(_News(_future(), facts, settled=(owed_id,)))
+        """The instruction is done, and this came of it. Returns once it is committed, or dropped because the rollout
+        cannot be read here: the instruction's lease then ends, and it is owed still."""
+        told = [replace(fact, settles=owed_id) for fact in facts]
+        await self._bring(_News(_future(), told, settled=() if told else (owed_id,)))
 
     async def postpone(self, postponed: Sequence[Postponed]) -> None:
         """These are to be tried again later. Returns once it is committed."""

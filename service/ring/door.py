@@ -30,7 +30,7 @@ from service.model.stimulus import (
 from service.ring.answer import Answer
 from service.ring.ports import Clock, Unavailable
 from service.ring.seen import About
-from service.ring.store import Change, Conflict, Postponed, RollbackLimit, ServiceHead, Store
+from service.ring.store import Change, Conflict, Damaged, Postponed, RollbackLimit, ServiceHead, Store, Unreadable
 from service.rollout import intake, machine
 from service.rollout.turn import Step
 
@@ -98,6 +98,9 @@ class Told:
     """The statistics' row."""
     rest_until: datetime | None = None
     """The next window is not to be judged before this moment."""
+    settles: int | None = None
+    """The owed instruction that this came of. Settled with it, unless the rollout cannot be read: the instruction is
+    then owed still, for a replica that can."""
 
 
 class Door:
@@ -114,14 +117,24 @@ class Door:
         """Called after each commit with the lanes that have new work; dispatch sets it, and finds it anyway later."""
 
     async def events(self, events: Sequence[DeploymentEvent]) -> None:
-        """Take in deployment events, each once. Returns when their effect is committed; raises Unavailable."""
+        """Take in deployment events, each once. Returns when their effect is committed; raises Unavailable.
+
+        Events of a service whose rollout cannot be read are left, and raise when all the others are committed:
+        Unavailable where a newer release reads it, Damaged where nobody does.
+        """
         by_service: dict[ServiceKey | None, dict[tuple[str, str], DeploymentEvent]] = {}
         for event in events:
             listed = by_service.setdefault(intake.service_of(event, self._catalog), {})
             listed.setdefault((event.source, event.id), event)
         placed = [(service, tuple(listed.values())) for service, listed in by_service.items()]
         if placed:
-            await self._services_events(placed)
+            left = await self._services_events(placed)
+            for one in left:
+                if one.damaged:
+                    services = ", ".join(sorted(map(str, one.damaged)))
+                    raise Damaged(f"the running rollout of {services} cannot be read: {one}") from one
+            if left:
+                raise left[0]
 
     async def tell(
         self,
@@ -177,14 +190,25 @@ class Door:
         known: Mapping[RolloutId, RolloutState] | None,
         limit: RollbackLimit | None,
     ) -> Sequence[Answer]:
-        states = await self._store.load({fact.rollout for fact in facts}) if known is None else known
+        unreadable: frozenset[RolloutId] = frozenset()
+        try:
+            states = await self._store.load({fact.rollout for fact in facts}) if known is None else known
+        except Unreadable as error:
+            states, unreadable = error.readable, error.newer | error.damaged
+        settled = [*settled, *(f.settles for f in facts if f.settles is not None and f.rollout in states)]
         drafts = {rid: _Draft(state, state.revision) for rid, state in states.items()}
         answers: list[Answer] = []
         begun: list[_Draft] = []
         for fact in facts:
             draft = drafts.get(fact.rollout)
             if draft is None:
-                answers.append(Answer(False, f"There is no rollout {fact.rollout}.", None))
+                why = f"There is no rollout {fact.rollout}."
+                if fact.rollout in unreadable:
+                    why = f"Rollout {fact.rollout} cannot be read by this replica; nothing is told to it."
+                    if fact.settles is not None:
+                        about = {"action": "dropped", "rollout": fact.rollout, "stimulus": fact.stimulus.id}
+                        logger.warning("an outcome is dropped, its instruction is owed still: %s", why, extra=about)
+                answers.append(Answer(False, why, None))
                 continue
             step = machine.step(draft.state, fact.stimulus)
             if step.accepted:
@@ -213,30 +237,35 @@ class Door:
         heads = await self._store.heads(fences.keys())
         return [replace(head, fence=max(head.fence, fences[service])) for service, head in heads.items()]
 
-    async def _services_events(self, placed: Sequence[Placed]) -> None:
-        """Commit events of some services together. When another writer was first, halves of them are tried: the
-        fewer services, the shorter the time between reading and committing."""
+    async def _services_events(self, placed: Sequence[Placed]) -> Sequence[Unreadable]:
+        """Commit events of some services together; why some were left. When another writer was first, halves of them
+        are tried: the fewer services, the shorter the time between reading and committing."""
         try:
             async with self._one_by_one:
-                await self._events_once(placed)
+                return await self._events_once(placed)
         except Conflict as conflict:
             logger.debug("conflict, reading again: %s", conflict, extra={"action": "conflict"})
             await asyncio.sleep(0)
             if len(placed) == 1:
-                await self._until_no_conflict(lambda: self._events_once(placed))
-                return
+                return await self._until_no_conflict(lambda: self._events_once(placed))
             half = len(placed) // 2
-            await self._services_events(placed[:half])
-            await self._services_events(placed[half:])
+            return [*await self._services_events(placed[:half]), *await self._services_events(placed[half:])]
 
-    async def _events_once(self, placed: Sequence[Placed]) -> None:
+    async def _events_once(self, placed: Sequence[Placed]) -> Sequence[Unreadable]:
         unseen = await self._store.unseen([(e.source, e.id) for _, events in placed for e in events])
         services = [service for service, _ in placed if service is not None]
         heads: dict[ServiceKey, ServiceHead] = dict(await self._store.heads(services))
         known = dict(heads)
-        running: dict[ServiceKey, _Draft] = {
-            service: _Draft(state, state.revision) for service, state in (await self._store.active(services)).items()
-        }
+        left: list[Unreadable] = []
+        try:
+            states = await self._store.active(
+                [service for service, events in placed if service and any((e.source, e.id) in unseen for e in events)]
+            )
+        except Unreadable as error:
+            states = error.readable
+            left.append(error)
+            placed = [one for one in placed if one[0] not in error.newer | error.damaged]
+        running = {service: _Draft(state, state.revision) for service, state in states.items()}
         drafts: list[_Draft] = list(running.values())
         for n, (service, events) in enumerate(placed):
             if n % YIELD_EVERY == YIELD_EVERY - 1:
@@ -253,6 +282,7 @@ class Door:
             seen=[(e.source, e.id, now) for _, events in placed for e in events if (e.source, e.id) in unseen],
             heads=[head for service, head in heads.items() if head is not known.get(service)],
         )
+        return left
 
     def _apply(
         self,

@@ -10,14 +10,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 from service.model.instruction import Instruction, Lane
 from service.model.journal import JournalEntry
 from service.model.names import Mode, RolloutId, ServiceKey
 from service.model.rollout import Phase, RolloutState, WatchedRollout
 from service.model.stimulus import WindowJudged
-from service.ring.ports import PortError
+from service.ring.ports import PortError, Unavailable
 
 LONGEST_HIDDEN_S = 600.0
 """No instruction is postponed and no window rests for longer.
@@ -29,6 +29,28 @@ whose clock is far ahead; it is offered at once, or a replica with a clock of ne
 
 class Conflict(PortError):
     """Someone else changed the rollout, or started another one for the service, since it was read. Read again."""
+
+
+class Unreadable(Unavailable):
+    """Of the running rollouts that were asked for, some cannot be read: newer replicas carry those on, or a person
+    mends their rows. ``readable`` are the others."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        readable: Mapping[Any, RolloutState],
+        newer: frozenset[Any] = frozenset(),
+        damaged: frozenset[Any] = frozenset(),
+    ) -> None:
+        super().__init__(message)
+        self.readable = readable
+        self.newer = newer
+        self.damaged = damaged
+
+
+class Damaged(PortError):
+    """What was asked needs a stored row that no release can read; waiting does not help."""
 
 
 class TooManyRollbacks(PortError):
@@ -190,10 +212,10 @@ class Store(Protocol):
         """The newest event of each service that has one."""
 
     async def active(self, services: Collection[ServiceKey]) -> Mapping[ServiceKey, RolloutState]:
-        """The running rollout of each service that has one."""
+        """The running rollout of each service that has one. Raises Unreadable, with those that can be read."""
 
     async def load(self, rollouts: Collection[RolloutId]) -> Mapping[RolloutId, RolloutState]:
-        """The states of those that exist."""
+        """The states of those that exist. Raises Unreadable, with those that can be read."""
 
     async def due(
         self, now: datetime, *, grace_s: float, limit: int, lease_s: float, where: Where = ANYWHERE

@@ -39,6 +39,7 @@ from service.model.names import RolloutId
 from service.model.rollout import Phase, RolloutState
 from service.ring.lease import HeldLease
 from service.ring.ports import Clock, PortError
+from service.ring.store import Unreadable
 from service.storage import tables as t
 from service.storage.archive import ArchiveError, ArchiveFile, line_of, tidy
 from service.storage.store import SqlStore
@@ -253,7 +254,10 @@ class Retention:
         while rows := await self._store.read(
             "look for old rollouts", query if after is None else query.where(started > sa.tuple_(*after))
         ):
-            states = await self._store.load([row.id for row in rows])
+            try:
+                states = await self._store.load([row.id for row in rows])
+            except Unreadable as error:
+                states = error.readable  # the others are kept
             ended = [row.id for row in rows if row.id in states and _ended_before(states[row.id], before)]
             if ended:
                 yield ended

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import IO, Any, TypeVar
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -23,7 +25,6 @@ from service.model.names import Mode, RolloutId, ServiceKey
 from service.model.rollout import Phase, RolloutState, WatchedRollout
 from service.model.stimulus import WindowJudged
 from service.model.value import from_epoch_s
-from service.ring.ports import Unavailable
 from service.ring.store import (
     ANYWHERE,
     LONGEST_HIDDEN_S,
@@ -38,6 +39,7 @@ from service.ring.store import (
     RolloutPage,
     ServiceHead,
     TooManyRollbacks,
+    Unreadable,
     Where,
 )
 from service.storage import tables as t
@@ -64,7 +66,11 @@ _READABLE = t.rollouts.c.format <= t.FORMAT
 
 _STATES = sa.select(t.rollouts.c.id, t.rollouts.c.state, t.rollouts.c.format)
 
+logger = logging.getLogger(__name__)
+
 _T = TypeVar("_T")
+_K = TypeVar("_K", ServiceKey, RolloutId)
+_S = TypeVar("_S", RolloutState, WatchedRollout)
 
 
 class SqlStore:
@@ -77,6 +83,7 @@ class SqlStore:
         self._one_writer = engine.dialect.name == "sqlite"
         # SQLite has one writer. Waiting here is fair and ends; waiting on its lock polls and may time out.
         self._writing = asyncio.Lock()
+        self._told_of: set[str] = set()
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
@@ -358,11 +365,10 @@ class SqlStore:
                 await connection.execute(
                     t.outbox.update().where(o.id.in_(ids)).values(not_before=now.timestamp() + lease_s)
                 )
-        async with self._reach(what):
-            return [
-                Owed(row.id, INSTRUCTION.validate_json(row.body), row.attempts, from_epoch_s(row.owed_since))
-                for row in rows
-            ]
+            owed, damaged = _orders(rows)
+            later = now + timedelta(seconds=LONGEST_HIDDEN_S)
+            await self._postpone(connection, [Postponed(one, later, "its stored body is damaged") for one in damaged])
+        return owed
 
     async def due(
         self, now: datetime, *, grace_s: float, limit: int, lease_s: float, where: Where = ANYWHERE
@@ -370,7 +376,7 @@ class SqlStore:
         """See ``Store.due``."""
         r = t.rollouts.c
         query = (
-            sa.select(r.id, r.state, r.monitor, r.format)
+            _STATES.add_columns(r.monitor)
             .where(_READABLE, r.window_due_at <= now.timestamp() - grace_s, *_in(where))
             .where(~_believed(r.window_not_before, now, LONGEST_HIDDEN_S + lease_s))
             .order_by(r.window_due_at)
@@ -385,7 +391,7 @@ class SqlStore:
                 await connection.execute(
                     t.rollouts.update().where(r.id.in_(ids)).values(window_not_before=now.timestamp() + lease_s)
                 )
-        return [Due(state, bytes(row.monitor)) async for state, row in self._states(rows)]
+        return [Due(state, bytes(row.monitor)) async for state, row in self._states(rows) if state is not None]
 
     async def past_monitors(self, services: Collection[ServiceKey], *, last: int) -> Mapping[ServiceKey, list[bytes]]:
         """See ``Store.past_monitors``."""
@@ -419,7 +425,8 @@ class SqlStore:
         query = _STATES.where(t.rollouts.c.watched, _READABLE, *_in(where)).order_by(t.rollouts.c.id).limit(limit)
         if after is not None:
             query = query.where(t.rollouts.c.id > after)
-        return [WatchedRollout.from_json(row.state) for row in await self._read("read whom to watch", query)]
+        rows = await self._read("read whom to watch", query)
+        return [state for row in rows if (state := self._decoded(row, WatchedRollout)) is not None]
 
     # --- questions --------------------------------------------------------------------------------------------------
 
@@ -446,21 +453,23 @@ class SqlStore:
 
     async def active(self, services: Collection[ServiceKey]) -> Mapping[ServiceKey, RolloutState]:
         """See ``Store.active``."""
-        out: dict[ServiceKey, RolloutState] = {}
+        r = t.rollouts.c
+        rows: list[Any] = []
         for keys in _chunks(sorted(services, key=str)):
-            query = _STATES.where(t.rollouts.c.active, _is_service(t.rollouts, keys))
-            async for state, _ in self._states(await self._read("look up running rollouts", query)):
-                out[state.service] = state
-        return out
+            query = _STATES.add_columns(r.cluster, r.namespace, r.service).where(
+                r.active, _is_service(t.rollouts, keys)
+            )
+            rows += await self._read("look up running rollouts", query)
+        return await self._by_key(
+            rows, lambda row: ServiceKey(cluster=row.cluster, namespace=row.namespace, name=row.service)
+        )
 
     async def load(self, rollouts: Collection[RolloutId]) -> Mapping[RolloutId, RolloutState]:
         """See ``Store.load``."""
-        out: dict[RolloutId, RolloutState] = {}
+        rows: list[Any] = []
         for ids in _chunks(sorted(rollouts)):
-            query = _STATES.where(t.rollouts.c.id.in_(ids))
-            async for state, _ in self._states(await self._read("load rollouts", query)):
-                out[state.id] = state
-        return out
+            rows += await self._read("load rollouts", _STATES.where(t.rollouts.c.id.in_(ids)))
+        return await self._by_key(rows, lambda row: RolloutId(row.id))
 
     async def owed_summary(self) -> Mapping[Lane, tuple[int, datetime | None]]:
         """See ``Store.owed_summary``."""
@@ -513,7 +522,7 @@ class SqlStore:
             at, rollout = cursor
             query = query.where(sa.or_(r.started_at < at, sa.and_(r.started_at == at, r.id < rollout)))
         rows = await self._read("list rollouts", query.limit(limit + 1))
-        states = [state async for state, _ in self._states(rows[:limit])]
+        states = [state async for state, _ in self._states(rows[:limit]) if state is not None]
         more = len(rows) > limit
         next_after = f"{rows[limit - 1].started_at!r}~{rows[limit - 1].id}" if more else None
         counted = await self._read("count rollouts", sa.select(r.phase, sa.func.count()).group_by(r.phase))
@@ -567,16 +576,84 @@ class SqlStore:
             rows: Sequence[Any] = (await connection.execute(query)).all()
             return rows
 
-    async def _states(self, rows: Iterable[Any]) -> AsyncIterator[tuple[RolloutState, Any]]:
+    async def _states(self, rows: Iterable[Any]) -> AsyncIterator[tuple[RolloutState | None, Any]]:
+        """Each row with its state; none where it cannot be read, which is nobody else's matter."""
         for i, row in enumerate(rows):
             if i % YIELD_EVERY == YIELD_EVERY - 1:
                 await asyncio.sleep(0)
-            if row.format > t.FORMAT:
-                raise Unavailable(
-                    f"rollout {row.id} was written by a newer release (format {row.format}, this one reads up to "
-                    f"{t.FORMAT}); a replica of that release carries it on"
-                )
-            yield RolloutState.from_json(row.state), row
+            yield self._decoded(row, RolloutState), row
+
+    async def _by_key(self, rows: Iterable[Any], key: Callable[[Any], _K]) -> Mapping[_K, RolloutState]:
+        read = [(key(row), state, row.id, row.format) async for state, row in self._states(rows)]
+        states = {one: state for one, state, _, _ in read if state is not None}
+        unreadable = [(one, rollout, format_) for one, state, rollout, format_ in read if state is None]
+        if unreadable:
+            _, rollout, format_ = unreadable[0]
+            raise Unreadable(
+                f"{len(unreadable)} rollout(s) cannot be read, the first: {_why_unreadable(rollout, format_)}",
+                readable=states,
+                newer=frozenset(one for one, _, format_ in unreadable if format_ > t.FORMAT),
+                damaged=frozenset(one for one, _, format_ in unreadable if format_ <= t.FORMAT),
+            )
+        return states
+
+    def _decoded(self, row: Any, kind: type[_S]) -> _S | None:
+        """The row's state; None, said once, where this release cannot read it."""
+        why = ""
+        if row.format <= t.FORMAT:
+            try:
+                return kind.from_json(row.state)
+            except ValidationError as error:
+                why = f" ({error.error_count()} errors, the first: {error.errors()[0]['msg']})"
+        if row.id not in self._told_of:
+            # Whoever asks is told again and again; the log is not.
+            self._told_of = {*(self._told_of if len(self._told_of) < CHUNK else ()), row.id}
+            level = logging.ERROR if why else logging.WARNING
+            logger.log(
+                level,
+                "%s%s",
+                _why_unreadable(row.id, row.format),
+                why,
+                extra={"action": "unreadable", "rollout": row.id},
+            )
+        return None
+
+
+def _why_unreadable(rollout: str, format_: int) -> str:
+    if format_ > t.FORMAT:
+        return (
+            f"rollout {rollout} was written by a newer release (format {format_}, this one reads up to {t.FORMAT}); "
+            "a replica of that release carries it on"
+        )
+    return (
+        f"the stored state of rollout {rollout} is damaged; it is left alone, with its weights as they stand: set them "
+        "by hand if need be, and restore its row from a backup"
+    )
+
+
+def _orders(rows: Iterable[Any]) -> tuple[Sequence[Owed], Sequence[int]]:
+    """What is owed, and the ids of what cannot be read; what its rollout owes after that is left out too."""
+    owed: list[Owed] = []
+    damaged: dict[str, int] = {}
+    for row in rows:
+        if row.rollout in damaged:
+            continue
+        try:
+            order = INSTRUCTION.validate_json(row.body)
+        except ValidationError:
+            damaged[row.rollout] = row.id
+            logger.error(
+                "%s %s of rollout %s is damaged and is not carried out, nor what the lane %s owes for it after that; "
+                "restore the row of the outbox from a backup, or settle it and set the weights by hand",
+                row.type,
+                row.id,
+                row.rollout,
+                row.lane,
+                extra={"action": "unreadable", "rollout": row.rollout, "owed": row.id},
+            )
+        else:
+            owed.append(Owed(row.id, order, row.attempts, from_epoch_s(row.owed_since)))
+    return owed, list(damaged.values())
 
 
 def _believed(until: sa.ColumnElement[float], now: datetime, longest_s: float) -> sa.ColumnElement[bool]:

@@ -25,6 +25,7 @@ from service.ring.store import (
     RolloutFilter,
     ServiceHead,
     TooManyRollbacks,
+    Unreadable,
     Where,
 )
 from service.rollout import machine
@@ -360,12 +361,52 @@ async def test_a_rollout_in_a_newer_format_is_left_to_newer_replicas_and_holds_u
     assert {state.id for state in (await store.rollouts(RolloutFilter())).rollouts} == {"r-0", "r-2"}
     owed = [one for lane in Lane for one in await store.owed(lane, later, limit=99, lease_s=60)]
     assert {one.instruction.rollout for one in owed} == {"r-0", "r-2"}
-    with pytest.raises(Unavailable, match="rollout r-1 was written by a newer release"):
+    with pytest.raises(Unreadable, match="rollout r-1 was written by a newer release") as caught:
         await store.load([RolloutId("r-0"), RolloutId("r-1")])
+    assert (caught.value.readable, caught.value.newer) == ({"r-0": stories[0].state}, {"r-1"})
     with pytest.raises(Conflict):
         await keep(store, Story(id="x", service=stories[1].state.service))
     was = stories[0].state.revision
     await store.commit([change(stories[0].window().last, was)])
+
+
+@pytest.mark.parametrize("state", ['{"a": 1}', "{", ""])
+async def test_a_damaged_state_costs_only_its_own_rollout(
+    store: SqlStore, state: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = [SERVICE.model_copy(update={"name": f"svc-{n}"}) for n in range(3)]
+    stories = [Story(id=f"e{n}", service=key, rollout=f"r-{n}").progressing() for n, key in enumerate(keys)]
+    for story in stories:
+        await keep(store, story)
+    await store.write("damage", [t.rollouts.update().where(t.rollouts.c.id == "r-1").values(state=state)])
+    later = START + timedelta(hours=1)
+    assert {due.state.id for due in await store.due(later, grace_s=0, limit=9, lease_s=60)} == {"r-0", "r-2"}
+    assert {state.id for state in await store.watched(limit=9)} == {"r-0", "r-2"}
+    assert {state.id for state in (await store.rollouts(RolloutFilter())).rollouts} == {"r-0", "r-2"}
+    with pytest.raises(Unreadable, match="the stored state of rollout r-1 is damaged") as loaded:
+        await store.load([RolloutId(f"r-{n}") for n in range(3)])
+    assert (loaded.value.readable.keys(), loaded.value.damaged) == ({"r-0", "r-2"}, {"r-1"})
+    with pytest.raises(Unreadable) as looked_up:
+        await store.active(keys)
+    assert (looked_up.value.readable.keys(), looked_up.value.damaged) == ({keys[0], keys[2]}, {keys[1]})
+    (said,) = [one for one in caplog.records if one.levelname == "ERROR"]
+    assert "rollout r-1 is damaged" in said.getMessage()
+    assert "restore its row from a backup" in said.getMessage()
+
+
+async def test_a_damaged_instruction_costs_only_what_its_rollout_owes_in_its_lane(store: SqlStore) -> None:
+    for n in range(3):
+        service = SERVICE.model_copy(update={"name": f"svc-{n}"})
+        await keep(store, Story(id=f"e{n}", service=service, rollout=f"r-{n}").ready())
+    first = min(one.id for one in await store.owed(Lane.PUBLISH, START, limit=99, lease_s=0))
+    await store.write("damage", [t.outbox.update().where(t.outbox.c.id == first).values(body="{}")])
+    offered = await store.owed(Lane.PUBLISH, START, limit=99, lease_s=0)
+    assert {one.instruction.rollout for one in offered} == {"r-1", "r-2"}
+    assert {one.instruction.rollout for one in await store.owed(Lane.WEIGHTS, START, limit=9, lease_s=0)} >= {"r-0"}
+    # It is not claimed again and again: what is asked for one by one finds the others.
+    soon = START + timedelta(seconds=90)
+    (one,) = await store.owed(Lane.PUBLISH, soon, limit=1, lease_s=0)
+    assert one.instruction.rollout == "r-1"
 
 
 async def test_a_stored_value_that_cannot_be_read_says_so(store: SqlStore) -> None:

@@ -16,7 +16,7 @@ from service.dispatch.clockwork import Clockwork
 from service.dispatch.dispatcher import Dispatcher
 from service.model.catalog import Catalog
 from service.model.instruction import Lane, Page, Publish
-from service.model.names import Mode
+from service.model.names import Mode, RolloutId
 from service.model.rollout import Phase, Waiting
 from service.model.stimulus import DeploymentEvent, EventKind
 from service.model.target import Destination, Place, Route, Target
@@ -24,7 +24,7 @@ from service.ring.breaker import Breaker
 from service.ring.door import Door, Told
 from service.ring.ports import Refused, Unavailable, WeightsSeen
 from service.ring.seen import Unseen
-from service.ring.store import LONGEST_HIDDEN_S, Conflict, KillSwitch
+from service.ring.store import LONGEST_HIDDEN_S, Conflict, Damaged, KillSwitch
 from service.storage import tables as t
 from service.storage.opening import open_store
 from service.storage.store import SqlStore
@@ -451,6 +451,32 @@ async def test_an_outcome_that_meets_another_writer_is_written_all_the_same(stor
     assert (others, again.attempts) == (0, 1)
 
 
+async def test_an_outcome_for_a_rollout_that_a_newer_replica_has_taken_keeps_no_other_from_being_written(
+    store: SqlStore,
+) -> None:
+    outside = Outside()
+    _, dispatcher = made(store, outside)
+    for n in range(3):
+        service = SERVICE.model_copy(update={"name": f"s{n}"})
+        await keep(store, Story(id=f"e{n}", rollout=f"r{n}", service=service).ready())
+    write = outside.set_weights
+
+    async def meanwhile(place: Place, **asked: Any) -> WeightsSeen:
+        await store.write("carry on", [t.rollouts.update().where(t.rollouts.c.id == "r0").values(format=99)])
+        return await write(place, **asked)
+
+    outside.set_weights = meanwhile  # type: ignore[method-assign,assignment]
+    async with asyncio.timeout(20):
+        await dispatcher.turn(Lane.WEIGHTS)
+    states = await store.load([RolloutId("r1"), RolloutId("r2")])
+    assert [state.weight_seen for state in states.values()] == [10, 10]
+    # The newer replica finds it owed.
+    assert (await store.owed_summary())[Lane.WEIGHTS][0] == 1
+    await store.write("play it", [t.rollouts.update().where(t.rollouts.c.id == "r0").values(format=1)])
+    await outside.sleep(31)
+    assert len(await store.owed(Lane.WEIGHTS, outside.now(), limit=9, lease_s=0)) == 1
+
+
 async def test_an_instruction_whose_lease_cannot_cover_a_try_is_left_to_others(store: SqlStore) -> None:
     outside = Outside()
     _, dispatcher = made(store, outside)
@@ -572,6 +598,23 @@ async def test_a_removed_service_ends_its_rollout(store: SqlStore) -> None:
     await door.events([event("a")])
     await door.events([event("b", kind=EventKind.REMOVED, minute=1)])
     assert (await store.active([SERVICE]))[SERVICE].phase is Phase.ROLLING_BACK
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "error"), [({"format": 99}, Unavailable), ({"state": "{}"}, Damaged)], ids=["newer", "damaged"]
+)
+async def test_events_of_a_service_whose_rollout_cannot_be_read_are_left_and_all_others_are_taken_in(
+    store: SqlStore, spoilt: dict[str, Any], error: type[Exception]
+) -> None:
+    door = Door(store, catalog(), Outside())
+    await door.events([event("a", service="spoilt")])
+    await store.write("spoil", [t.rollouts.update().values(spoilt)])
+    batch = [event("b", "3", minute=1, service="spoilt"), event("c"), event("d", service="third")]
+    with pytest.raises(error, match="cannot be read"):
+        await door.events(batch)
+    assert await store.unseen([("/ci", one.id) for one in batch]) == {("/ci", "b")}
+    assert (await store.active([SERVICE]))[SERVICE].version == "2"
+    await door.events([event("a", service="spoilt")])  # seen, so that nothing waits for it
 
 
 async def test_two_writers_on_one_rollout_both_get_through(store: SqlStore) -> None:
