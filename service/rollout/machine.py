@@ -304,6 +304,8 @@ def _on_drift(turn: Turn, fact: DriftSeen) -> str | None:
             return "Nothing was changed: the weights stand as asked."
         turn.set(drift_since=None, weight_seen=fact.canary_percent)
         turn.tell("drift", f"The weights stand at {state.weight_asked} % again, by somebody else's hand.")
+        if state.phase is P.AWAITING_STABLE:
+            turn.resolve("mesh")
         return None
     if state.weight_seen != state.weight_asked and state.drift_since is None:
         return "Nothing was changed: the asked weight has not been confirmed yet."
@@ -317,7 +319,15 @@ def _on_drift(turn: Turn, fact: DriftSeen) -> str | None:
     if fact.at < state.drift_since + timedelta(seconds=state.policy.drift_hold_off_s):
         return "Nothing was changed: the hold-off for somebody else's weights has not passed."
     if state.drift_n >= state.policy.drift_give_up_n:
-        sentence = f"Held: somebody else set the weights to {seen} again after {state.drift_n} corrections."
+        again = f"somebody else set the weights to {seen} again after {state.drift_n} corrections."
+        if state.phase is P.AWAITING_STABLE:
+            # Held it would be judged and promoted once more; the promotion stands, so people are told and it waits on.
+            if turn.paged("mesh"):
+                return "Nothing was changed: people know that somebody else keeps changing the weights."
+            turn.tell("drift", f"The weights are left as they are: {again}", fact.detail)
+            turn.page("mesh", Severity.ERROR, f"somebody else keeps setting the weights to {seen}")
+            return None
+        sentence = f"Held: {again}"
         turn.enter(P.HELD, sentence, waiting=Waiting.MESH)
         turn.tell("held", sentence, fact.detail)
         turn.decide(Decision.PAUSE, sentence)
@@ -401,8 +411,7 @@ def _stay(turn: Turn, before: RolloutState, fact: WindowJudged) -> None:
         turn.tell("data", "The numbers are back: every required metric could be looked at.")
         turn.resolve(Cause.BLIND)
     half = timedelta(seconds=state.policy.on_blind.budget_s / 2)
-    blind_key = f"serinus/{state.id}/{Cause.BLIND}"
-    if state.blind_since and fact.at >= state.blind_since + half and blind_key not in state.paged:
+    if state.blind_since and fact.at >= state.blind_since + half and not turn.paged(Cause.BLIND):
         turn.page(Cause.BLIND, Severity.WARNING, words.blind_sentence(state))
     if before.frozen != fact.frozen:
         now = "is on: all weights are frozen" if fact.frozen else "is off: weights move again"

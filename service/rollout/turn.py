@@ -84,9 +84,16 @@ class Turn:
 
     def page(self, cause: str, severity: Severity, symptom: str) -> None:
         """Wake someone; one incident a cause, however often it is said."""
-        key = f"serinus/{self.state.id}/{cause}"
+        key = self._key(cause)
         self.set(paged=(*(k for k in self.state.paged if k != key), key))
         self._order_page(PageAction.TRIGGER, key, severity, symptom)
+
+    def paged(self, cause: str) -> bool:
+        """Whether the incident of this cause is open."""
+        return self._key(cause) in self.state.paged
+
+    def _key(self, cause: str) -> str:
+        return f"serinus/{self.state.id}/{cause}"
 
     def note_change(self, summary: str) -> None:
         """Tell the pager of a move without waking anyone."""

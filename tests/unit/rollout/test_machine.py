@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from datetime import timedelta
 
 import pytest
@@ -13,13 +14,19 @@ from service.model.names import Mode
 from service.model.observation import Availability
 from service.model.rollout import Phase, Waiting
 from service.model.stimulus import (
+    CandidateReady,
     DriftSeen,
     EventKind,
+    PersonActed,
+    ReleaseRequested,
     ReleaseWithdrawn,
     StableUpgraded,
+    Stimulus,
     TimePassed,
     Verb,
     WeightsRefused,
+    WeightsWritten,
+    WindowJudged,
 )
 from service.model.target import Finish
 from service.rollout import machine
@@ -373,6 +380,26 @@ def test_drift_is_reported_put_back_after_the_hold_off_and_given_up_after_n() ->
     assert len(pages(story.last)) == 1
 
 
+def test_foreign_weights_that_keep_coming_back_after_the_promotion_page_once_and_change_no_phase() -> None:
+    story = Story(policy=policy(drift_give_up_n=2), place=place(finish=Finish.RETURN_TO_STABLE)).progressing()
+    story.person(Verb.PROMOTE).written()
+
+    def see(percent: int) -> Step:
+        return story.pass_time(61).tell(DriftSeen(id=f"d{len(story.facts)}", at=story.at, canary_percent=percent)).last
+
+    for _ in range(2):
+        see(50)
+        assert weights(see(50)) == [100]
+        story.written()
+    see(50)
+    given_up = see(50)
+    assert (story.state.phase, weights(given_up), len(pages(given_up))) == (Phase.AWAITING_STABLE, [], 1)
+    assert not see(50).accepted
+    assert len(pages(see(100), PageAction.RESOLVE)) == 1
+    story.tell(StableUpgraded(id="s", at=story.at, version="2.13.0")).written()
+    assert story.state.phase is Phase.PROMOTED
+
+
 def test_nothing_advances_while_somebody_elses_weights_stand() -> None:
     story = Story().progressing().window().window()
     story.tell(DriftSeen(id="d", at=story.at, canary_percent=0))
@@ -521,6 +548,83 @@ def test_every_row_of_the_table_names_phases_only_and_ends_lead_nowhere() -> Non
     assert set(machine.TRANSITIONS) == set(Phase)
     for phase in Phase:
         assert (machine.TRANSITIONS[phase] == {}) is phase.terminal
+
+
+def anything(rng: random.Random, story: Story) -> None:
+    """Any fact, whether or not it fits the phase."""
+    state = story.state
+    story.pass_time(rng.choice([0, 1, 31, 61, 400]))
+    name = f"{len(story.facts)}"
+    at = max(story.at, state.wake_at or story.at) if rng.random() < 0.1 else story.at
+    fence = state.fence - (rng.random() < 0.1)
+    percent = rng.choice([state.weight_asked, state.weight_asked, 0, 50, 100])
+    ends = (ReleaseWithdrawn, ReleaseRequested, StableUpgraded, PersonActed)
+    kind = rng.choice([kind for kind in machine._HANDLERS if kind not in ends or rng.random() < 0.2])
+    if kind is WindowJudged:
+        story.window(
+            safe=rng.random() < 0.9,
+            breach=rng.choice([False, False, True, None]),
+            harmful=rng.random() < 0.05,
+            frozen=rng.random() < 0.05,
+            availability=rng.choice([Availability.ENOUGH] * 6 + list(Availability)),
+            rollbacks_left=rng.choice([0, 9]),
+            **lean(rng.choice([0.5, 0.5, 0.5, 14])),
+        )
+        return
+    facts: dict[type[Stimulus], Stimulus] = {
+        CandidateReady: CandidateReady(id=name, at=at),
+        WeightsWritten: WeightsWritten(id=name, at=at, fence=fence, canary_percent=percent),
+        WeightsRefused: WeightsRefused(id=name, at=at, fence=fence, reason="no such route"),
+        DriftSeen: DriftSeen(id=name, at=at, canary_percent=rng.choice([percent, 50, 50, None])),
+        PersonActed: PersonActed(id=name, at=at, verb=rng.choice(list(Verb)), actor="ana"),
+        ReleaseWithdrawn: ReleaseWithdrawn(id=name, at=at, kind=EventKind.REMOVED),
+        ReleaseRequested: request(id=name, at=at, version="2.14.0"),
+        StableUpgraded: StableUpgraded(id=name, at=at, version=rng.choice([state.version, "1"])),
+        TimePassed: TimePassed(id=name, at=at),
+    }
+    story.tell(facts[kind])
+
+
+def moved(story: Story, phase: Phase) -> Story:
+    """The story told on until it stands in ``phase``."""
+    match phase:
+        case Phase.PROGRESSING:
+            story.progressing()
+        case Phase.PAUSED:
+            story.progressing().person(Verb.PAUSE)
+        case Phase.HELD:
+            story.ready().tell(WeightsRefused(id="r", at=story.at, fence=story.state.fence, reason="no such route"))
+        case Phase.ROLLING_BACK:
+            story.progressing().person(Verb.ROLLBACK)
+        case Phase.ROLLED_BACK:
+            story.progressing().person(Verb.ROLLBACK).written()
+        case Phase.PROMOTING:
+            story.progressing().person(Verb.PROMOTE)
+        case Phase.AWAITING_STABLE:
+            story.progressing().person(Verb.PROMOTE).written()
+        case Phase.PROMOTED:
+            story.progressing().person(Verb.PROMOTE).written()
+            story.tell(StableUpgraded(id="s", at=story.at, version=story.state.version)).written()
+        case Phase.ENDED:
+            story.progressing().tell(ReleaseWithdrawn(id="x", at=story.at, kind=EventKind.REMOVED)).written()
+    assert story.state.phase is phase
+    return story
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_no_facts_in_any_order_lead_off_the_table(phase: Phase) -> None:
+    rng = random.Random(f"off the table, {phase}")
+    taken = 0
+    for _ in range(60):
+        changes = policy(drift_give_up_n=rng.choice([1, 3]))
+        mode = rng.choice([Mode.ENFORCE, Mode.RECOMMEND] if phase is not Phase.STARTING else list(Mode))
+        story = moved(Story(policy=changes, place=place(finish=Finish.RETURN_TO_STABLE), mode=mode), phase)
+        for _ in range(50):
+            before = story.state
+            anything(rng, story)
+            taken += story.last.accepted
+            assert story.last.accepted or story.state == before
+    assert (taken > 0) is not phase.terminal
 
 
 def test_evidence_lines_come_from_the_policy_until_the_statistics_say_otherwise() -> None:
