@@ -106,6 +106,9 @@ class RolloutState(Value):
     weight_asked: Percent = 0
     weight_seen: Percent | None = None
     fence: int
+    answered_fence: int = 0
+    """The last fence that the mesh gave an answer for, and in ``answered_percent`` what it was: None for a refusal."""
+    answered_percent: Percent | None = None
     drift_n: int = 0
     drift_since: Utc | None = None
 

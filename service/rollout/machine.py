@@ -148,6 +148,8 @@ def begin(request: ReleaseRequested) -> Step:
         phase=P.STARTING,
         phase_since=request.at,
         fence=request.fence_floor,
+        answered_fence=request.fence_floor,
+        answered_percent=0,
         log_pause=math.log(1 / request.policy.false_pause),
         log_rollback=math.log(1 / request.policy.false_rollback),
         wake_at=request.at + timedelta(seconds=request.policy.ready_timeout_s),
@@ -251,10 +253,26 @@ def _on_ready(turn: Turn, fact: CandidateReady) -> str | None:
 # --- the mesh -------------------------------------------------------------------------------------------------------
 
 
+def _answered(turn: Turn, fence: int, percent: int | None) -> str | None:
+    """Note the mesh's answer to the present order (None: refused), or say why it is none.
+
+    Two replicas may carry out one order, so an answer may come again, late, or beside another. What confirmed the
+    order is the last word on it. Until then only an answer that differs is news: a write that went through after all
+    must not be missed, since the candidate then serves traffic.
+    """
+    state = turn.state
+    if fence != state.fence:
+        return f"Nothing was changed: the write of fence {fence} has been replaced by {state.fence}."
+    if fence == state.answered_fence and state.answered_percent in (state.weight_asked, percent):
+        return f"Nothing was changed: the write of fence {fence} has been answered already."
+    turn.set(answered_fence=fence, answered_percent=percent)
+    return None
+
+
 def _on_written(turn: Turn, fact: WeightsWritten) -> str | None:
     state = turn.state
-    if fact.fence != state.fence:
-        return f"Nothing was changed: the write of fence {fact.fence} has been replaced by {state.fence}."
+    if refusal := _answered(turn, fact.fence, fact.canary_percent):
+        return refusal
     turn.set(weight_seen=fact.canary_percent)
     if fact.canary_percent != state.weight_asked:
         turn.tell("weights", f"Asked for {state.weight_asked} % and read back {fact.canary_percent} %.")
@@ -277,8 +295,8 @@ def _on_written(turn: Turn, fact: WeightsWritten) -> str | None:
 
 def _on_refused(turn: Turn, fact: WeightsRefused) -> str | None:
     state = turn.state
-    if fact.fence != state.fence:
-        return f"Nothing was changed: the write of fence {fact.fence} has been replaced by {state.fence}."
+    if refusal := _answered(turn, fact.fence, None):
+        return refusal
     turn.tell("refused", f"The weight {state.weight_asked} % cannot be written.", fact.reason)
     if state.phase is P.ROLLING_BACK:
         if not state.weight_seen:

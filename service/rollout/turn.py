@@ -67,7 +67,7 @@ class Turn:
         self.set(weight_asked=percent, fence=fence, drift_since=None)
         self.drops |= {"set_weights", "check_ready"}
         if self.state.mode is Mode.OBSERVE:
-            self.set(weight_seen=percent)
+            self.set(weight_seen=percent, answered_fence=fence, answered_percent=percent)
             return
         self.orders = [o for o in self.orders if not isinstance(o, SetWeights)]
         self.orders.append(

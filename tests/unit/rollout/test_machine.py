@@ -320,7 +320,7 @@ def test_an_unconfirmed_rollback_pages_and_tries_again_with_a_newer_fence() -> N
 
 
 def test_a_refused_weight_holds_and_a_person_can_try_again() -> None:
-    story = Story().progressing()
+    story = Story().ready()
     story.tell(WeightsRefused(id="r", at=story.at, fence=story.state.fence, reason="the route is gone"))
     assert (story.state.phase, story.state.waiting) == (Phase.HELD, Waiting.MESH)
     assert pages(story.last)
@@ -353,6 +353,64 @@ def test_an_answer_for_an_older_fence_changes_nothing() -> None:
     story.written(fence=before.fence - 1)
     assert not story.last.accepted
     assert story.state == before
+
+
+def refused(story: Story) -> Story:
+    return story.tell(
+        WeightsRefused(id=f"r{len(story.facts)}", at=story.at, fence=story.state.fence, reason="no such route")
+    )
+
+
+def test_an_order_that_was_confirmed_takes_no_second_answer_of_any_kind() -> None:
+    story = Story().progressing()
+    before = story.state
+    for again in (story.written, lambda: story.written(50), lambda: refused(story)):
+        assert again().last.reason.endswith("has been answered already.")
+        assert (story.last.accepted, story.state) == (False, before)
+
+
+@pytest.mark.parametrize("promoted", [False, True])
+def test_a_refusal_that_comes_twice_pages_and_publishes_once(promoted: bool) -> None:
+    story = Story(place=place(finish=Finish.RETURN_TO_STABLE)).progressing()
+    if not promoted:
+        story.window().window().window()
+    else:
+        story.person(Verb.PROMOTE).written()
+        story.tell(DriftSeen(id="d1", at=story.at, canary_percent=50)).pass_time(61)
+        story.tell(DriftSeen(id="d2", at=story.at, canary_percent=50))
+    assert len(pages(refused(story).last)) == 1
+    before = story.state
+    assert not refused(story).last.accepted
+    assert story.state == before
+
+
+def test_a_late_confirmation_does_not_resume_what_is_held_for_somebody_elses_weights() -> None:
+    story = Story(policy=policy(drift_give_up_n=1)).progressing()
+    for _ in range(2):
+        story.written()
+        story.tell(DriftSeen(id="d1", at=story.at, canary_percent=50)).pass_time(61)
+        story.tell(DriftSeen(id="d2", at=story.at, canary_percent=50))
+    assert (story.state.phase, story.state.waiting) == (Phase.HELD, Waiting.MESH)
+    assert not story.written().last.accepted
+    assert story.state.phase is Phase.HELD
+
+
+def test_a_write_that_went_through_beside_a_refusal_or_another_share_still_counts() -> None:
+    story = refused(Story().ready()).written()
+    assert (story.state.phase, story.state.weight_seen) == (Phase.PROGRESSING, 10)
+    story = Story().ready().written(50)
+    assert (story.last.accepted, story.written(50).last.accepted) == (True, False)
+    assert (story.written().last.accepted, story.state.weight_seen) == (True, 10)
+    assert story.state.windows_from is not None
+
+
+def test_an_answer_before_any_order_is_none() -> None:
+    story = Story()
+    assert story.state.wake_at is not None
+    story.at = story.state.wake_at
+    story.tell(TimePassed(id="t", at=story.at))
+    assert not story.written().last.accepted
+    assert not refused(story).last.accepted
 
 
 def test_drift_is_reported_put_back_after_the_hold_off_and_given_up_after_n() -> None:
