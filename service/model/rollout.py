@@ -109,6 +109,8 @@ class RolloutState(Value):
     answered_fence: int = 0
     """The last fence that the mesh gave an answer for, and in ``answered_percent`` what it was: None for a refusal."""
     answered_percent: Percent | None = None
+    may_serve: bool = False
+    """A weight above 0 was ordered or read back, and not refused as the first: only the mesh can say it is gone."""
     drift_n: int = 0
     drift_since: Utc | None = None
 

@@ -273,14 +273,16 @@ def _on_written(turn: Turn, fact: WeightsWritten) -> str | None:
     state = turn.state
     if refusal := _answered(turn, fact.fence, fact.canary_percent):
         return refusal
-    turn.set(weight_seen=fact.canary_percent)
+    turn.set(weight_seen=fact.canary_percent, may_serve=state.may_serve or fact.canary_percent > 0)
     if fact.canary_percent != state.weight_asked:
         turn.tell("weights", f"Asked for {state.weight_asked} % and read back {fact.canary_percent} %.")
         return None
     turn.resolve("mesh")
     match state.phase:
         case P.ROLLING_BACK:
-            _finish_retreat(turn)
+            _finish_retreat(
+                turn, f"all traffic is on {words.quoted(state.stable_version or 'stable')}, confirmed by the mesh"
+            )
         case P.PROMOTING:
             _finish_promotion(turn)
         case P.HELD if state.waiting is Waiting.MESH:
@@ -299,9 +301,9 @@ def _on_refused(turn: Turn, fact: WeightsRefused) -> str | None:
         return refusal
     turn.tell("refused", f"The weight {state.weight_asked} % cannot be written.", fact.reason)
     if state.phase is P.ROLLING_BACK:
-        if not state.weight_seen:
+        if not state.may_serve:
             # No traffic was ever given, so there is none to take back.
-            _finish_retreat(turn)
+            _finish_retreat(turn, "no traffic was given to the candidate")
             return None
         turn.page("mesh", Severity.CRITICAL, f"rollback not confirmed by the mesh: {fact.reason}")
         turn.set(wake_at=fact.at + timedelta(seconds=state.policy.confirm_timeout_s))
@@ -309,6 +311,8 @@ def _on_refused(turn: Turn, fact: WeightsRefused) -> str | None:
     if state.phase is P.AWAITING_STABLE:
         turn.page("mesh", Severity.ERROR, f"weights cannot be written: {fact.reason}")
         return None
+    if state.windows_from is None and state.weight_seen is None:
+        turn.set(may_serve=False)
     turn.enter(P.HELD, f"Held at {state.weight_seen or 0} %: {fact.reason}", waiting=Waiting.MESH)
     turn.decide(Decision.PAUSE, turn.state.reason)
     turn.page("mesh", Severity.ERROR, f"weights cannot be written: {fact.reason}")
@@ -541,18 +545,17 @@ def _retreat(turn: Turn, sentence: str, *, cause: str, ended_as: str = "rolled b
     if by_itself:
         turn.page("rollback", Severity.ERROR, sentence)
     if turn.state.mode is Mode.OBSERVE:
-        _finish_retreat(turn)
+        _finish_retreat(turn, "nothing was touched")
 
 
-def _finish_retreat(turn: Turn) -> None:
+def _finish_retreat(turn: Turn, stands: str) -> None:
+    """The end of the way back. ``stands`` says what is known of the traffic."""
     state = turn.state
     rolled_back = state.ended_as == "rolled back"
-    seen = state.stable_version or "stable"
     sentence = (
         words.said(state, state.reason)
         if state.mode is Mode.OBSERVE
-        else f"{'Rolled back' if rolled_back else 'Ended, ' + state.ended_as}: all traffic is on "
-        f"{words.quoted(seen)}, confirmed by the mesh. {state.reason}"
+        else f"{'Rolled back' if rolled_back else 'Ended, ' + state.ended_as}: {stands}. {state.reason}"
     )
     _end(turn, P.ROLLED_BACK if rolled_back else P.ENDED, sentence, state.ended_as)
 

@@ -64,7 +64,8 @@ class Turn:
         """Owe a weight. In observe mode nothing is owed and the weight counts as confirmed at once."""
         at = self.stimulus.at
         fence = max(self.state.fence + 1, int(at.timestamp() * 1000))
-        self.set(weight_asked=percent, fence=fence, drift_since=None)
+        may_serve = self.state.may_serve or percent > 0
+        self.set(weight_asked=percent, fence=fence, may_serve=may_serve, drift_since=None)
         self.drops |= {"set_weights", "check_ready"}
         if self.state.mode is Mode.OBSERVE:
             self.set(weight_seen=percent, answered_fence=fence, answered_percent=percent)

@@ -46,6 +46,12 @@ def decisions(step: Step) -> list[str]:
     return [o.content["decision"] for o in step.orders if isinstance(o, Publish)]
 
 
+def refused(story: Story) -> Story:
+    return story.tell(
+        WeightsRefused(id=f"r{len(story.facts)}", at=story.at, fence=story.state.fence, reason="no such route")
+    )
+
+
 def test_a_new_rollout_looks_for_ready_endpoints_before_any_weight() -> None:
     story = Story()
     assert story.state.phase is Phase.STARTING
@@ -328,11 +334,31 @@ def test_a_refused_weight_holds_and_a_person_can_try_again() -> None:
     assert weights(story.last) == [10]
 
 
-def test_a_refused_rollback_without_any_traffic_given_simply_ends() -> None:
-    story = Story().ready()
-    story.tell(ReleaseWithdrawn(id="x", at=story.at, kind=EventKind.REMOVED))
-    story.tell(WeightsRefused(id="r", at=story.at, fence=story.state.fence, reason="no such VirtualService"))
+@pytest.mark.parametrize("first_weight_refused", [False, True])
+def test_a_refused_rollback_without_any_traffic_given_ends_and_claims_no_confirmation(
+    first_weight_refused: bool,
+) -> None:
+    story = refused(Story().ready()) if first_weight_refused else Story()
+    refused(story.tell(ReleaseWithdrawn(id="x", at=story.at, kind=EventKind.REMOVED)))
     assert story.state.phase is Phase.ENDED
+    assert "confirmed" not in story.last.reason
+    assert "no traffic was given" in story.last.reason
+
+
+@pytest.mark.parametrize("lost", ["the answer to the first weight", "the route"])
+def test_a_refused_rollback_whose_candidate_may_serve_traffic_pages_until_the_mesh_confirms(lost: str) -> None:
+    story = Story().ready()
+    if lost == "the route":
+        story.written().tell(DriftSeen(id="d", at=story.at, canary_percent=None))
+    refused(story.person(Verb.ROLLBACK))
+    assert story.state.phase is Phase.ROLLING_BACK
+    assert [page.severity for page in pages(story.last)] == [Severity.CRITICAL]
+    assert story.state.wake_at is not None
+    story.at = story.state.wake_at
+    assert weights(story.tell(TimePassed(id="t", at=story.at)).last) == [0]
+    story.written()
+    assert story.state.phase is Phase.ROLLED_BACK
+    assert "confirmed by the mesh" in story.last.reason
 
 
 def test_every_write_before_the_first_confirmation_is_marked_as_the_first() -> None:
@@ -353,12 +379,6 @@ def test_an_answer_for_an_older_fence_changes_nothing() -> None:
     story.written(fence=before.fence - 1)
     assert not story.last.accepted
     assert story.state == before
-
-
-def refused(story: Story) -> Story:
-    return story.tell(
-        WeightsRefused(id=f"r{len(story.facts)}", at=story.at, fence=story.state.fence, reason="no such route")
-    )
 
 
 def test_an_order_that_was_confirmed_takes_no_second_answer_of_any_kind() -> None:
