@@ -70,6 +70,7 @@ class StageProgress(Value):
     entered_at: Utc | None = None
     """When the stage's weight was confirmed by the mesh; None: not yet."""
     n_canary: int = 0
+    """Requests of the windows that began when the stage's weight stood already; of stable as well."""
     n_stable: int = 0
 
 

@@ -393,7 +393,8 @@ def _take_in(turn: Turn, fact: WindowJudged) -> None:
     """Evidence, exposure, guard rows and blindness of the window, before anything is decided."""
     state = turn.state
     stage = state.stage
-    if stage.entered_at is not None:
+    # A window that began before the stage's weight stood shows another weight, too; a late one may show only that.
+    if stage.entered_at is not None and fact.start >= stage.entered_at:
         stage = stage.model_copy(
             update={"n_canary": stage.n_canary + fact.n_canary, "n_stable": stage.n_stable + fact.n_stable}
         )

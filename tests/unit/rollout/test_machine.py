@@ -102,6 +102,30 @@ def test_nothing_advances_below_the_minimum_exposure() -> None:
             assert story.state.stage.index == 0
 
 
+def test_windows_that_began_before_the_stages_weight_stood_are_no_exposure_of_the_stage() -> None:
+    story = Story().progressing().window().window().window().pass_time(240).written()
+    entered_at = story.state.stage.entered_at
+    assert (story.state.weight_seen, entered_at) == (30, story.at)
+    for minutes in (4, 3, 1):
+        start = story.at - timedelta(minutes=minutes, seconds=-30)
+        story.tell(
+            WindowJudged(
+                id=f"late{minutes}",
+                at=story.at + timedelta(seconds=40),
+                window=story.state.window + 1,
+                start=start,
+                end=start + timedelta(seconds=60),
+                evidence=story.state.evidence,
+                n_canary=500,
+                n_stable=500,
+            )
+        )
+        assert story.last.accepted
+    assert (story.state.stage.n_canary, story.state.stage.n_stable) == (0, 0)
+    story.window()
+    assert (story.state.stage.n_canary, story.state.n_canary) == (60, 240 + 1500)
+
+
 @pytest.mark.parametrize("availability", [a for a in Availability if not a.usable])
 def test_a_blind_window_never_advances(availability: Availability) -> None:
     story = Story().progressing().window().window()
