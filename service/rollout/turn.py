@@ -44,7 +44,10 @@ class Turn:
         self.state = self.state.model_copy(update=changes)
 
     def enter(self, phase: Phase, reason: str, **changes: Any) -> None:
-        """Go to another phase. A new reason or kind of waiting in the same phase counts as new, too."""
+        """Go to another phase, or go on in the same one for another reason.
+
+        ``phase_since`` stays in the same phase: a pause's budget runs from when it began, whatever it waits for since.
+        """
         same = self.state.phase is phase
         since = self.state.phase_since if same else self.stimulus.at
         changes.setdefault("waiting", None)

@@ -240,6 +240,18 @@ def test_a_pause_on_evidence_ends_in_a_rollback_when_its_budget_is_used_up() -> 
     assert story.state.phase is Phase.ROLLING_BACK
 
 
+def test_a_pause_keeps_the_moment_when_it_began_though_it_waits_for_something_else() -> None:
+    story = Story(policy=policy(on_pause={"budget": "3m", "then": "hold"})).progressing().window(**lean(20))
+    began_at = story.at
+    for _ in range(3):
+        assert (story.state.waiting, story.state.phase_since) == (Waiting.EVIDENCE, began_at)
+        story.window(**lean(20))
+    assert (story.state.phase, story.state.waiting) == (Phase.PAUSED, Waiting.CONFIRM_ROLLBACK)
+    assert story.state.phase_since == began_at
+    story.person(Verb.RESUME)
+    assert story.state.phase_since == story.at
+
+
 def test_the_guard_fires_after_five_windows_in_a_row_and_waits_for_a_person() -> None:
     story = Story().progressing()
     for _ in range(4):
