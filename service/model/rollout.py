@@ -70,6 +70,7 @@ class StageProgress(Value):
     entered_at: Utc | None = None
     """When the stage's weight was confirmed by the mesh; None: not yet."""
     n_canary: int = 0
+    """Requests of the windows that began when the stage's weight stood already; of stable as well."""
     n_stable: int = 0
 
 
@@ -106,6 +107,11 @@ class RolloutState(Value):
     weight_asked: Percent = 0
     weight_seen: Percent | None = None
     fence: int
+    answered_fence: int = 0
+    """The last fence that the mesh gave an answer for, and in ``answered_percent`` what it was: None for a refusal."""
+    answered_percent: Percent | None = None
+    may_serve: bool = False
+    """A weight above 0 was ordered or read back, and not refused as the first: only the mesh can say it is gone."""
     drift_n: int = 0
     drift_since: Utc | None = None
 

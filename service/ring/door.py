@@ -308,11 +308,12 @@ class Door:
                 now=self._clock.now(),
                 passed_over=merged.passed_over,
             )
+            if isinstance(meant, intake.Applied) or meant.newest:
+                fence = max(head.fence if head else 0, draft.state.fence if draft else 0)
+                heads[service] = ServiceHead(service, event.at, event.id, fence)
             if isinstance(meant, intake.NotApplied):
                 _log_event(event, meant.reason)
                 continue
-            fence = max(head.fence if head else 0, draft.state.fence if draft else 0)
-            heads[service] = ServiceHead(service, event.at, event.id, fence)
             begin: ReleaseRequested | None
             if draft is None:
                 assert isinstance(meant.fact, ReleaseRequested)

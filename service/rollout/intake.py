@@ -56,6 +56,8 @@ class NotApplied:
     """The event changes nothing, and why."""
 
     reason: str
+    newest: bool = False
+    """Yet it is the newest known of its service: an older one that comes after it is late."""
 
 
 def service_of(event: DeploymentEvent, catalog: Catalog) -> ServiceKey | None:
@@ -152,7 +154,9 @@ def apply(
         return NotApplied(f"a newer event of {service} came first")
     if event.kind in (EventKind.ROLLED_BACK, EventKind.REMOVED):
         if active is None:
-            return NotApplied(f"{service} has no running rollout")
+            # Services of no target are left out, so that heads are not kept for everything that ever runs on a cluster.
+            ours = _target_of(service, catalog) is not None
+            return NotApplied(f"{service} has no running rollout", newest=ours)
         return Applied(ReleaseWithdrawn(id=event.id, at=now, kind=event.kind))
     if active is not None and event.stable_version == active.version and event.version in (None, active.version):
         return Applied(StableUpgraded(id=event.id, at=now, version=active.version))

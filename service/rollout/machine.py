@@ -148,6 +148,8 @@ def begin(request: ReleaseRequested) -> Step:
         phase=P.STARTING,
         phase_since=request.at,
         fence=request.fence_floor,
+        answered_fence=request.fence_floor,
+        answered_percent=0,
         log_pause=math.log(1 / request.policy.false_pause),
         log_rollback=math.log(1 / request.policy.false_rollback),
         wake_at=request.at + timedelta(seconds=request.policy.ready_timeout_s),
@@ -251,18 +253,36 @@ def _on_ready(turn: Turn, fact: CandidateReady) -> str | None:
 # --- the mesh -------------------------------------------------------------------------------------------------------
 
 
+def _answered(turn: Turn, fence: int, percent: int | None) -> str | None:
+    """Note the mesh's answer to the present order (None: refused), or say why it is none.
+
+    Two replicas may carry out one order, so an answer may come again, late, or beside another. What confirmed the
+    order is the last word on it. Until then only an answer that differs is news: a write that went through after all
+    must not be missed, since the candidate then serves traffic.
+    """
+    state = turn.state
+    if fence != state.fence:
+        return f"Nothing was changed: the write of fence {fence} has been replaced by {state.fence}."
+    if fence == state.answered_fence and state.answered_percent in (state.weight_asked, percent):
+        return f"Nothing was changed: the write of fence {fence} has been answered already."
+    turn.set(answered_fence=fence, answered_percent=percent)
+    return None
+
+
 def _on_written(turn: Turn, fact: WeightsWritten) -> str | None:
     state = turn.state
-    if fact.fence != state.fence:
-        return f"Nothing was changed: the write of fence {fact.fence} has been replaced by {state.fence}."
-    turn.set(weight_seen=fact.canary_percent)
+    if refusal := _answered(turn, fact.fence, fact.canary_percent):
+        return refusal
+    turn.set(weight_seen=fact.canary_percent, may_serve=state.may_serve or fact.canary_percent > 0)
     if fact.canary_percent != state.weight_asked:
         turn.tell("weights", f"Asked for {state.weight_asked} % and read back {fact.canary_percent} %.")
         return None
     turn.resolve("mesh")
     match state.phase:
         case P.ROLLING_BACK:
-            _finish_retreat(turn)
+            _finish_retreat(
+                turn, f"all traffic is on {words.quoted(state.stable_version or 'stable')}, confirmed by the mesh"
+            )
         case P.PROMOTING:
             _finish_promotion(turn)
         case P.HELD if state.waiting is Waiting.MESH:
@@ -277,13 +297,13 @@ def _on_written(turn: Turn, fact: WeightsWritten) -> str | None:
 
 def _on_refused(turn: Turn, fact: WeightsRefused) -> str | None:
     state = turn.state
-    if fact.fence != state.fence:
-        return f"Nothing was changed: the write of fence {fact.fence} has been replaced by {state.fence}."
+    if refusal := _answered(turn, fact.fence, None):
+        return refusal
     turn.tell("refused", f"The weight {state.weight_asked} % cannot be written.", fact.reason)
     if state.phase is P.ROLLING_BACK:
-        if not state.weight_seen:
+        if not state.may_serve:
             # No traffic was ever given, so there is none to take back.
-            _finish_retreat(turn)
+            _finish_retreat(turn, "no traffic was given to the candidate")
             return None
         turn.page("mesh", Severity.CRITICAL, f"rollback not confirmed by the mesh: {fact.reason}")
         turn.set(wake_at=fact.at + timedelta(seconds=state.policy.confirm_timeout_s))
@@ -291,6 +311,8 @@ def _on_refused(turn: Turn, fact: WeightsRefused) -> str | None:
     if state.phase is P.AWAITING_STABLE:
         turn.page("mesh", Severity.ERROR, f"weights cannot be written: {fact.reason}")
         return None
+    if state.windows_from is None and state.weight_seen is None:
+        turn.set(may_serve=False)
     turn.enter(P.HELD, f"Held at {state.weight_seen or 0} %: {fact.reason}", waiting=Waiting.MESH)
     turn.decide(Decision.PAUSE, turn.state.reason)
     turn.page("mesh", Severity.ERROR, f"weights cannot be written: {fact.reason}")
@@ -304,6 +326,8 @@ def _on_drift(turn: Turn, fact: DriftSeen) -> str | None:
             return "Nothing was changed: the weights stand as asked."
         turn.set(drift_since=None, weight_seen=fact.canary_percent)
         turn.tell("drift", f"The weights stand at {state.weight_asked} % again, by somebody else's hand.")
+        if state.phase is P.AWAITING_STABLE:
+            turn.resolve("mesh")
         return None
     if state.weight_seen != state.weight_asked and state.drift_since is None:
         return "Nothing was changed: the asked weight has not been confirmed yet."
@@ -317,7 +341,15 @@ def _on_drift(turn: Turn, fact: DriftSeen) -> str | None:
     if fact.at < state.drift_since + timedelta(seconds=state.policy.drift_hold_off_s):
         return "Nothing was changed: the hold-off for somebody else's weights has not passed."
     if state.drift_n >= state.policy.drift_give_up_n:
-        sentence = f"Held: somebody else set the weights to {seen} again after {state.drift_n} corrections."
+        again = f"somebody else set the weights to {seen} again after {state.drift_n} corrections."
+        if state.phase is P.AWAITING_STABLE:
+            # Held it would be judged and promoted once more; the promotion stands, so people are told and it waits on.
+            if turn.paged("mesh"):
+                return "Nothing was changed: people know that somebody else keeps changing the weights."
+            turn.tell("drift", f"The weights are left as they are: {again}", fact.detail)
+            turn.page("mesh", Severity.ERROR, f"somebody else keeps setting the weights to {seen}")
+            return None
+        sentence = f"Held: {again}"
         turn.enter(P.HELD, sentence, waiting=Waiting.MESH)
         turn.tell("held", sentence, fact.detail)
         turn.decide(Decision.PAUSE, sentence)
@@ -361,7 +393,8 @@ def _take_in(turn: Turn, fact: WindowJudged) -> None:
     """Evidence, exposure, guard rows and blindness of the window, before anything is decided."""
     state = turn.state
     stage = state.stage
-    if stage.entered_at is not None:
+    # A window that began before the stage's weight stood shows another weight, too; a late one may show only that.
+    if stage.entered_at is not None and fact.start >= stage.entered_at:
         stage = stage.model_copy(
             update={"n_canary": stage.n_canary + fact.n_canary, "n_stable": stage.n_stable + fact.n_stable}
         )
@@ -401,8 +434,7 @@ def _stay(turn: Turn, before: RolloutState, fact: WindowJudged) -> None:
         turn.tell("data", "The numbers are back: every required metric could be looked at.")
         turn.resolve(Cause.BLIND)
     half = timedelta(seconds=state.policy.on_blind.budget_s / 2)
-    blind_key = f"serinus/{state.id}/{Cause.BLIND}"
-    if state.blind_since and fact.at >= state.blind_since + half and blind_key not in state.paged:
+    if state.blind_since and fact.at >= state.blind_since + half and not turn.paged(Cause.BLIND):
         turn.page(Cause.BLIND, Severity.WARNING, words.blind_sentence(state))
     if before.frozen != fact.frozen:
         now = "is on: all weights are frozen" if fact.frozen else "is off: weights move again"
@@ -514,18 +546,17 @@ def _retreat(turn: Turn, sentence: str, *, cause: str, ended_as: str = "rolled b
     if by_itself:
         turn.page("rollback", Severity.ERROR, sentence)
     if turn.state.mode is Mode.OBSERVE:
-        _finish_retreat(turn)
+        _finish_retreat(turn, "nothing was touched")
 
 
-def _finish_retreat(turn: Turn) -> None:
+def _finish_retreat(turn: Turn, stands: str) -> None:
+    """The end of the way back. ``stands`` says what is known of the traffic."""
     state = turn.state
     rolled_back = state.ended_as == "rolled back"
-    seen = state.stable_version or "stable"
     sentence = (
         words.said(state, state.reason)
         if state.mode is Mode.OBSERVE
-        else f"{'Rolled back' if rolled_back else 'Ended, ' + state.ended_as}: all traffic is on "
-        f"{words.quoted(seen)}, confirmed by the mesh. {state.reason}"
+        else f"{'Rolled back' if rolled_back else 'Ended, ' + state.ended_as}: {stands}. {state.reason}"
     )
     _end(turn, P.ROLLED_BACK if rolled_back else P.ENDED, sentence, state.ended_as)
 

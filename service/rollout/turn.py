@@ -44,7 +44,10 @@ class Turn:
         self.state = self.state.model_copy(update=changes)
 
     def enter(self, phase: Phase, reason: str, **changes: Any) -> None:
-        """Go to another phase. A new reason or kind of waiting in the same phase counts as new, too."""
+        """Go to another phase, or go on in the same one for another reason.
+
+        ``phase_since`` stays in the same phase: a pause's budget runs from when it began, whatever it waits for since.
+        """
         same = self.state.phase is phase
         since = self.state.phase_since if same else self.stimulus.at
         changes.setdefault("waiting", None)
@@ -64,10 +67,11 @@ class Turn:
         """Owe a weight. In observe mode nothing is owed and the weight counts as confirmed at once."""
         at = self.stimulus.at
         fence = max(self.state.fence + 1, int(at.timestamp() * 1000))
-        self.set(weight_asked=percent, fence=fence, drift_since=None)
+        may_serve = self.state.may_serve or percent > 0
+        self.set(weight_asked=percent, fence=fence, may_serve=may_serve, drift_since=None)
         self.drops |= {"set_weights", "check_ready"}
         if self.state.mode is Mode.OBSERVE:
-            self.set(weight_seen=percent)
+            self.set(weight_seen=percent, answered_fence=fence, answered_percent=percent)
             return
         self.orders = [o for o in self.orders if not isinstance(o, SetWeights)]
         self.orders.append(
@@ -84,9 +88,16 @@ class Turn:
 
     def page(self, cause: str, severity: Severity, symptom: str) -> None:
         """Wake someone; one incident a cause, however often it is said."""
-        key = f"serinus/{self.state.id}/{cause}"
+        key = self._key(cause)
         self.set(paged=(*(k for k in self.state.paged if k != key), key))
         self._order_page(PageAction.TRIGGER, key, severity, symptom)
+
+    def paged(self, cause: str) -> bool:
+        """Whether the incident of this cause is open."""
+        return self._key(cause) in self.state.paged
+
+    def _key(self, cause: str) -> str:
+        return f"serinus/{self.state.id}/{cause}"
 
     def note_change(self, summary: str) -> None:
         """Tell the pager of a move without waking anyone."""

@@ -1,4 +1,4 @@
-"""The door, where two replicas come by it at once."""
+"""The door, where two replicas come by it at once, and where events come out of their order."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from service.model.catalog import Catalog
 from service.model.journal import JournalEntry
 from service.model.names import RolloutId
-from service.model.stimulus import Verb
+from service.model.stimulus import DeploymentEvent, EventKind, Verb
 from service.ring.answer import Answer
 from service.ring.door import Door
 from service.storage.opening import open_store
 from service.storage.store import SqlStore
 from tests.contract.store.test_store import keep
-from tests.stories import START, Story
+from tests.stories import SERVICE, START, Story
+from tests.unit.rollout.test_intake import catalog, event
 
 
 class Clock:
@@ -64,4 +67,18 @@ async def test_a_persons_order_that_reaches_two_replicas_at_once_takes_effect_on
     assert (first.accepted, second.accepted) == (True, True)
     assert second.entry == first.entry
     assert (await store.load([story.state.id]))[story.state.id].stage.index == 1
+    await store.close()
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_a_release_that_comes_after_its_own_withdrawal_is_not_begun(tmp_path: Path, together: bool) -> None:
+    store = await open_store(f"sqlite:///{tmp_path / 's.db'}")
+    door = Door(store, catalog(), Clock())
+    events: list[DeploymentEvent] = [event("gone", None, 2, kind=EventKind.REMOVED), event("late", "2", 1)]
+    for batch in [events] if together else [[one] for one in events]:
+        await door.events(batch)
+    assert await store.active([SERVICE]) == {}
+    assert (await store.heads([SERVICE]))[SERVICE].event_id == "gone"
+    await door.events([event("next", "3", 3)])
+    assert (await store.active([SERVICE]))[SERVICE].version == "3"
     await store.close()

@@ -74,6 +74,21 @@ def test_late_events_are_neither_begun_nor_named() -> None:
     assert merged(event("a", "2", 1), event("b", "3", 3), newest=newest) == [("a", ()), ("b", ())]
 
 
+@pytest.mark.parametrize("kind", [EventKind.REMOVED, EventKind.ROLLED_BACK])
+def test_a_withdrawal_that_comes_before_its_older_release_keeps_that_from_beginning(kind: EventKind) -> None:
+    gone, older = event("x", None, 2, kind=kind), event("a", "2", 1)
+    for service in (Service(Mode.ENFORCE).take(gone).take(older), Service(Mode.ENFORCE).take(gone, older)):
+        assert service.state is None
+        assert service.take(event("b", "3", 3)).settled() == ("3", Phase.PROGRESSING)
+
+
+def test_a_withdrawal_of_a_service_without_a_target_is_not_remembered() -> None:
+    gone = event("x", None, 2, kind=EventKind.REMOVED)
+    meant = intake.apply(gone, SERVICE, catalog().model_copy(update={"targets": ()}), None, None, now=TAKEN_IN)
+    assert isinstance(meant, intake.NotApplied)
+    assert not meant.newest
+
+
 def test_the_journal_says_which_versions_were_not_begun() -> None:
     (one,) = merge([event(f"e{n}", f"2.{n}.0", n) for n in range(9)], SERVICE, catalog(), None, None)
     meant = intake.apply(one.event, SERVICE, catalog(), None, None, now=TAKEN_IN, passed_over=one.passed_over)
@@ -147,9 +162,10 @@ class Service:
         for one in merge(events, SERVICE, self.catalog, self.newest, running):
             running = self.state if self.state and not self.state.phase.terminal else None
             meant = intake.apply(one.event, SERVICE, self.catalog, self.newest, running, now=TAKEN_IN)
+            if isinstance(meant, intake.Applied) or meant.newest:
+                self.newest = Newest(one.event.at, one.event.id, 0)
             if isinstance(meant, intake.NotApplied):
                 continue
-            self.newest = Newest(one.event.at, one.event.id, 0)
             if running is None:
                 assert isinstance(meant.fact, ReleaseRequested)
                 self.state = machine.begin(meant.fact).state

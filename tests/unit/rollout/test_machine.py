@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from datetime import timedelta
 
 import pytest
@@ -13,13 +14,19 @@ from service.model.names import Mode
 from service.model.observation import Availability
 from service.model.rollout import Phase, Waiting
 from service.model.stimulus import (
+    CandidateReady,
     DriftSeen,
     EventKind,
+    PersonActed,
+    ReleaseRequested,
     ReleaseWithdrawn,
     StableUpgraded,
+    Stimulus,
     TimePassed,
     Verb,
     WeightsRefused,
+    WeightsWritten,
+    WindowJudged,
 )
 from service.model.target import Finish
 from service.rollout import machine
@@ -37,6 +44,12 @@ def pages(step: Step, action: PageAction = PageAction.TRIGGER) -> list[Page]:
 
 def decisions(step: Step) -> list[str]:
     return [o.content["decision"] for o in step.orders if isinstance(o, Publish)]
+
+
+def refused(story: Story) -> Story:
+    return story.tell(
+        WeightsRefused(id=f"r{len(story.facts)}", at=story.at, fence=story.state.fence, reason="no such route")
+    )
 
 
 def test_a_new_rollout_looks_for_ready_endpoints_before_any_weight() -> None:
@@ -87,6 +100,30 @@ def test_nothing_advances_below_the_minimum_exposure() -> None:
         story.window(n_canary=10)
         if story.state.stage.n_canary < 100:
             assert story.state.stage.index == 0
+
+
+def test_windows_that_began_before_the_stages_weight_stood_are_no_exposure_of_the_stage() -> None:
+    story = Story().progressing().window().window().window().pass_time(240).written()
+    entered_at = story.state.stage.entered_at
+    assert (story.state.weight_seen, entered_at) == (30, story.at)
+    for minutes in (4, 3, 1):
+        start = story.at - timedelta(minutes=minutes, seconds=-30)
+        story.tell(
+            WindowJudged(
+                id=f"late{minutes}",
+                at=story.at + timedelta(seconds=40),
+                window=story.state.window + 1,
+                start=start,
+                end=start + timedelta(seconds=60),
+                evidence=story.state.evidence,
+                n_canary=500,
+                n_stable=500,
+            )
+        )
+        assert story.last.accepted
+    assert (story.state.stage.n_canary, story.state.stage.n_stable) == (0, 0)
+    story.window()
+    assert (story.state.stage.n_canary, story.state.n_canary) == (60, 240 + 1500)
 
 
 @pytest.mark.parametrize("availability", [a for a in Availability if not a.usable])
@@ -203,6 +240,18 @@ def test_a_pause_on_evidence_ends_in_a_rollback_when_its_budget_is_used_up() -> 
     assert story.state.phase is Phase.ROLLING_BACK
 
 
+def test_a_pause_keeps_the_moment_when_it_began_though_it_waits_for_something_else() -> None:
+    story = Story(policy=policy(on_pause={"budget": "3m", "then": "hold"})).progressing().window(**lean(20))
+    began_at = story.at
+    for _ in range(3):
+        assert (story.state.waiting, story.state.phase_since) == (Waiting.EVIDENCE, began_at)
+        story.window(**lean(20))
+    assert (story.state.phase, story.state.waiting) == (Phase.PAUSED, Waiting.CONFIRM_ROLLBACK)
+    assert story.state.phase_since == began_at
+    story.person(Verb.RESUME)
+    assert story.state.phase_since == story.at
+
+
 def test_the_guard_fires_after_five_windows_in_a_row_and_waits_for_a_person() -> None:
     story = Story().progressing()
     for _ in range(4):
@@ -313,7 +362,7 @@ def test_an_unconfirmed_rollback_pages_and_tries_again_with_a_newer_fence() -> N
 
 
 def test_a_refused_weight_holds_and_a_person_can_try_again() -> None:
-    story = Story().progressing()
+    story = Story().ready()
     story.tell(WeightsRefused(id="r", at=story.at, fence=story.state.fence, reason="the route is gone"))
     assert (story.state.phase, story.state.waiting) == (Phase.HELD, Waiting.MESH)
     assert pages(story.last)
@@ -331,11 +380,31 @@ def test_a_refused_weight_is_asked_for_again_by_who_resumes_after_a_pause() -> N
     assert weights(story.last) == [10]
 
 
-def test_a_refused_rollback_without_any_traffic_given_simply_ends() -> None:
-    story = Story().ready()
-    story.tell(ReleaseWithdrawn(id="x", at=story.at, kind=EventKind.REMOVED))
-    story.tell(WeightsRefused(id="r", at=story.at, fence=story.state.fence, reason="no such VirtualService"))
+@pytest.mark.parametrize("first_weight_refused", [False, True])
+def test_a_refused_rollback_without_any_traffic_given_ends_and_claims_no_confirmation(
+    first_weight_refused: bool,
+) -> None:
+    story = refused(Story().ready()) if first_weight_refused else Story()
+    refused(story.tell(ReleaseWithdrawn(id="x", at=story.at, kind=EventKind.REMOVED)))
     assert story.state.phase is Phase.ENDED
+    assert "confirmed" not in story.last.reason
+    assert "no traffic was given" in story.last.reason
+
+
+@pytest.mark.parametrize("lost", ["the answer to the first weight", "the route"])
+def test_a_refused_rollback_whose_candidate_may_serve_traffic_pages_until_the_mesh_confirms(lost: str) -> None:
+    story = Story().ready()
+    if lost == "the route":
+        story.written().tell(DriftSeen(id="d", at=story.at, canary_percent=None))
+    refused(story.person(Verb.ROLLBACK))
+    assert story.state.phase is Phase.ROLLING_BACK
+    assert [page.severity for page in pages(story.last)] == [Severity.CRITICAL]
+    assert story.state.wake_at is not None
+    story.at = story.state.wake_at
+    assert weights(story.tell(TimePassed(id="t", at=story.at)).last) == [0]
+    story.written()
+    assert story.state.phase is Phase.ROLLED_BACK
+    assert "confirmed by the mesh" in story.last.reason
 
 
 def test_every_write_before_the_first_confirmation_is_marked_as_the_first() -> None:
@@ -356,6 +425,58 @@ def test_an_answer_for_an_older_fence_changes_nothing() -> None:
     story.written(fence=before.fence - 1)
     assert not story.last.accepted
     assert story.state == before
+
+
+def test_an_order_that_was_confirmed_takes_no_second_answer_of_any_kind() -> None:
+    story = Story().progressing()
+    before = story.state
+    for again in (story.written, lambda: story.written(50), lambda: refused(story)):
+        assert again().last.reason.endswith("has been answered already.")
+        assert (story.last.accepted, story.state) == (False, before)
+
+
+@pytest.mark.parametrize("promoted", [False, True])
+def test_a_refusal_that_comes_twice_pages_and_publishes_once(promoted: bool) -> None:
+    story = Story(place=place(finish=Finish.RETURN_TO_STABLE)).progressing()
+    if not promoted:
+        story.window().window().window()
+    else:
+        story.person(Verb.PROMOTE).written()
+        story.tell(DriftSeen(id="d1", at=story.at, canary_percent=50)).pass_time(61)
+        story.tell(DriftSeen(id="d2", at=story.at, canary_percent=50))
+    assert len(pages(refused(story).last)) == 1
+    before = story.state
+    assert not refused(story).last.accepted
+    assert story.state == before
+
+
+def test_a_late_confirmation_does_not_resume_what_is_held_for_somebody_elses_weights() -> None:
+    story = Story(policy=policy(drift_give_up_n=1)).progressing()
+    for _ in range(2):
+        story.written()
+        story.tell(DriftSeen(id="d1", at=story.at, canary_percent=50)).pass_time(61)
+        story.tell(DriftSeen(id="d2", at=story.at, canary_percent=50))
+    assert (story.state.phase, story.state.waiting) == (Phase.HELD, Waiting.MESH)
+    assert not story.written().last.accepted
+    assert story.state.phase is Phase.HELD
+
+
+def test_a_write_that_went_through_beside_a_refusal_or_another_share_still_counts() -> None:
+    story = refused(Story().ready()).written()
+    assert (story.state.phase, story.state.weight_seen) == (Phase.PROGRESSING, 10)
+    story = Story().ready().written(50)
+    assert (story.last.accepted, story.written(50).last.accepted) == (True, False)
+    assert (story.written().last.accepted, story.state.weight_seen) == (True, 10)
+    assert story.state.windows_from is not None
+
+
+def test_an_answer_before_any_order_is_none() -> None:
+    story = Story()
+    assert story.state.wake_at is not None
+    story.at = story.state.wake_at
+    story.tell(TimePassed(id="t", at=story.at))
+    assert not story.written().last.accepted
+    assert not refused(story).last.accepted
 
 
 def test_drift_is_reported_put_back_after_the_hold_off_and_given_up_after_n() -> None:
@@ -381,6 +502,26 @@ def test_drift_is_reported_put_back_after_the_hold_off_and_given_up_after_n() ->
     see(50)
     assert (story.state.phase, story.state.waiting) == (Phase.HELD, Waiting.MESH)
     assert len(pages(story.last)) == 1
+
+
+def test_foreign_weights_that_keep_coming_back_after_the_promotion_page_once_and_change_no_phase() -> None:
+    story = Story(policy=policy(drift_give_up_n=2), place=place(finish=Finish.RETURN_TO_STABLE)).progressing()
+    story.person(Verb.PROMOTE).written()
+
+    def see(percent: int) -> Step:
+        return story.pass_time(61).tell(DriftSeen(id=f"d{len(story.facts)}", at=story.at, canary_percent=percent)).last
+
+    for _ in range(2):
+        see(50)
+        assert weights(see(50)) == [100]
+        story.written()
+    see(50)
+    given_up = see(50)
+    assert (story.state.phase, weights(given_up), len(pages(given_up))) == (Phase.AWAITING_STABLE, [], 1)
+    assert not see(50).accepted
+    assert len(pages(see(100), PageAction.RESOLVE)) == 1
+    story.tell(StableUpgraded(id="s", at=story.at, version="2.13.0")).written()
+    assert story.state.phase is Phase.PROMOTED
 
 
 def test_nothing_advances_while_somebody_elses_weights_stand() -> None:
@@ -531,6 +672,83 @@ def test_every_row_of_the_table_names_phases_only_and_ends_lead_nowhere() -> Non
     assert set(machine.TRANSITIONS) == set(Phase)
     for phase in Phase:
         assert (machine.TRANSITIONS[phase] == {}) is phase.terminal
+
+
+def anything(rng: random.Random, story: Story) -> None:
+    """Any fact, whether or not it fits the phase."""
+    state = story.state
+    story.pass_time(rng.choice([0, 1, 31, 61, 400]))
+    name = f"{len(story.facts)}"
+    at = max(story.at, state.wake_at or story.at) if rng.random() < 0.1 else story.at
+    fence = state.fence - (rng.random() < 0.1)
+    percent = rng.choice([state.weight_asked, state.weight_asked, 0, 50, 100])
+    ends = (ReleaseWithdrawn, ReleaseRequested, StableUpgraded, PersonActed)
+    kind = rng.choice([kind for kind in machine._HANDLERS if kind not in ends or rng.random() < 0.2])
+    if kind is WindowJudged:
+        story.window(
+            safe=rng.random() < 0.9,
+            breach=rng.choice([False, False, True, None]),
+            harmful=rng.random() < 0.05,
+            frozen=rng.random() < 0.05,
+            availability=rng.choice([Availability.ENOUGH] * 6 + list(Availability)),
+            rollbacks_left=rng.choice([0, 9]),
+            **lean(rng.choice([0.5, 0.5, 0.5, 14])),
+        )
+        return
+    facts: dict[type[Stimulus], Stimulus] = {
+        CandidateReady: CandidateReady(id=name, at=at),
+        WeightsWritten: WeightsWritten(id=name, at=at, fence=fence, canary_percent=percent),
+        WeightsRefused: WeightsRefused(id=name, at=at, fence=fence, reason="no such route"),
+        DriftSeen: DriftSeen(id=name, at=at, canary_percent=rng.choice([percent, 50, 50, None])),
+        PersonActed: PersonActed(id=name, at=at, verb=rng.choice(list(Verb)), actor="ana"),
+        ReleaseWithdrawn: ReleaseWithdrawn(id=name, at=at, kind=EventKind.REMOVED),
+        ReleaseRequested: request(id=name, at=at, version="2.14.0"),
+        StableUpgraded: StableUpgraded(id=name, at=at, version=rng.choice([state.version, "1"])),
+        TimePassed: TimePassed(id=name, at=at),
+    }
+    story.tell(facts[kind])
+
+
+def moved(story: Story, phase: Phase) -> Story:
+    """The story told on until it stands in ``phase``."""
+    match phase:
+        case Phase.PROGRESSING:
+            story.progressing()
+        case Phase.PAUSED:
+            story.progressing().person(Verb.PAUSE)
+        case Phase.HELD:
+            story.ready().tell(WeightsRefused(id="r", at=story.at, fence=story.state.fence, reason="no such route"))
+        case Phase.ROLLING_BACK:
+            story.progressing().person(Verb.ROLLBACK)
+        case Phase.ROLLED_BACK:
+            story.progressing().person(Verb.ROLLBACK).written()
+        case Phase.PROMOTING:
+            story.progressing().person(Verb.PROMOTE)
+        case Phase.AWAITING_STABLE:
+            story.progressing().person(Verb.PROMOTE).written()
+        case Phase.PROMOTED:
+            story.progressing().person(Verb.PROMOTE).written()
+            story.tell(StableUpgraded(id="s", at=story.at, version=story.state.version)).written()
+        case Phase.ENDED:
+            story.progressing().tell(ReleaseWithdrawn(id="x", at=story.at, kind=EventKind.REMOVED)).written()
+    assert story.state.phase is phase
+    return story
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_no_facts_in_any_order_lead_off_the_table(phase: Phase) -> None:
+    rng = random.Random(f"off the table, {phase}")
+    taken = 0
+    for _ in range(60):
+        changes = policy(drift_give_up_n=rng.choice([1, 3]))
+        mode = rng.choice([Mode.ENFORCE, Mode.RECOMMEND] if phase is not Phase.STARTING else list(Mode))
+        story = moved(Story(policy=changes, place=place(finish=Finish.RETURN_TO_STABLE), mode=mode), phase)
+        for _ in range(50):
+            before = story.state
+            anything(rng, story)
+            taken += story.last.accepted
+            assert story.last.accepted or story.state == before
+    assert (taken > 0) is not phase.terminal
 
 
 def test_evidence_lines_come_from_the_policy_until_the_statistics_say_otherwise() -> None:
