@@ -82,7 +82,11 @@ class Pager(Protocol):
     """The people on call."""
 
     async def send(self, page: Page) -> None:
-        """Hand the page over. Refused: the pager will never take it (400). Unavailable: later (429, 5xx, network)."""
+        """Hand the page over.
+
+        Refused: the pager will never take this page (400, too large). Unavailable: everything else, a key that is not
+        known and a proxy's answer too, for a person can put that right while the page is owed.
+        """
 
 
 class Bus(Protocol):
