@@ -56,9 +56,6 @@ COUNT_EVERY_S = 10.0
 LAST_SHARE = 0.05
 """Of the time that a stop may take, for each of: writing outcomes, sending what the producer and the tracer hold."""
 
-WATCH_EVERY_S = 30.0
-"""How often the weights that stand in a cluster are looked at; half of the usual hold-off for somebody else's."""
-
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -175,7 +172,7 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
                 (Where(but=frozenset(sources)), NoSource()),
             )
         }
-        clockwork = Clockwork(store, door, clock, meshes, replica=replica, seen=own, watch_every_s=WATCH_EVERY_S)
+        clockwork = Clockwork(store, door, clock, meshes, replica=replica, seen=own)
         consumer = EventConsumer(
             connection_of(settings.kafka),
             topic=settings.kafka.topic,

@@ -25,6 +25,9 @@ PAGE = 500
 
 WAKE_EVERY_S = 1.0
 
+WATCH_EVERY_S = 30.0
+"""How often the weights that stand in a cluster are looked at; half of the usual hold-off for somebody else's."""
+
 
 class Clockwork:
     """Wakes rollouts and watches for drift. The loops return only by cancellation."""
@@ -38,7 +41,6 @@ class Clockwork:
         *,
         replica: str = "",
         seen: Observer = UNSEEN,
-        watch_every_s: float = 15.0,
     ) -> None:
         self._store = store
         self._door = door
@@ -46,7 +48,6 @@ class Clockwork:
         self._meshes = meshes
         self._replica = replica
         self._seen = seen
-        self._watch_every_s = watch_every_s
 
     async def wake(self) -> None:
         """Tell each rollout whose moment has come that time has passed."""
@@ -66,10 +67,10 @@ class Clockwork:
 
     async def watch(self, cluster: str) -> None:
         """Look at the weights of a cluster's running rollouts, again and again."""
-        lease = HeldLease(self._store, self._clock, f"watch {cluster}", self._replica, lease_s=2 * self._watch_every_s)
+        lease = HeldLease(self._store, self._clock, f"watch {cluster}", self._replica, lease_s=2 * WATCH_EVERY_S)
         while True:
             self._seen.turned(f"watch {cluster}")
-            await self._clock.sleep(self._watch_every_s)
+            await self._clock.sleep(WATCH_EVERY_S)
             try:
                 if await lease.mine():
                     await self.watch_turn(cluster)
