@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 
 from service.model.names import RolloutId
 from service.model.rollout import WatchedRollout
 from service.model.stimulus import DriftSeen, TimePassed
 from service.ring.door import Door, Told
 from service.ring.lease import HeldLease
-from service.ring.ports import Clock, Mesh, PortError, Unavailable, WeightsSeen
+from service.ring.ports import Clock, Mesh, PortError, Refused, Unavailable, WeightsSeen
 from service.ring.seen import UNSEEN, Observer
 from service.ring.store import Store, Where
 
@@ -76,19 +77,35 @@ class Clockwork:
                     await self.watch_turn(cluster)
             except PortError as error:
                 logger.warning("the watch waits: %s", error, extra={"action": "watch_postponed", "cluster": cluster})
+                # Perhaps only this replica cannot see the cluster.
+                with suppress(Unavailable):
+                    await lease.let_go()
 
     async def watch_turn(self, cluster: str) -> None:
-        """Look once at every running rollout's weights; tell the door of those that stand differently."""
+        """Look once at every running rollout's weights; tell the door of those that stand differently.
+
+        Raises Refused when nothing at all may be looked at, and what the mesh and the store raise.
+        """
+        looked_n = 0
+        unseen: list[str] = []
         after: RolloutId | None = None
         while page := await self._store.watched(limit=PAGE, after=after, where=Where(only=cluster)):
             seen = await self._meshes[cluster].get_weights([state.place for state in page])
             facts = [self._fact(state, one) for state, one in zip(page, seen, strict=True)]
             await self._door.tell([fact for fact in facts if fact is not None])
+            looked_n += len(page)
+            unseen += [one.detail for one in seen if one.unseen]
             after = page[-1].id
             self._seen.turned(f"watch {cluster}")
+        if not unseen:
+            return
+        said = f"{len(unseen)} of {looked_n} routes of cluster {cluster} may not be read, such as: {unseen[0]}"
+        if len(unseen) == looked_n:
+            raise Refused(said)
+        logger.warning("the watch is blind: %s", said, extra={"action": "watch_blind", "cluster": cluster})
 
     def _fact(self, state: WatchedRollout, seen: WeightsSeen) -> Told | None:
-        if seen.canary_percent == state.weight_asked and state.drift_since is None:
+        if seen.unseen or (seen.canary_percent == state.weight_asked and state.drift_since is None):
             return None
         now = self._clock.now()
         fact = DriftSeen(
