@@ -7,13 +7,14 @@ watches a cluster for all.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from service.model.names import RolloutId
 from service.model.rollout import WatchedRollout
 from service.model.stimulus import DriftSeen, TimePassed
 from service.ring.door import Door, Told
+from service.ring.halving import Halving
 from service.ring.lease import HeldLease
 from service.ring.ports import Clock, Mesh, PortError, Refused, Unavailable, WeightsSeen
 from service.ring.seen import UNSEEN, Observer
@@ -49,6 +50,8 @@ class Clockwork:
         self._meshes = meshes
         self._replica = replica
         self._seen = seen
+        self._waking = Halving(clock, "wake")
+        self._watching = Halving(clock, "watch")
 
     async def wake(self) -> None:
         """Tell each rollout whose moment has come that time has passed."""
@@ -64,7 +67,11 @@ class Clockwork:
         """Wake everyone whose moment has come."""
         now = self._clock.now()
         due = await self._store.waking(now, limit=PAGE)
-        await self._door.tell([Told(rid, TimePassed(id=f"{rid}/t{now.timestamp():.3f}", at=now)) for rid in due])
+
+        async def tell(part: Sequence[RolloutId]) -> None:
+            await self._door.tell([Told(rid, TimePassed(id=f"{rid}/t{now.timestamp():.3f}", at=now)) for rid in part])
+
+        await self._waking.each(due, tell, rollout_of=lambda rid: rid)
 
     async def watch(self, cluster: str) -> None:
         """Look at the weights of a cluster's running rollouts, again and again."""
@@ -88,13 +95,18 @@ class Clockwork:
         """
         looked_n = 0
         unseen: list[str] = []
+
+        async def look(part: Sequence[WatchedRollout]) -> None:
+            nonlocal looked_n
+            seen = await self._meshes[cluster].get_weights([state.place for state in part])
+            facts = [self._fact(state, one) for state, one in zip(part, seen, strict=True)]
+            await self._door.tell([fact for fact in facts if fact is not None])
+            looked_n += len(part)
+            unseen.extend(one.detail for one in seen if one.unseen)
+
         after: RolloutId | None = None
         while page := await self._store.watched(limit=PAGE, after=after, where=Where(only=cluster)):
-            seen = await self._meshes[cluster].get_weights([state.place for state in page])
-            facts = [self._fact(state, one) for state, one in zip(page, seen, strict=True)]
-            await self._door.tell([fact for fact in facts if fact is not None])
-            looked_n += len(page)
-            unseen += [one.detail for one in seen if one.unseen]
+            await self._watching.each(page, look, rollout_of=lambda state: state.id)
             after = page[-1].id
             self._seen.turned(f"watch {cluster}")
         if not unseen:

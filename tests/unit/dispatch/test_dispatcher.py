@@ -19,6 +19,7 @@ from service.model.names import Mode, ServiceKey
 from service.model.rollout import Phase, Waiting
 from service.model.stimulus import DeploymentEvent, EventKind
 from service.model.target import Destination, Place, Route, Target
+from service.ring.answer import Answer
 from service.ring.breaker import Breaker
 from service.ring.door import Door, Told
 from service.ring.ports import Refused, Unavailable, WeightsSeen
@@ -498,6 +499,44 @@ async def test_a_rollout_is_woken_when_its_moment_comes(store: SqlStore) -> None
     await outside.sleep(1801)
     await watch.wake_turn()
     assert await phase(store, story) is Phase.HELD
+
+
+class Faulty(Door):
+    """A door at which nobody has foreseen the facts of one rollout."""
+
+    async def tell(self, facts: Sequence[Told], **more: Any) -> Sequence[Answer]:  # type: ignore[override]
+        if any(fact.rollout == "r1" for fact in facts):
+            raise AssertionError("unforeseen")
+        return await super().tell(facts, **more)
+
+
+async def test_a_rollout_that_raises_the_unforeseen_keeps_no_other_from_being_woken(
+    store: SqlStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    outside = Outside()
+    clockwork = Clockwork(store, Faulty(store, Catalog(), outside), outside, {"default": outside})
+    stories = [Story(id=f"e{i}", rollout=f"r{i}", service=named(f"s{i}")) for i in range(3)]
+    for story in stories:
+        await keep(store, story)
+    await outside.sleep(1801)
+    for _ in range(5):
+        await clockwork.wake_turn()
+    assert [await phase(store, story) for story in stories] == [Phase.HELD, Phase.STARTING, Phase.HELD]
+    (told,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "cannot wake rollout r1" in told.getMessage()
+    assert told.exc_info
+
+
+async def test_a_rollout_that_raises_the_unforeseen_keeps_no_other_from_being_watched(store: SqlStore) -> None:
+    outside = Outside()
+    clockwork = Clockwork(store, Faulty(store, Catalog(), outside), outside, {"default": outside})
+    stories = [Story(id=f"e{i}", rollout=f"r{i}", service=named(f"s{i}")).progressing() for i in range(3)]
+    for story in stories:
+        await keep(store, story)
+    outside.percent = 70
+    await clockwork.watch_turn("default")
+    states = await store.load([story.state.id for story in stories])
+    assert [states[story.state.id].drift_since is not None for story in stories] == [True, False, True]
 
 
 def catalog() -> Catalog:
