@@ -74,10 +74,14 @@ class IstioMesh:
         for at, place in enumerate(places):
             namespaces.setdefault(place.namespace, []).append(at)
         for namespace, listed in namespaces.items():
-            if len(listed) <= FEW:
-                found = {places[at].virtual_service: await self._get(places[at]) for at in listed}
-            else:
-                found = {one["metadata"]["name"]: one async for one in self._list(namespace)}
+            try:
+                if len(listed) <= FEW:
+                    found = {places[at].virtual_service: await self._get(places[at]) for at in listed}
+                else:
+                    found = {one["metadata"]["name"]: one async for one in self._list(namespace)}
+            except Refused as refused:
+                out |= dict.fromkeys(listed, WeightsSeen(None, None, detail=str(refused), unseen=True))
+                continue
             out |= {at: _seen(found.get(places[at].virtual_service), places[at]) for at in listed}
         return [out[at] for at in range(len(places))]
 

@@ -24,6 +24,18 @@ CALLS_PER_MINUTE = 120
 NOTES_PER_MINUTE = 30
 """Of these calls, changes that wake nobody may take so many; the others are kept for pages."""
 
+NEVER = (400, 413)
+"""Answers to the page itself. Every other one speaks of the key, the address or what lies between, which a person can
+put right while the page is owed."""
+
+TO_DO = {
+    401: "see whether the routing key (pagerduty.routing_key_file) was changed or withdrawn",
+    403: "see whether the routing key (pagerduty.routing_key_file) was changed or withdrawn",
+    404: "see whether pagerduty.url is the address of the Events API",
+    407: "the proxy on the way wants a login; let it pass calls to pagerduty.url",
+}
+TO_DO_ELSE = "see whether pagerduty.url and the proxy on the way to it are right"
+
 MAX_PAYLOAD_BYTES = 512 * 1024
 MAX_ANSWER_BYTES = 64 * 1024
 
@@ -60,7 +72,12 @@ class PagerDutyPager:
             raise Refused(f"the page has {len(data)} bytes; PagerDuty takes {MAX_PAYLOAD_BYTES}")
         try:
             async with self._session.post(
-                f"{self._url}{path}", data=data, headers={"Content-Type": "application/json"}, timeout=self._timeout
+                f"{self._url}{path}",
+                data=data,
+                headers={"Content-Type": "application/json"},
+                timeout=self._timeout,
+                # The page of a proxy that wants a login answers 200, and has paged nobody.
+                allow_redirects=False,
             ) as response:
                 status, retry_after = response.status, response.headers.get("Retry-After")
                 said = (await response.content.read(MAX_ANSWER_BYTES)).decode("utf-8", "replace")
@@ -70,7 +87,12 @@ class PagerDutyPager:
             return
         if status == 429 or status >= 500:
             raise Unavailable(f"PagerDuty answers {status}", retry_after_s=_seconds(retry_after, status))
-        raise Refused(f"PagerDuty takes no such page ({status}): {_errors(said)}")
+        if status in NEVER:
+            raise Refused(f"PagerDuty takes no such page ({status}): {_errors(said)}")
+        raise Unavailable(
+            f"PagerDuty answers {status}: {_errors(said)}; the page stays owed: {TO_DO.get(status, TO_DO_ELSE)}",
+            retry_after_s=_seconds(retry_after, status),
+        )
 
     def _count_call(self, *, note: bool) -> None:
         """Keep below the limit here, so that a storm of ours never locks the key for others."""

@@ -22,6 +22,7 @@ from service.model.rollout import RolloutState
 from service.model.stimulus import WindowJudged
 from service.model.value import from_epoch_s
 from service.ring.door import Door, Told
+from service.ring.halving import Halving
 from service.ring.ports import Clock, Source, Unavailable
 from service.ring.seen import UNSEEN, Observer
 from service.ring.stopping import Stopping
@@ -90,6 +91,7 @@ class Tick:
         self._rollbacks_per_hour = rollbacks_per_hour
         self._seen = seen
         self._stopping = stopping or Stopping()
+        self._halving = Halving(clock, "judge")
 
     async def run(self) -> None:
         """Judge what is due until a stop is asked; chunks that are claimed by then are judged to the end."""
@@ -118,7 +120,7 @@ class Tick:
         if not due:
             return 0
         with self._seen.handling("windows"):
-            await self._judge(due, now)
+            await self._halving.each(due, lambda part: self._judge(part, now), rollout_of=lambda one: one.state.id)
         return len(due)
 
     async def _judge(self, due: Sequence[Due], now: datetime) -> None:

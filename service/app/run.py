@@ -56,9 +56,6 @@ COUNT_EVERY_S = 10.0
 LAST_SHARE = 0.05
 """Of the time that a stop may take, for each of: writing outcomes, sending what the producer and the tracer hold."""
 
-WATCH_EVERY_S = 30.0
-"""How often the weights that stand in a cluster are looked at; half of the usual hold-off for somebody else's."""
-
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -80,7 +77,10 @@ def serve(config: Path | None) -> int:
     try:
         settings = load(config)
         logs.set_up(settings.log)
-        asyncio.run(_serve(settings))
+        # A thread, so that it fires though the loop hangs, or the interpreter on its way out.
+        last_resort = threading.Timer(settings.stop_s, _give_up)
+        last_resort.daemon = True
+        asyncio.run(_serve(settings, Stopping(last_resort.start)))
     except (SettingsError, PortError) as error:
         # Start-up faults are for the person at the terminal: one sentence, no traceback.
         logger.critical("cannot start: %s", error)
@@ -89,19 +89,10 @@ def serve(config: Path | None) -> int:
     return 0
 
 
-async def _serve(settings: Settings) -> None:
-    stopping = Stopping()
-    last_resort = threading.Timer(settings.stop_s, _give_up)
-    last_resort.daemon = True
-
-    def ask() -> None:
-        if not stopping.asked:
-            last_resort.start()
-        stopping.ask()
-
+async def _serve(settings: Settings, stopping: Stopping) -> None:
     loop = asyncio.get_running_loop()
     for sign in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(sign, ask)
+        loop.add_signal_handler(sign, stopping.ask)
     await run(settings, stopping)
 
 
@@ -120,7 +111,7 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
     tracer = open_tracer(settings.tracing, version())
     own = OwnMetrics(version(), clock_behind_s=lambda: clock.behind_s, tracer=tracer)
     grace_s = max(2 * c.prometheus.scrape_interval_s for c in settings.all_clusters().values())
-    async with AsyncExitStack() as stack:
+    async with AsyncExitStack() as stack, _ending(stopping):
         stack.callback(tracer.close, last_s)
         opened = await open_store(settings.database.url, password=read_secret(settings.database.password_file))
         stack.push_async_callback(opened.close)
@@ -175,7 +166,7 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
                 (Where(but=frozenset(sources)), NoSource()),
             )
         }
-        clockwork = Clockwork(store, door, clock, meshes, replica=replica, seen=own, watch_every_s=WATCH_EVERY_S)
+        clockwork = Clockwork(store, door, clock, meshes, replica=replica, seen=own)
         consumer = EventConsumer(
             connection_of(settings.kafka),
             topic=settings.kafka.topic,
@@ -229,6 +220,16 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
             at_once=("wake", "own metrics", "retention", *(f"watch {cluster}" for cluster in meshes)),
         )
     logger.info("stopped", extra={"action": "stopped"})
+
+
+@asynccontextmanager
+async def _ending(stopping: Stopping) -> AsyncIterator[None]:
+    """However its inside ends, in the middle of the start too, the stop has begun before anything is closed."""
+    try:
+        yield
+    finally:
+        if not stopping.asked:
+            stopping.ask()
 
 
 async def _within(seconds: float, what: str, close: Callable[[], Awaitable[None]]) -> None:

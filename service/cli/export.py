@@ -84,17 +84,18 @@ async def _export(config: Path | None, rollouts: list[str], before: datetime | N
     done_n = bytes_n = missing_n = 0
     try:
         async for rollout in _chosen(store, rollouts, before):
-            line = await line_of(store, rollout, datetime.now(UTC))
-            if line is None:
+            piece = b""
+            async for piece in line_of(store, rollout, datetime.now(UTC)):
+                if to_stdout:
+                    sys.stdout.buffer.write(piece)
+                else:
+                    await asyncio.to_thread(file.add, piece)
+                bytes_n += len(piece)
+            if not piece:
                 missing_n += before is None
                 _say(f"{rollout}: there is no such rollout, or retention has deleted its journal")
                 continue
-            if to_stdout:
-                sys.stdout.buffer.write(line)
-            else:
-                await asyncio.to_thread(file.add, line)
             done_n += 1
-            bytes_n += len(line)
             if done_n % TOLD_EVERY_N == 0:
                 _say(f"{done_n} rollouts, {bytes_n / 1e6:.1f} MB")
         if not to_stdout:

@@ -7,14 +7,16 @@ watches a cluster for all.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from service.model.names import RolloutId
 from service.model.rollout import WatchedRollout
 from service.model.stimulus import DriftSeen, TimePassed
 from service.ring.door import Door, Told
+from service.ring.halving import Halving
 from service.ring.lease import HeldLease
-from service.ring.ports import Clock, Mesh, PortError, Unavailable, WeightsSeen
+from service.ring.ports import Clock, Mesh, PortError, Refused, Unavailable, WeightsSeen
 from service.ring.seen import UNSEEN, Observer
 from service.ring.store import Store, Where
 
@@ -24,6 +26,9 @@ PAGE = 500
 """Rollouts read at once."""
 
 WAKE_EVERY_S = 1.0
+
+WATCH_EVERY_S = 30.0
+"""How often the weights that stand in a cluster are looked at; half of the usual hold-off for somebody else's."""
 
 
 class Clockwork:
@@ -38,7 +43,6 @@ class Clockwork:
         *,
         replica: str = "",
         seen: Observer = UNSEEN,
-        watch_every_s: float = 15.0,
     ) -> None:
         self._store = store
         self._door = door
@@ -46,7 +50,8 @@ class Clockwork:
         self._meshes = meshes
         self._replica = replica
         self._seen = seen
-        self._watch_every_s = watch_every_s
+        self._waking = Halving(clock, "wake")
+        self._watching = Halving(clock, "watch")
 
     async def wake(self) -> None:
         """Tell each rollout whose moment has come that time has passed."""
@@ -62,32 +67,57 @@ class Clockwork:
         """Wake everyone whose moment has come."""
         now = self._clock.now()
         due = await self._store.waking(now, limit=PAGE)
-        await self._door.tell([Told(rid, TimePassed(id=f"{rid}/t{now.timestamp():.3f}", at=now)) for rid in due])
+
+        async def tell(part: Sequence[RolloutId]) -> None:
+            await self._door.tell([Told(rid, TimePassed(id=f"{rid}/t{now.timestamp():.3f}", at=now)) for rid in part])
+
+        await self._waking.each(due, tell, rollout_of=lambda rid: rid)
 
     async def watch(self, cluster: str) -> None:
         """Look at the weights of a cluster's running rollouts, again and again."""
-        lease = HeldLease(self._store, self._clock, f"watch {cluster}", self._replica, lease_s=2 * self._watch_every_s)
+        lease = HeldLease(self._store, self._clock, f"watch {cluster}", self._replica, lease_s=2 * WATCH_EVERY_S)
         while True:
             self._seen.turned(f"watch {cluster}")
-            await self._clock.sleep(self._watch_every_s)
+            await self._clock.sleep(WATCH_EVERY_S)
             try:
                 if await lease.mine():
                     await self.watch_turn(cluster)
             except PortError as error:
                 logger.warning("the watch waits: %s", error, extra={"action": "watch_postponed", "cluster": cluster})
+                # Perhaps only this replica cannot see the cluster.
+                with suppress(Unavailable):
+                    await lease.let_go()
 
     async def watch_turn(self, cluster: str) -> None:
-        """Look once at every running rollout's weights; tell the door of those that stand differently."""
+        """Look once at every running rollout's weights; tell the door of those that stand differently.
+
+        Raises Refused when nothing at all may be looked at, and what the mesh and the store raise.
+        """
+        looked_n = 0
+        unseen: list[str] = []
+
+        async def look(part: Sequence[WatchedRollout]) -> None:
+            nonlocal looked_n
+            seen = await self._meshes[cluster].get_weights([state.place for state in part])
+            facts = [self._fact(state, one) for state, one in zip(part, seen, strict=True)]
+            await self._door.tell([fact for fact in facts if fact is not None])
+            looked_n += len(part)
+            unseen.extend(one.detail for one in seen if one.unseen)
+
         after: RolloutId | None = None
         while page := await self._store.watched(limit=PAGE, after=after, where=Where(only=cluster)):
-            seen = await self._meshes[cluster].get_weights([state.place for state in page])
-            facts = [self._fact(state, one) for state, one in zip(page, seen, strict=True)]
-            await self._door.tell([fact for fact in facts if fact is not None])
+            await self._watching.each(page, look, rollout_of=lambda state: state.id)
             after = page[-1].id
             self._seen.turned(f"watch {cluster}")
+        if not unseen:
+            return
+        said = f"{len(unseen)} of {looked_n} routes of cluster {cluster} may not be read, such as: {unseen[0]}"
+        if len(unseen) == looked_n:
+            raise Refused(said)
+        logger.warning("the watch is blind: %s", said, extra={"action": "watch_blind", "cluster": cluster})
 
     def _fact(self, state: WatchedRollout, seen: WeightsSeen) -> Told | None:
-        if seen.canary_percent == state.weight_asked and state.drift_since is None:
+        if seen.unseen or (seen.canary_percent == state.weight_asked and state.drift_since is None):
             return None
         now = self._clock.now()
         fact = DriftSeen(

@@ -42,6 +42,8 @@ class KubeApi(Served):
         """Patches wait for it."""
         self.asked_n = 0
         """Patches that have come in."""
+        self.forbidden: set[str] = set()
+        """Namespaces that may not be read."""
         self._version = 1
         self._on_change = on_change or (lambda _: None)
 
@@ -80,6 +82,8 @@ class KubeApi(Served):
 
     async def _list(self, request: web.Request) -> web.Response:
         plural, namespace = request.match_info["plural"], request.match_info["namespace"]
+        if namespace in self.forbidden:
+            return _status(403, "Forbidden", "as told")
         wanted = dict(part.split("=", 1) for part in request.query.get("labelSelector", "").split(",") if part)
         after, limit = request.query.get("continue", ""), int(request.query.get("limit") or 0)
         names = sorted(
@@ -95,6 +99,8 @@ class KubeApi(Served):
         return web.json_response({"apiVersion": "v1", "kind": "List", "metadata": metadata, "items": items})
 
     async def _get(self, request: web.Request) -> web.Response:
+        if request.match_info["namespace"] in self.forbidden:
+            return _status(403, "Forbidden", "as told")
         found = self._find(request)
         return _status(404, "NotFound", "not found") if found is None else web.json_response(found)
 

@@ -43,6 +43,8 @@ class WeightsSeen:
     changed: bool = False
     """True when this call wrote."""
     detail: str = ""
+    unseen: bool = False
+    """True when this place was not allowed to be looked at: nothing is known of it, and ``detail`` says why."""
 
 
 class Mesh(Protocol):
@@ -61,6 +63,7 @@ class Mesh(Protocol):
     async def get_weights(self, places: Sequence[Place]) -> Sequence[WeightsSeen]:
         """The shares that stand at these places now; a missing object or route is an answer (None), not an error.
 
+        A namespace that refuses to be read is an answer too (``unseen``), so that the others are still looked at.
         The number of requests grows with namespaces and pages of objects, not with places.
         """
 
@@ -82,7 +85,11 @@ class Pager(Protocol):
     """The people on call."""
 
     async def send(self, page: Page) -> None:
-        """Hand the page over. Refused: the pager will never take it (400). Unavailable: later (429, 5xx, network)."""
+        """Hand the page over.
+
+        Refused: the pager will never take this page (400, too large). Unavailable: everything else, a key that is not
+        known and a proxy's answer too, for a person can put that right while the page is owed.
+        """
 
 
 class Bus(Protocol):

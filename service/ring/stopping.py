@@ -7,12 +7,17 @@ that takes too long. So an effect that was begun is also settled.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 
 class Stopping:
-    """Asked once: finish what is under way. Asked twice: stop at once."""
+    """Asked once: finish what is under way. Asked twice: stop at once.
 
-    def __init__(self) -> None:
+    begun : called the first time, whoever asks: a signal, or a part that has failed
+    """
+
+    def __init__(self, begun: Callable[[], None] = lambda: None) -> None:
+        self._begun = begun
         self._asked = asyncio.Event()
         self._urgent = asyncio.Event()
 
@@ -20,7 +25,9 @@ class Stopping:
         """Somebody wants the service to end; the second time they do not want to wait."""
         if self._asked.is_set():
             self._urgent.set()
+            return
         self._asked.set()
+        self._begun()
 
     @property
     def asked(self) -> bool:

@@ -12,7 +12,7 @@ import importlib.metadata
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,8 +25,9 @@ from service.model.journal import JournalEntry, first_broken_row
 from service.model.names import RolloutId
 from service.model.rollout import RolloutState
 from service.ring.ports import PortError
-from service.ring.store import Store
 from service.rollout.replay import NotReplayed, replay
+from service.storage import tables as t
+from service.storage.store import SqlStore
 
 FORMAT = 1
 """Of a line, under its first key. Raised when older readers would misunderstand it."""
@@ -34,26 +35,55 @@ FORMAT = 1
 MAX_LINE_BYTES = 1 << 30
 """A longer line is no rollout: a month of one-minute windows has about 100 MB."""
 
-ALL_ROWS = 1_000_000
+PIECE_BYTES = 1 << 20
+"""Of a line: as much of it as is held in memory."""
 
 
 class ArchiveError(PortError):
     """The archive cannot be written or read; the message says which file, why, and what to do."""
 
 
-async def line_of(store: Store, rollout: RolloutId, at: datetime) -> bytes | None:
-    """The rollout's line as of ``at``, with its end; None when there is no such rollout, or its journal is deleted."""
+async def line_of(store: SqlStore, rollout: RolloutId, at: datetime) -> AsyncIterator[bytes]:
+    """The rollout's line as of ``at``, with its end, in pieces of which none grows with the rollout's length; none at
+    all when there is no such rollout, or its journal is deleted."""
     state = (await store.load([rollout])).get(rollout)
     if state is None:
-        return None
-    rows = [row for row in await store.journal(rollout, limit=ALL_ROWS) if row.revision <= state.revision]
-    # A running rollout may have gone on since its state was read.
-    told = [f"[{n},{text}]" for n, text in await store.history(rollout) if n <= state.revision]
-    if not rows:
-        return None
+        return
     head = json.dumps({"serinus_rollout": FORMAT, "version": version(), "exported_at": at.isoformat()})[:-1]
-    journal = ",".join(row.to_json() for row in rows)
-    return f'{head}, "state": {state.to_json()}, "journal": [{journal}], "history": [{",".join(told)}]}}\n'.encode()
+    before = f'{head}, "state": {state.to_json()}, "journal": ['.encode()
+    # A running rollout may have gone on since its state was read.
+    journal = store.pages("read the journal", t.journal, rollout, _journal_row)
+    async for piece in _pieces(text async for n, text in journal if n <= state.revision):
+        yield before + piece
+        before = b","
+    if before != b",":
+        return
+    yield b'], "history": ['
+    before = b""
+    async for piece in _pieces(f"[{n},{text}]" async for n, text in store.stimuli(rollout) if n <= state.revision):
+        yield before + piece
+        before = b","
+    yield b"]}\n"
+
+
+def _journal_row(row: Any) -> tuple[int, str]:
+    """A row's revision and canonical JSON, as this release writes it."""
+    entry = JournalEntry.from_json(row.body)
+    return entry.revision, entry.to_json()
+
+
+async def _pieces(texts: AsyncIterator[str]) -> AsyncIterator[bytes]:
+    """The texts, a comma between each two, in pieces of about ``PIECE_BYTES``."""
+    piece: list[str] = []
+    size = 0
+    async for text in texts:
+        piece.append(text)
+        size += len(text)
+        if size >= PIECE_BYTES:
+            yield ",".join(piece).encode()
+            piece, size = [], 0
+    if piece:
+        yield ",".join(piece).encode()
 
 
 def version() -> str:
@@ -71,18 +101,19 @@ class ArchiveFile:
         self._out: IO[bytes] | None = None
         self.rollouts_n = 0
 
-    def add(self, line: bytes) -> None:
-        """One more rollout; gzipped when the name ends in .gz."""
+    def add(self, piece: bytes) -> None:
+        """One more piece of a rollout's line; gzipped when the name ends in .gz."""
         try:
             if self._out is None:
                 self._raw = self._part.open("wb")
                 zipped = self.path.suffix == ".gz"
                 self._out = gzip.GzipFile("", "wb", fileobj=self._raw) if zipped else self._raw  # type: ignore[assignment]
-            self._out.write(line)  # type: ignore[union-attr]
+            self._out.write(piece)  # type: ignore[union-attr]
         except OSError as error:
             self.abandon()
             raise self._failed(error) from error
-        self.rollouts_n += 1
+        # Within a line, JSON has no line break of its own.
+        self.rollouts_n += piece.endswith(b"\n")
 
     def finish(self) -> None:
         """On the disk, under its name; nothing when nothing was added."""

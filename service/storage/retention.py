@@ -224,9 +224,8 @@ class Retention:
         file = ArchiveFile(self._export_dir / name)
         try:
             for rollout in owed:
-                line = await line_of(self._store, rollout, now)
-                if line is not None:
-                    await asyncio.to_thread(file.add, line)
+                async for piece in line_of(self._store, rollout, now):
+                    await asyncio.to_thread(file.add, piece)
             await asyncio.to_thread(file.finish)
         except PortError:
             await asyncio.to_thread(file.abandon)

@@ -58,6 +58,9 @@ ROLLBACKS_LOCK = 0x5E21_0001
 CLAIM_LOCKS = {lane: 0x5E21_0100 + place for place, lane in enumerate(Lane)}
 """PostgreSQL's advisory locks for claiming instructions of a lane."""
 
+ROWS_PAGE = 1000
+"""Rows of one rollout's journal or windows in one question; a month of one-minute windows is 43,000."""
+
 YIELD_EVERY = 50
 """States decoded before other tasks get a turn; decoding one takes about 0.1 ms."""
 
@@ -544,11 +547,43 @@ class SqlStore:
 
     async def history(self, rollout: RolloutId) -> Sequence[tuple[int, str]]:
         """See ``Store.history``."""
-        told = sa.select(t.journal.c.revision, t.journal.c.stimulus).where(t.journal.c.rollout == rollout)
-        judged = sa.select(t.windows).where(t.windows.c.rollout == rollout)
-        merged = {row.revision: row.stimulus for row in await self._read("read the history", told)}
-        merged.update({row.revision: _body(row) for row in await self._read("read the history", judged)})
-        return sorted(merged.items())
+        return [one async for one in self.stimuli(rollout)]
+
+    async def stimuli(self, rollout: RolloutId) -> AsyncIterator[tuple[int, str]]:
+        """``history``, one by one: neither a question nor what is held in memory grows with the rollout's length."""
+        what = "read the history"
+        told = self.pages(what, t.journal, rollout, lambda row: (row.revision, str(row.stimulus)))
+        judged = self.pages(what, t.windows, rollout, lambda row: (row.revision, _body(row)))
+        # Both go up in revisions. A window that left a journal row as well is taken from the windows.
+        row, window = await anext(told, None), await anext(judged, None)
+        last: tuple[int, str] | None = None
+        while row is not None or window is not None:
+            if window is None or (row is not None and row[0] <= window[0]):
+                assert row is not None
+                one, row = row, await anext(told, None)
+            else:
+                one, window = window, await anext(judged, None)
+            if last is not None and last[0] != one[0]:
+                yield last
+            last = one
+        if last is not None:
+            yield last
+
+    async def pages(
+        self, what: str, table: sa.Table, rollout: RolloutId, read: Callable[[Any], _T]
+    ) -> AsyncIterator[_T]:
+        """A rollout's rows of the journal or the windows, by ``n`` and a page at a time. ``read`` turns a row into what
+        is wanted of it, in a thread."""
+        after = 0
+        query = sa.select(table).where(table.c.rollout == rollout).order_by(table.c.n).limit(ROWS_PAGE)
+        while rows := await self._read(what, query.where(table.c.n > after)):
+            after = rows[-1].n
+            async with self._reach(what):
+                wanted = await asyncio.to_thread(list, map(read, rows))
+            for one in wanted:
+                yield one
+            if len(rows) < ROWS_PAGE:
+                return
 
     async def check(self) -> None:
         """See ``Store.check``."""

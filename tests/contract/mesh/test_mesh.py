@@ -276,6 +276,21 @@ async def test_an_api_server_in_trouble_is_said_in_two_words(answers: list[int],
         await api.close()
 
 
+@pytest.mark.parametrize("n", [1, istio.FEW + 1], ids=["one by one", "as a list"])
+async def test_a_namespace_that_may_not_be_read_hides_no_other(tmp_path: Path, n: int) -> None:
+    async with KubeApi() as lab:
+        api = await connect(lab.kubeconfig(tmp_path / "k"))
+        where = await World(api, lab).route(stable=40, canary=60)
+        lab.forbidden.add("closed")
+        closed = [where.model_copy(update={"namespace": "closed"})] * n
+        *hidden, gone, seen = await IstioMesh(api).get_weights([*closed, World.place("gone"), where])
+        await api.close()
+    assert [(one.unseen, one.canary_percent) for one in hidden] == [(True, None)] * n
+    assert all("403" in one.detail for one in hidden)
+    assert (gone.unseen, gone.canary_percent) == (False, None)
+    assert (seen.unseen, seen.canary_percent) == (False, 60)
+
+
 async def test_a_server_that_is_gone_is_unavailable(tmp_path: Path) -> None:
     lab = KubeApi()
     await lab.start()

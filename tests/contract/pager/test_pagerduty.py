@@ -79,7 +79,8 @@ async def test_a_trigger_and_its_resolve_carry_the_same_key(api: PagerDutyApi, p
 
 
 @pytest.mark.parametrize(
-    ("status", "error"), [(400, Refused), (429, Unavailable), (500, Unavailable), (503, Unavailable)]
+    ("status", "error"),
+    [(400, Refused), (413, Refused), (429, Unavailable), (500, Unavailable), (503, Unavailable)],
 )
 async def test_each_answer_has_its_meaning(
     api: PagerDutyApi, pager: PagerDutyPager, status: int, error: type[Exception]
@@ -90,6 +91,28 @@ async def test_each_answer_has_its_meaning(
     assert KEY not in str(raised.value)
     if isinstance(raised.value, Unavailable) and status == 429:
         assert raised.value.retry_after_s == 30
+
+
+@pytest.mark.parametrize(
+    ("status", "to_do"),
+    [
+        (302, "pagerduty.url and the proxy"),
+        (401, "routing_key_file"),
+        (403, "routing_key_file"),
+        (404, "pagerduty.url"),
+        (407, "proxy"),
+        (418, "pagerduty.url and the proxy"),
+    ],
+)
+async def test_an_answer_that_is_not_about_the_page_leaves_it_owed_and_says_what_to_do(
+    api: PagerDutyApi, pager: PagerDutyPager, status: int, to_do: str
+) -> None:
+    api.answers.append(status)
+    with pytest.raises(Unavailable, match=f"answers {status}.*stays owed.*{to_do}") as raised:
+        await pager.send(pages()[0])
+    assert KEY not in str(raised.value)
+    await pager.send(pages()[0])
+    assert len(api.events) == 1
 
 
 async def test_no_answer_is_unavailable_and_never_shows_the_key(api: PagerDutyApi, pager: PagerDutyPager) -> None:

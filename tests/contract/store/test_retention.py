@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import threading
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,7 +18,9 @@ from service.model.rollout import Phase
 from service.model.stimulus import Verb
 from service.ring.ports import Unavailable
 from service.ring.store import Change, RolloutFilter, ServiceHead
+from service.storage import archive
 from service.storage import retention as room
+from service.storage import store as store_module
 from service.storage import tables as t
 from service.storage.archive import ArchiveError, check, line_of, lines_of
 from service.storage.opening import open_store, open_to_read
@@ -358,11 +361,46 @@ async def test_what_lost_its_windows_before_exports_were_wished_is_exported_with
     assert "windows are not in the line" in found.said
 
 
+async def whole(store: SqlStore, story: Story) -> bytes:
+    return b"".join([piece async for piece in line_of(store, story.state.id, START)])
+
+
+async def test_a_long_rollout_is_exported_a_page_at_a_time_and_unpacked_beside_the_loop(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story = ended(windows_n=20)
+    await keep(store, story)
+    line = await whole(store, story)
+    assert check(line).replayed
+    read, unpack = store._read, store_module.unpack
+    rows_n: list[int] = []
+    threads: set[threading.Thread] = set()
+
+    async def reading(what: str, query: Any) -> Any:
+        rows = await read(what, query)
+        rows_n.append(len(rows))
+        return rows
+
+    def unpacking(packed: bytes) -> str:
+        threads.add(threading.current_thread())
+        return unpack(packed)
+
+    monkeypatch.setattr(store, "_read", reading)
+    monkeypatch.setattr(store_module, "unpack", unpacking)
+    monkeypatch.setattr(store_module, "ROWS_PAGE", 3)
+    monkeypatch.setattr(archive, "PIECE_BYTES", 1000)
+    pieces = [piece async for piece in line_of(store, story.state.id, START)]
+    assert b"".join(pieces) == line
+    assert len(pieces) > 10
+    assert max(rows_n) == 3
+    assert threads
+    assert threading.main_thread() not in threads
+
+
 async def test_a_changed_line_is_found(store: SqlStore) -> None:
     story = ended()
     await keep(store, story)
-    line = await line_of(store, story.state.id, START)
-    assert line is not None
+    line = await whole(store, story)
     assert check(line).replayed
     for old, new, said in (
         (b'"headline":"', b'"headline":"x', "was changed"),
@@ -386,8 +424,7 @@ async def test_a_running_service_can_be_read_beside_and_not_be_written(store: Sq
     await keep(store, story)
     beside = await open_to_read(url)
     assert [s.id for s in (await beside.rollouts(RolloutFilter())).rollouts] == [story.state.id]
-    line = await line_of(beside, story.state.id, START)
-    assert line is not None
+    line = await whole(beside, story)
     assert check(line).replayed
     with pytest.raises(Unavailable):
         await beside.commit([], seen=[("/ci", "e1", START)])

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from service.model.catalog import Catalog
 from service.model.names import ServiceKey
 from service.model.observation import Availability, FailureCounts, HistogramCounts, Reading, WindowQuery
 from service.model.rollout import Phase, RolloutState, Waiting
+from service.ring.answer import Answer
 from service.ring.door import Door, Told
 from service.ring.store import LONGEST_HIDDEN_S, Due, KillSwitch, Store, Where
 from service.storage.opening import open_store
@@ -211,6 +213,43 @@ async def test_windows_older_than_the_history_are_blind_without_asking(store: Sq
     windows = await store.windows(story.state.id)
     assert [w.evidence[0].availability.usable for w in windows] == [False] * 4 + [True] * 5
     assert len(hands.asked) == 5
+
+
+class FaultyDoor(Door):
+    """A door at which nobody has foreseen the facts of one rollout."""
+
+    async def tell(self, facts: Sequence[Told], **more: Any) -> Sequence[Answer]:  # type: ignore[override]
+        if any(fact.rollout == "r2" for fact in facts):
+            raise AssertionError("unforeseen")
+        return await super().tell(facts, **more)
+
+
+class FaultySource(Hands):
+    """A question for one rollout that nobody has foreseen."""
+
+    async def collect(self, queries: Sequence[WindowQuery]) -> Sequence[Sequence[Reading]]:
+        if any(query.rollout == "r2" for query in queries):
+            raise KeyError("unforeseen")
+        return await super().collect(queries)
+
+
+@pytest.mark.parametrize(
+    ("door_of", "hands"), [(FaultyDoor, Hands()), (Door, FaultySource())], ids=["told", "collected"]
+)
+async def test_a_rollout_that_raises_the_unforeseen_keeps_no_other_from_being_judged(
+    store: SqlStore, caplog: pytest.LogCaptureFixture, door_of: type[Door], hands: Hands
+) -> None:
+    stories = await rollouts(store, 5)
+    tick = Tick(store, door_of(store, Catalog(), hands), hands, hands, grace_s=10)
+    for _ in range(4):
+        hands.moment += timedelta(seconds=60)
+        while await tick.turn():
+            pass
+    judged_n = [len(await store.windows(story.state.id)) for story in stories]
+    assert [n > 0 for n in judged_n] == [True, True, False, True, True]
+    told = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert all("cannot judge rollout r2" in record.getMessage() and record.exc_info for record in told)
+    assert 1 <= len(told) <= 4
 
 
 async def test_rollouts_of_a_cluster_that_is_no_longer_set_are_blind_and_say_so(store: SqlStore) -> None:

@@ -16,10 +16,11 @@ from service.dispatch.clockwork import Clockwork
 from service.dispatch.dispatcher import Dispatcher
 from service.model.catalog import Catalog
 from service.model.instruction import Lane, Page, Publish
-from service.model.names import Mode, RolloutId
+from service.model.names import Mode, RolloutId, ServiceKey
 from service.model.rollout import Phase, Waiting
 from service.model.stimulus import DeploymentEvent, EventKind
 from service.model.target import Destination, Place, Route, Target
+from service.ring.answer import Answer
 from service.ring.breaker import Breaker
 from service.ring.door import Door, Told
 from service.ring.ports import Refused, Unavailable, WeightsSeen
@@ -97,6 +98,10 @@ async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
     opened = await open_store(f"sqlite:///{tmp_path / 's.db'}")
     yield opened
     await opened.close()
+
+
+def named(name: str) -> ServiceKey:
+    return SERVICE.model_copy(update={"name": name})
 
 
 def made(store: SqlStore, outside: Outside) -> tuple[Door, Dispatcher]:
@@ -521,6 +526,85 @@ async def test_drift_is_seen_by_the_watch_and_put_back(store: SqlStore) -> None:
     assert outside.percent == 10
 
 
+async def test_what_the_watch_may_not_read_is_no_drift_and_hides_no_other(store: SqlStore) -> None:
+    outside = Outside()
+    door, _ = made(store, outside)
+    watch = Clockwork(store, door, outside, {"default": outside})
+    stories = [Story(id=f"e{i}", rollout=f"r{i}", service=named(f"s{i}")).progressing() for i in range(2)]
+    for story in stories:
+        await keep(store, story)
+    closed = WeightsSeen(None, None, detail="403", unseen=True)
+
+    async def one_closed(places: Sequence[Place]) -> Sequence[WeightsSeen]:
+        return [closed, WeightsSeen(70, 1)]
+
+    outside.get_weights = one_closed  # type: ignore[method-assign]
+    await watch.watch_turn("default")
+    states = await store.load([story.state.id for story in stories])
+    assert [states[story.state.id].drift_since is not None for story in stories] == [False, True]
+
+    async def all_closed(places: Sequence[Place]) -> Sequence[WeightsSeen]:
+        return [closed] * len(places)
+
+    outside.get_weights = all_closed  # type: ignore[method-assign]
+    with pytest.raises(Refused, match="2 of 2 routes of cluster default may not be read"):
+        await watch.watch_turn("default")
+
+
+async def test_a_replica_that_cannot_see_a_cluster_leaves_its_watch_to_another(store: SqlStore) -> None:
+    outside = Outside()
+    door, _ = made(store, outside)
+    await keep(store, Story().progressing())
+    turns: list[str] = []
+
+    class Seeing(Outside):
+        def __init__(self, name: str, error: Exception | None) -> None:
+            super().__init__()
+            self.name = name
+            self.error = error
+
+        async def get_weights(self, places: Sequence[Place]) -> Sequence[WeightsSeen]:
+            turns.append(self.name)
+            if self.error:
+                raise self.error
+            return await super().get_weights(places)
+
+    class InTurn(Outside):
+        """A clock on which a replica sleeps until the test lets it go on."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.asleep = asyncio.Event()
+            self.goes_on = asyncio.Event()
+
+        async def sleep(self, seconds: float) -> None:
+            self.asleep.set()
+            await self.goes_on.wait()
+            self.goes_on.clear()
+
+        async def turn(self) -> None:
+            self.moment += timedelta(seconds=30)
+            self.asleep.clear()
+            self.goes_on.set()
+            await self.asleep.wait()
+
+    clocks = [InTurn(), InTurn()]
+    meshes = [Seeing("blind", Unavailable("no route to host")), Seeing("sees", None)]
+    watches = [
+        asyncio.create_task(Clockwork(store, door, clock, {"default": mesh}, replica=mesh.name).watch("default"))
+        for clock, mesh in zip(clocks, meshes, strict=True)
+    ]
+    for clock in clocks:
+        await clock.asleep.wait()
+    for _ in range(8):
+        # The one that is blind is always a moment ahead.
+        for clock in clocks:
+            await clock.turn()
+    for one in watches:
+        one.cancel()
+    assert turns == ["blind", *["sees"] * 8]
+
+
 async def test_a_rollout_is_woken_when_its_moment_comes(store: SqlStore) -> None:
     outside = Outside()
     door, _ = made(store, outside)
@@ -532,6 +616,44 @@ async def test_a_rollout_is_woken_when_its_moment_comes(store: SqlStore) -> None
     await outside.sleep(1801)
     await watch.wake_turn()
     assert await phase(store, story) is Phase.HELD
+
+
+class Faulty(Door):
+    """A door at which nobody has foreseen the facts of one rollout."""
+
+    async def tell(self, facts: Sequence[Told], **more: Any) -> Sequence[Answer]:  # type: ignore[override]
+        if any(fact.rollout == "r1" for fact in facts):
+            raise AssertionError("unforeseen")
+        return await super().tell(facts, **more)
+
+
+async def test_a_rollout_that_raises_the_unforeseen_keeps_no_other_from_being_woken(
+    store: SqlStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    outside = Outside()
+    clockwork = Clockwork(store, Faulty(store, Catalog(), outside), outside, {"default": outside})
+    stories = [Story(id=f"e{i}", rollout=f"r{i}", service=named(f"s{i}")) for i in range(3)]
+    for story in stories:
+        await keep(store, story)
+    await outside.sleep(1801)
+    for _ in range(5):
+        await clockwork.wake_turn()
+    assert [await phase(store, story) for story in stories] == [Phase.HELD, Phase.STARTING, Phase.HELD]
+    (told,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "cannot wake rollout r1" in told.getMessage()
+    assert told.exc_info
+
+
+async def test_a_rollout_that_raises_the_unforeseen_keeps_no_other_from_being_watched(store: SqlStore) -> None:
+    outside = Outside()
+    clockwork = Clockwork(store, Faulty(store, Catalog(), outside), outside, {"default": outside})
+    stories = [Story(id=f"e{i}", rollout=f"r{i}", service=named(f"s{i}")).progressing() for i in range(3)]
+    for story in stories:
+        await keep(store, story)
+    outside.percent = 70
+    await clockwork.watch_turn("default")
+    states = await store.load([story.state.id for story in stories])
+    assert [states[story.state.id].drift_since is not None for story in stories] == [True, False, True]
 
 
 def catalog() -> Catalog:
