@@ -110,8 +110,9 @@ class RolloutState(Value):
     answered_fence: int = 0
     """The last fence that the mesh gave an answer for, and in ``answered_percent`` what it was: None for a refusal."""
     answered_percent: Percent | None = None
-    may_serve: bool = False
-    """A weight above 0 was ordered or read back, and not refused as the first: only the mesh can say it is gone."""
+    served_from: int | None = None
+    """The first fence at which a weight above 0 was ordered or read back and not refused; from it on only the mesh can
+    say that the candidate serves nothing. None: no traffic was given."""
     drift_n: int = 0
     drift_since: Utc | None = None
 

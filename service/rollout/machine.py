@@ -273,7 +273,8 @@ def _on_written(turn: Turn, fact: WeightsWritten) -> str | None:
     state = turn.state
     if refusal := _answered(turn, fact.fence, fact.canary_percent):
         return refusal
-    turn.set(weight_seen=fact.canary_percent, may_serve=state.may_serve or fact.canary_percent > 0)
+    turn.set(weight_seen=fact.canary_percent)
+    turn.may_serve(fact.canary_percent)
     if fact.canary_percent != state.weight_asked:
         turn.tell("weights", f"Asked for {state.weight_asked} % and read back {fact.canary_percent} %.")
         return None
@@ -301,7 +302,7 @@ def _on_refused(turn: Turn, fact: WeightsRefused) -> str | None:
         return refusal
     turn.tell("refused", f"The weight {state.weight_asked} % cannot be written.", fact.reason)
     if state.phase is P.ROLLING_BACK:
-        if not state.may_serve:
+        if state.served_from is None:
             # No traffic was ever given, so there is none to take back.
             _finish_retreat(turn, "no traffic was given to the candidate")
             return None
@@ -311,8 +312,8 @@ def _on_refused(turn: Turn, fact: WeightsRefused) -> str | None:
     if state.phase is P.AWAITING_STABLE:
         turn.page("mesh", Severity.ERROR, f"weights cannot be written: {fact.reason}")
         return None
-    if state.windows_from is None and state.weight_seen is None:
-        turn.set(may_serve=False)
+    if state.served_from == fact.fence and state.weight_seen is None:
+        turn.set(served_from=None)
     turn.enter(P.HELD, f"Held at {state.weight_seen or 0} %: {fact.reason}", waiting=Waiting.MESH)
     turn.decide(Decision.PAUSE, turn.state.reason)
     turn.page("mesh", Severity.ERROR, f"weights cannot be written: {fact.reason}")

@@ -67,8 +67,8 @@ class Turn:
         """Owe a weight. In observe mode nothing is owed and the weight counts as confirmed at once."""
         at = self.stimulus.at
         fence = max(self.state.fence + 1, int(at.timestamp() * 1000))
-        may_serve = self.state.may_serve or percent > 0
-        self.set(weight_asked=percent, fence=fence, may_serve=may_serve, drift_since=None)
+        self.set(weight_asked=percent, fence=fence, drift_since=None)
+        self.may_serve(percent)
         self.drops |= {"set_weights", "check_ready"}
         if self.state.mode is Mode.OBSERVE:
             self.set(weight_seen=percent, answered_fence=fence, answered_percent=percent)
@@ -85,6 +85,11 @@ class Turn:
                 first=self.state.windows_from is None,
             )
         )
+
+    def may_serve(self, percent: int) -> None:
+        """Note that the present order may give the candidate traffic."""
+        if percent > 0 and self.state.served_from is None:
+            self.set(served_from=self.state.fence)
 
     def page(self, cause: str, severity: Severity, symptom: str) -> None:
         """Wake someone; one incident a cause, however often it is said."""

@@ -391,9 +391,11 @@ def test_a_refused_rollback_without_any_traffic_given_ends_and_claims_no_confirm
     assert "no traffic was given" in story.last.reason
 
 
-@pytest.mark.parametrize("lost", ["the answer to the first weight", "the route"])
+@pytest.mark.parametrize("lost", ["the answer to the first weight", "that, with the next one refused", "the route"])
 def test_a_refused_rollback_whose_candidate_may_serve_traffic_pages_until_the_mesh_confirms(lost: str) -> None:
     story = Story().ready()
+    if lost == "that, with the next one refused":
+        refused(story.person(Verb.PAUSE).person(Verb.RESUME))
     if lost == "the route":
         story.written().tell(DriftSeen(id="d", at=story.at, canary_percent=None))
     refused(story.person(Verb.ROLLBACK))

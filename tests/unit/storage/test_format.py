@@ -18,7 +18,7 @@ from service.storage.packing import pack, unpack
 from service.storage.tables import FORMAT
 from tests.stories import Story
 
-DIGEST_OF_FORMAT = {1: "54c4e02e0e627859"}
+DIGEST_OF_FORMAT = {1: "4d0b45186edd5132"}
 """Of the JSON schemas of everything that is stored, by format."""
 
 PACKED_BY_DICTIONARY_1 = bytes.fromhex(
