@@ -9,9 +9,9 @@ from typing import Any
 from kubernetes.aio import client
 
 from service.actuators.cluster import answered, message
-from service.actuators.virtual_service import CannotEdit, Edit, Wanted, edit, look
+from service.actuators.virtual_service import CannotEdit, Edit, ServesOthers, Wanted, edit, look
 from service.model.target import Place, Readiness
-from service.ring.ports import Refused, Unavailable, WeightsSeen
+from service.ring.ports import NotOurs, Refused, Unavailable, WeightsSeen
 
 logger = logging.getLogger(__name__)
 
@@ -203,4 +203,5 @@ def _planned(found: dict[str, Any], wanted: Wanted, place: Place) -> Edit:
     try:
         return edit(found, wanted)
     except CannotEdit as reason:
-        raise Refused(f"VirtualService {place.namespace}/{place.virtual_service}: {reason}") from reason
+        kind = NotOurs if isinstance(reason, ServesOthers) else Refused
+        raise kind(f"VirtualService {place.namespace}/{place.virtual_service}: {reason}") from reason

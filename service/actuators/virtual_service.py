@@ -26,6 +26,10 @@ class CannotEdit(ValueError):
     """The route cannot be edited as asked. The message says what was looked for and what was found."""
 
 
+class ServesOthers(CannotEdit):
+    """The canary destination serves traffic that this rollout did not give it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What the route should say."""
@@ -89,7 +93,7 @@ def edit(virtual_service: Mapping[str, Any], wanted: Wanted) -> Edit:
         raise CannotEdit(f"a newer decision (fence {before.fence}) stands on the route; ours is {wanted.fence}")
     if wanted.first and before.canary_percent > 0 and _annotations(virtual_service).get(ROLLOUT) != wanted.rollout:
         # After a promotion the «canary» destination carries production; a share or a retreat would send it to old pods.
-        raise CannotEdit(
+        raise ServesOthers(
             f"the canary destination already serves {before.canary_percent} % that this rollout did not give it; "
             "a release starts from 0, so name the destinations anew or set it to 0 first"
         )

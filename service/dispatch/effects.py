@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from service.model.instruction import CheckReady, Page, Publish, SetWeights
 from service.model.stimulus import CandidateReady, Stimulus, WeightsRefused, WeightsWritten
-from service.ring.ports import Bus, Clock, Mesh, Pager, Refused, Unavailable
+from service.ring.ports import Bus, Clock, Mesh, NotOurs, Pager, Refused, Unavailable
 from service.ring.store import LONGEST_HIDDEN_S, Owed
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Effects:
             async with asyncio.timeout(TRY_S):
                 return await self._do(owed)
         except Refused as refused:
-            return self._refused(owed, str(refused))
+            return self._refused(owed, refused)
         except (Unavailable, TimeoutError) as error:
             wished_s = error.retry_after_s if isinstance(error, Unavailable) else None
             pause_s = min(LONGEST_PAUSE_S, 0.25 * 2 ** min(owed.attempts, 10))
@@ -111,15 +111,19 @@ class Effects:
                 await self._bus.publish(order)
                 return Done()
 
-    def _refused(self, owed: Owed, reason: str) -> Outcome:
-        order = owed.instruction
+    def _refused(self, owed: Owed, refused: Refused) -> Outcome:
+        order, reason = owed.instruction, str(refused)
         logger.error(
             "%s refused: %s", order.type, reason, extra={"action": "refused", "rollout": order.rollout, "owed": owed.id}
         )
         match order:
             case SetWeights():
                 fact = WeightsRefused(
-                    id=f"{order.rollout}/f{order.fence}", at=self._clock.now(), fence=order.fence, reason=reason[:2000]
+                    id=f"{order.rollout}/f{order.fence}",
+                    at=self._clock.now(),
+                    fence=order.fence,
+                    reason=reason[:2000],
+                    not_ours=isinstance(refused, NotOurs),
                 )
                 return Done((fact,), refused=True)
             case CheckReady():

@@ -119,6 +119,8 @@ class WeightsRefused(_Fact):
     type: Literal["weights_refused"] = "weights_refused"
     fence: int
     reason: str = Field(max_length=2000)
+    not_ours: bool = False
+    """What the candidate serves was not given by this rollout, so none of its weights stands."""
 
 
 class DriftSeen(_Fact):

@@ -32,6 +32,10 @@ class Refused(PortError):
     """Repeating the call is useless until a person changes something."""
 
 
+class NotOurs(Refused):
+    """Refused because what stands there was not given by this rollout, which so gave none."""
+
+
 @dataclass(frozen=True, slots=True)
 class WeightsSeen:
     """What the API server holds of one route."""
@@ -55,7 +59,7 @@ class Mesh(Protocol):
     ) -> WeightsSeen:
         """Make the canary's share ``canary_percent``, write ``fence`` beside it, read back and say what was read.
 
-        first : nothing of this rollout stands yet, so a canary that serves traffic which another hand gave is Refused
+        first : nothing of this rollout stands yet, so a canary that serves traffic which another hand gave is NotOurs
         Already as asked: nothing is written. A newer fence on the object, a missing route or destination, someone
         else's destination with weight, no right: Refused. Conflict past N tries, time-out, 5xx: Unavailable.
         """

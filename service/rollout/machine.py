@@ -306,6 +306,9 @@ def _on_refused(turn: Turn, fact: WeightsRefused) -> str | None:
             # No traffic was ever given, so there is none to take back.
             _finish_retreat(turn, "no traffic was given to the candidate")
             return None
+        if fact.not_ours:
+            _finish_retreat(turn, "what the candidate serves was not given by this rollout and stays")
+            return None
         turn.page("mesh", Severity.CRITICAL, f"rollback not confirmed by the mesh: {fact.reason}")
         turn.set(wake_at=fact.at + timedelta(seconds=state.policy.confirm_timeout_s))
         return None

@@ -391,6 +391,14 @@ def test_a_refused_rollback_without_any_traffic_given_ends_and_claims_no_confirm
     assert "no traffic was given" in story.last.reason
 
 
+def test_a_retreat_ends_where_what_stands_was_not_given_by_the_rollout() -> None:
+    story = Story().ready().person(Verb.ROLLBACK)
+    fence = story.state.fence
+    story.tell(WeightsRefused(id="r", at=story.at, fence=fence, reason="serves 100 %", not_ours=True))
+    assert story.state.phase is Phase.ROLLED_BACK
+    assert "confirmed" not in story.last.reason
+
+
 @pytest.mark.parametrize("lost", ["the answer to the first weight", "that, with the next one refused", "the route"])
 def test_a_refused_rollback_whose_candidate_may_serve_traffic_pages_until_the_mesh_confirms(lost: str) -> None:
     story = Story().ready()
