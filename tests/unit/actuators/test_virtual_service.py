@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.actuators.virtual_service import FENCE, CannotEdit, Edit, Wanted, edit, fqdn, look
+from service.actuators.virtual_service import FENCE, CannotEdit, Edit, ServesOthers, Wanted, edit, fqdn, look
 from service.lab.json_patch import apply
 from service.model.target import Destination
 from tests.conformance import ROOT, conformance
@@ -279,7 +279,7 @@ def test_two_destinations_of_one_arm_are_refused() -> None:
 
 def test_a_first_weight_never_takes_traffic_that_another_hand_gave_the_canary() -> None:
     for percent in (10, 0):
-        with pytest.raises(CannotEdit, match="already serves 100 % that this rollout did not give"):
+        with pytest.raises(ServesOthers, match="already serves 100 % that this rollout did not give"):
             edit(vs(0, 100), wanted(first=True, canary_percent=percent))
 
 
