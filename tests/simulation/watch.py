@@ -268,10 +268,16 @@ class Watch:
             self._broken("one direction", f"{rollout} stood rolled back, and {weight_of(after)} % landed.", rollout)
 
     def sent(self, page: Page) -> None:
-        """The pager has a page."""
+        """The pager has a page.
+
+        A repeat may come late, from a replica that stood still while it was sending and whose lease went to another:
+        a pager has no fence, so an incident that was resolved meanwhile is opened anew. ARCHITECTURE says so, and a
+        repeat is no reason for an alarm here; an incident that is left open by first sendings is.
+        """
         body = page.to_json()
+        repeat = body in self._bodies
         self._bodies.add(body)
-        if page.action is not PageAction.CHANGE:
+        if page.action is not PageAction.CHANGE and not repeat:
             self.incidents[page.dedup_key] = page.action
 
     def told(self, order: Publish) -> None:
