@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from service.lab.broker import EmbeddedBroker
 from service.lab.kube_api import KubeApi
 from service.lab.pagerduty_api import PagerDutyApi
 from service.lab.prometheus_api import PrometheusApi
+from tests import processes
 
 NAMESPACE = "ml-serving"
 TOPIC, DEAD_LETTERS, DECISIONS = "cd.events", "cd.events.dead-letter", "canary.decisions"
@@ -111,26 +111,20 @@ class Child:
     url: str
     log: Path
 
-    def _status_kb(self, name: str) -> int:
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith(name):
-                return int(line.split()[1])
-        raise RuntimeError(f"no {name} in the status of process {self.process.pid}")
-
     @property
     def rss_mib(self) -> float:
         """Resident memory now."""
-        return self._status_kb("VmRSS") / 1024
+        return processes.rss_mib(self.process.pid)
 
     @property
     def peak_rss_mib(self) -> float:
         """The most memory that was ever resident."""
-        return self._status_kb("VmHWM") / 1024
+        return processes.peak_rss_mib(self.process.pid)
 
     @property
     def threads_n(self) -> int:
         """Threads of the process."""
-        return self._status_kb("Threads")
+        return processes.status_kb(self.process.pid, "Threads")
 
     @property
     def files_n(self) -> int:
@@ -140,8 +134,7 @@ class Child:
     @property
     def cpu_s(self) -> float:
         """Processor time used so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return processes.cpu_s(self.process.pid)
 
 
 class Embedded:
@@ -196,7 +189,7 @@ class Embedded:
     @asynccontextmanager
     async def service(self, *, ready: bool = True, **settings: Any) -> AsyncIterator[Child]:
         """`serinus serve` in a process of its own, ready, or at least begun."""
-        port = free_port()
+        port = processes.free_port()
         config = self.configure(port, **settings)
         log = self.folder / "serinus.log"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SERINUS_")}
@@ -254,13 +247,6 @@ def virtual_service(name: str, namespace: str = NAMESPACE) -> dict[str, Any]:
         "metadata": {"name": f"{name}-route", "namespace": namespace},
         "spec": {"hosts": [name], "http": [{"route": destinations}]},
     }
-
-
-def free_port() -> int:
-    """A port on loopback that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def produce(bootstrap: str, topic: str, messages: Sequence[Message]) -> None:

@@ -6,12 +6,15 @@ import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from service.model.catalog import Catalog
 from service.model.names import Mode, ServiceKey, rollout_id
 from service.model.observation import Availability
 from service.model.policy import Criticality, Policy
 from service.model.rollout import RolloutState
 from service.model.stimulus import (
     CandidateReady,
+    DeploymentEvent,
+    EventKind,
     GuardReading,
     MetricEvidence,
     PersonActed,
@@ -21,7 +24,7 @@ from service.model.stimulus import (
     WeightsWritten,
     WindowJudged,
 )
-from service.model.target import Destination, Finish, Place, Readiness
+from service.model.target import Destination, Finish, Place, Readiness, Route, Target
 from service.rollout import machine
 from service.rollout.turn import Step
 
@@ -167,3 +170,30 @@ class Story:
 def lean(evidence: float) -> dict[str, float]:
     """Window changes for combined evidence of this size, not logarithmic."""
     return {"log_evidence": math.log(evidence)}
+
+
+def catalog(mode: Mode = Mode.ENFORCE, **changes: Any) -> Catalog:
+    """One target for every service of the namespace, under the policy above, without a readiness check."""
+    stable, canary = (Destination(host="${service}", subset=subset) for subset in ("v1", "v2"))
+    given: dict[str, Any] = {
+        "namespace": SERVICE.namespace,
+        "service": "*",
+        "route": Route(virtual_service="${service}-route", stable=stable, canary=canary),
+        "policy": "test",
+    }
+    return Catalog(mode=mode, policies={"test": policy()}, targets=(Target(**(given | changes)),))
+
+
+def event(event_id: str, version: str | None = "2", minute: int = 0, **changes: Any) -> DeploymentEvent:
+    """The pipeline says that the service is upgraded from version 1, so many minutes after the start."""
+    given: dict[str, Any] = {
+        "id": event_id,
+        "source": "/ci",
+        "at": START + timedelta(minutes=minute),
+        "kind": EventKind.UPGRADED,
+        "namespace": SERVICE.namespace,
+        "service": SERVICE.name,
+        "version": version,
+        "stable_version": "1",
+    }
+    return DeploymentEvent.model_validate(given | changes)

@@ -357,7 +357,7 @@ class SqlStore:
         theirs = sa.select(t.rollouts.c.id).where(t.rollouts.c.id == o.rollout, _READABLE, *_in(where))
         query = query.where(theirs.exists(), ~waits)
         what = "read what is owed"
-        if not await self._read(what, query.limit(1)):
+        if not await self.read(what, query.limit(1)):
             return []
         async with self._write(what) as connection:
             if not self._one_writer:
@@ -386,7 +386,7 @@ class SqlStore:
             .limit(limit)
         )
         # Nothing due is the usual case, and it must not queue behind a writer.
-        if not await self._read("read due windows", query.limit(1)):
+        if not await self.read("read due windows", query.limit(1)):
             return []
         async with self._write("claim due windows") as connection:
             rows = (await connection.execute(query.with_for_update(skip_locked=True))).all()
@@ -410,16 +410,15 @@ class SqlStore:
                 .subquery()
             )
             query = sa.select(newest).where(newest.c.place <= last).order_by(newest.c.place)
-            for row in await self._read("read past rollouts", query):
-                key = ServiceKey(cluster=row.cluster, namespace=row.namespace, name=row.service)
-                out.setdefault(key, []).append(bytes(row.monitor))
+            for row in await self.read("read past rollouts", query):
+                out.setdefault(_service_of(row), []).append(bytes(row.monitor))
         return out
 
     async def waking(self, now: datetime, *, limit: int) -> Sequence[RolloutId]:
         """See ``Store.waking``."""
         r = t.rollouts.c
         query = sa.select(r.id).where(_READABLE, r.wake_at <= now.timestamp()).order_by(r.wake_at).limit(limit)
-        return [RolloutId(row.id) for row in await self._read("read who wakes", query)]
+        return [RolloutId(row.id) for row in await self.read("read who wakes", query)]
 
     async def watched(
         self, *, limit: int, after: RolloutId | None = None, where: Where = ANYWHERE
@@ -428,7 +427,7 @@ class SqlStore:
         query = _STATES.where(t.rollouts.c.watched, _READABLE, *_in(where)).order_by(t.rollouts.c.id).limit(limit)
         if after is not None:
             query = query.where(t.rollouts.c.id > after)
-        rows = await self._read("read whom to watch", query)
+        rows = await self.read("read whom to watch", query)
         return [state for row in rows if (state := self._decoded(row, WatchedRollout)) is not None]
 
     # --- questions --------------------------------------------------------------------------------------------------
@@ -441,7 +440,7 @@ class SqlStore:
             query = sa.select(t.seen_events.c.source, t.seen_events.c.id).where(
                 _is_one_of((t.seen_events.c.source, t.seen_events.c.id), pairs)
             )
-            known |= {(row.source, row.id) for row in await self._read("look up events", query)}
+            known |= {(row.source, row.id) for row in await self.read("look up events", query)}
         return frozenset(event for event, key in keys.items() if key not in known)
 
     async def heads(self, services: Collection[ServiceKey]) -> Mapping[ServiceKey, ServiceHead]:
@@ -449,8 +448,8 @@ class SqlStore:
         out: dict[ServiceKey, ServiceHead] = {}
         for keys in _chunks(sorted(services, key=str)):
             query = sa.select(t.heads).where(_is_service(t.heads, keys))
-            for row in await self._read("look up services", query):
-                key = ServiceKey(cluster=row.cluster, namespace=row.namespace, name=row.service)
+            for row in await self.read("look up services", query):
+                key = _service_of(row)
                 out[key] = ServiceHead(key, from_epoch_s(row.event_at), row.event_id, row.fence)
         return out
 
@@ -462,16 +461,14 @@ class SqlStore:
             query = _STATES.add_columns(r.cluster, r.namespace, r.service).where(
                 r.active, _is_service(t.rollouts, keys)
             )
-            rows += await self._read("look up running rollouts", query)
-        return await self._by_key(
-            rows, lambda row: ServiceKey(cluster=row.cluster, namespace=row.namespace, name=row.service)
-        )
+            rows += await self.read("look up running rollouts", query)
+        return await self._by_key(rows, _service_of)
 
     async def load(self, rollouts: Collection[RolloutId]) -> Mapping[RolloutId, RolloutState]:
         """See ``Store.load``."""
         rows: list[Any] = []
         for ids in _chunks(sorted(rollouts)):
-            rows += await self._read("load rollouts", _STATES.where(t.rollouts.c.id.in_(ids)))
+            rows += await self.read("load rollouts", _STATES.where(t.rollouts.c.id.in_(ids)))
         return await self._by_key(rows, lambda row: RolloutId(row.id))
 
     async def owed_summary(self) -> Mapping[Lane, tuple[int, datetime | None]]:
@@ -482,7 +479,7 @@ class SqlStore:
             .group_by(t.outbox.c.lane)
         )
         found = {
-            Lane(lane): (n, from_epoch_s(since)) for lane, n, since in await self._read("count what is owed", query)
+            Lane(lane): (n, from_epoch_s(since)) for lane, n, since in await self.read("count what is owed", query)
         }
         return {lane: found.get(lane, (0, None)) for lane in Lane}
 
@@ -491,17 +488,17 @@ class SqlStore:
         due_at = t.rollouts.c.window_due_at
         counts: list[Any] = [sa.func.count(), sa.func.min(due_at)]
         query = sa.select(*counts).where(due_at <= before.timestamp())
-        n, oldest = (await self._read("count overdue windows", query))[0]
+        n, oldest = (await self.read("count overdue windows", query))[0]
         return n, None if oldest is None else from_epoch_s(oldest)
 
     async def rollbacks_since(self, moment: datetime) -> int:
         """See ``Store.rollbacks_since``."""
         query = sa.select(sa.func.count()).where(t.rollouts.c.retreated_at >= moment.timestamp())
-        return int((await self._read("count rollbacks", query))[0][0])
+        return int((await self.read("count rollbacks", query))[0][0])
 
     async def kill_switch(self) -> KillSwitch:
         """See ``Store.kill_switch``."""
-        for row in await self._read("read the kill switch", sa.select(t.switches)):
+        for row in await self.read("read the kill switch", sa.select(t.switches)):
             return KillSwitch(row.frozen, row.actor, row.reason, from_epoch_s(row.at) if row.at else None)
         return KillSwitch()
 
@@ -524,24 +521,24 @@ class SqlStore:
         if cursor is not None:
             at, rollout = cursor
             query = query.where(sa.or_(r.started_at < at, sa.and_(r.started_at == at, r.id < rollout)))
-        rows = await self._read("list rollouts", query.limit(limit + 1))
+        rows = await self.read("list rollouts", query.limit(limit + 1))
         states = [state async for state, _ in self._states(rows[:limit]) if state is not None]
         more = len(rows) > limit
         next_after = f"{rows[limit - 1].started_at!r}~{rows[limit - 1].id}" if more else None
-        counted = await self._read("count rollouts", sa.select(r.phase, sa.func.count()).group_by(r.phase))
+        counted = await self.read("count rollouts", sa.select(r.phase, sa.func.count()).group_by(r.phase))
         return RolloutPage(tuple(states), next_after, {Phase(phase): n for phase, n in counted})
 
     async def journal(self, rollout: RolloutId, *, limit: int = 1000) -> Sequence[JournalEntry]:
         """See ``Store.journal``."""
         query = sa.select(t.journal.c.body).where(t.journal.c.rollout == rollout).order_by(t.journal.c.n.desc())
-        rows = await self._read("read the journal", query.limit(limit))
+        rows = await self.read("read the journal", query.limit(limit))
         async with self._reach("read the journal"):
             return [JournalEntry.from_json(row.body) for row in reversed(rows)]
 
     async def windows(self, rollout: RolloutId, *, limit: int = 240) -> Sequence[WindowJudged]:
         """See ``Store.windows``."""
         query = sa.select(t.windows).where(t.windows.c.rollout == rollout).order_by(t.windows.c.n.desc())
-        rows = await self._read("read windows", query.limit(limit))
+        rows = await self.read("read windows", query.limit(limit))
         async with self._reach("read windows"):
             return [WindowJudged.from_json(_body(row)) for row in reversed(rows)]
 
@@ -576,7 +573,7 @@ class SqlStore:
         is wanted of it, in a thread."""
         after = 0
         query = sa.select(table).where(table.c.rollout == rollout).order_by(table.c.n).limit(ROWS_PAGE)
-        while rows := await self._read(what, query.where(table.c.n > after)):
+        while rows := await self.read(what, query.where(table.c.n > after)):
             after = rows[-1].n
             async with self._reach(what):
                 wanted = await asyncio.to_thread(list, map(read, rows))
@@ -604,9 +601,6 @@ class SqlStore:
 
     async def read(self, what: str, query: sa.Select[Any]) -> Sequence[Any]:
         """The rows of a question of this room."""
-        return await self._read(what, query)
-
-    async def _read(self, what: str, query: sa.Select[Any]) -> Sequence[Any]:
         async with self._reach(what), self._engine.connect() as connection:
             rows: Sequence[Any] = (await connection.execute(query)).all()
             return rows
@@ -744,6 +738,10 @@ def _cursor(after: str | None) -> tuple[float, str] | None:
         return float(at), rollout
     except ValueError:
         return None
+
+
+def _service_of(row: Any) -> ServiceKey:
+    return ServiceKey(cluster=row.cluster, namespace=row.namespace, name=row.service)
 
 
 def _is_service(table: sa.Table, keys: Sequence[ServiceKey]) -> sa.ColumnElement[bool]:

@@ -24,6 +24,8 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from kubernetes.aio import client
 
+from tests.embedded import virtual_service
+from tests.processes import status_kb
 from tests.real.rig import NAMESPACE, Rig, rig
 
 EVENTS = 200
@@ -69,13 +71,7 @@ def without_readiness(real: Rig) -> None:
 
 async def put_route(custom: client.CustomObjectsApi, name: str) -> None:
     """A route with all traffic on v1."""
-    destinations = [{"destination": {"host": name, "subset": s}, "weight": w} for s, w in (("v1", 100), ("v2", 0))]
-    body = {
-        "apiVersion": "networking.istio.io/v1",
-        "kind": "VirtualService",
-        "metadata": {"name": f"{name}-route", "namespace": NAMESPACE},
-        "spec": {"hosts": [name], "http": [{"route": destinations}]},
-    }
+    body = virtual_service(name)
     await custom.create_namespaced_custom_object("networking.istio.io", "v1", NAMESPACE, "virtualservices", body)
 
 
@@ -170,10 +166,7 @@ async def restart(real: Rig) -> float:
 def resident_mb(real: Rig) -> float:
     """Resident memory of the service."""
     assert real.process is not None
-    for line in Path(f"/proc/{real.process.pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1000
-    raise RuntimeError("no VmRSS")
+    return status_kb(real.process.pid, "VmRSS") / 1000
 
 
 if __name__ == "__main__":

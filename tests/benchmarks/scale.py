@@ -19,11 +19,6 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
-import os
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -49,13 +44,14 @@ from service.lab.kube_api import KubeApi
 from service.lab.pagerduty_api import PagerDutyApi
 from service.model.stimulus import WindowJudged
 from service.storage.packing import unpack
+from tests import embedded, processes
 from tests.benchmarks.load_store import LoadStore
+from tests.embedded import NAMESPACE
+from tests.real.rig import Replica
 
 ROOT = Path(__file__).parents[2]
-NAMESPACE = "ml-serving"
 SCRAPE_S = 15.0
 PARTITIONS = 16
-TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 POLICY = {
     "name": "scale",
@@ -67,20 +63,7 @@ POLICY = {
         {"name": "predictions", "kind": "predictions"},
     ],
 }
-TARGET = {
-    "namespace": NAMESPACE,
-    "service": "*",
-    "route": {
-        "virtual_service": "${service}",
-        "stable": {"host": "${service}", "subset": "v1"},
-        "canary": {"host": "${service}", "subset": "v2"},
-    },
-    "metrics": "http",
-    "labels": {"job": "${service}"},
-    "stable_labels": {"version": "v1"},
-    "canary_labels": {"version": "v2"},
-    "policy": "scale",
-}
+TARGET = {**embedded.TARGET, "labels": {"job": "${service}"}, "policy": "scale"}
 
 
 # --- the world around the service -----------------------------------------------------------------------------------
@@ -93,25 +76,15 @@ def world(told: Connection, rollouts_n: int, folder: str) -> None:
 
 async def _world(told: Connection, rollouts_n: int, folder: Path) -> None:
     with EmbeddedBroker() as broker:
-        broker.create_topic("cd.events", PARTITIONS)
-        for topic in ("cd.events.dead-letter", "canary.decisions"):
+        broker.create_topic(embedded.TOPIC, PARTITIONS)
+        for topic in (embedded.DEAD_LETTERS, embedded.DECISIONS):
             broker.create_topic(topic)
         async with KubeApi() as kube, PagerDutyApi() as pagerduty:
             for n in range(rollouts_n):
-                kube.put("virtualservices", _route(f"model-{n}"))
+                kube.put("virtualservices", embedded.virtual_service(f"model-{n}"))
             told.send((broker.bootstrap, str(kube.kubeconfig(folder / "kubeconfig")), pagerduty.url))
             with contextlib.suppress(EOFError):
                 await asyncio.to_thread(told.recv)
-
-
-def _route(name: str) -> dict[str, Any]:
-    destinations = [{"destination": {"host": name, "subset": s}, "weight": w} for s, w in (("v1", 100), ("v2", 0))]
-    return {
-        "apiVersion": "networking.istio.io/v1",
-        "kind": "VirtualService",
-        "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": {"hosts": [name], "http": [{"route": destinations}]},
-    }
 
 
 @contextlib.contextmanager
@@ -131,35 +104,8 @@ def around(rollouts_n: int, folder: Path) -> Iterator[tuple[str, str, str]]:
 # --- the service ----------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Replica:
-    """One process of the service."""
-
-    url: str
-    process: subprocess.Popen[bytes]
-    cpu_s: float = 0.0
-
-    def spent_cpu_s(self) -> float:
-        """CPU seconds since this was last asked."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        now_s = (int(fields[11]) + int(fields[12])) / TICKS_A_SECOND
-        spent_s, self.cpu_s = now_s - self.cpu_s, now_s
-        return spent_s
-
-    def peak_mib(self) -> float:
-        """The most memory it has had."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-
-    def stop(self) -> None:
-        """SIGTERM, and wait."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait(30)
-
-
-def configure(folder: Path, database: str, parts: tuple[str, str, str], store_url: str, port: int) -> Path:
-    """The files of one replica."""
+def configure(folder: Path, database: str, parts: tuple[str, str, str], store_url: str) -> dict[str, Any]:
+    """The files and settings of every replica."""
     bootstrap, kubeconfig, pagerduty = parts
     for kind, body in (("policies", POLICY), ("targets", [TARGET])):
         (folder / "config" / kind).mkdir(parents=True, exist_ok=True)
@@ -167,38 +113,27 @@ def configure(folder: Path, database: str, parts: tuple[str, str, str], store_ur
     (folder / "config" / "metrics").mkdir(exist_ok=True)
     (folder / "config" / "metrics" / "http.yaml").write_text((ROOT / "config/metrics/http.yaml").read_text())
     (folder / "key").write_text("k" * 32)
-    settings = {
+    return {
         "mode": "enforce",
         "config_dir": str(folder / "config"),
         "kafka": {"bootstrap_servers": bootstrap},
         "prometheus": {"url": store_url, "scrape_interval": f"{SCRAPE_S:g}s"},
         "kubernetes": {"kubeconfig": kubeconfig},
         "database": {"url": database},
-        "api": {"host": "127.0.0.1", "port": port, "auth": "off"},
+        "api": {"host": "127.0.0.1", "auth": "off"},
         "pagerduty": {"routing_key_file": str(folder / "key"), "url": pagerduty},
     }
-    file = folder / f"serinus-{port}.yaml"
-    file.write_text(yaml.safe_dump(settings))
-    return file
 
 
-async def started(folder: Path, file: Path, session: aiohttp.ClientSession) -> Replica:
-    """A replica that is ready."""
-    port = yaml.safe_load(file.read_text())["api"]["port"]
-    with (folder / f"service-{port}.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli.main", "serve", "--config", str(file)],
-            stdout=log, stderr=log, cwd=ROOT,
-        )  # fmt: skip
-    replica = Replica(f"http://127.0.0.1:{port}", process)
-    async with asyncio.timeout(60):
-        while process.poll() is None:
-            with contextlib.suppress(aiohttp.ClientError):
-                async with session.get(f"{replica.url}/readyz") as answer:
-                    if answer.status == 200:
-                        return replica
-            await asyncio.sleep(0.1)
-    raise SystemExit(f"the service ended:\n{(folder / f'service-{port}.log').read_text()[-3000:]}")
+def pid(replica: Replica) -> int:
+    """Of its running process."""
+    assert replica.process is not None
+    return replica.process.pid
+
+
+def cpu_spent_s(replicas: list[Replica]) -> list[float]:
+    """Processor time of each replica since its start."""
+    return [processes.cpu_s(pid(replica)) for replica in replicas]
 
 
 async def windows_judged(replica: Replica, session: aiohttp.ClientSession) -> float:
@@ -329,15 +264,16 @@ async def measure(run: Run) -> int:
         parts = stack.enter_context(around(run.rollouts_n, folder))
         url = await stack.enter_async_context(database(run.database, folder))
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        files = [configure(folder, url, parts, store.url, free_port()) for _ in range(run.replicas_n)]
-        replicas: list[Replica] = []
+        settings = configure(folder, url, parts, store.url)
+        replicas = [Replica(folder, f"serinus-{n}", settings) for n in range(run.replicas_n)]
 
         async def start() -> None:
-            replicas[:] = await asyncio.gather(*(started(folder, file, session) for file in files))
+            await asyncio.gather(*(replica.start(session) for replica in replicas))
 
         def stop() -> None:
             for replica in replicas:
-                replica.stop()
+                if replica.process is not None:
+                    replica.stop()
 
         stack.callback(stop)
         await start()
@@ -367,8 +303,7 @@ async def catch_up(replicas: list[Replica], missed_n: int, session: aiohttp.Clie
     What they judged before all of them were ready is part of the shares, not of the speed.
     """
     began, already = time.monotonic(), sum([await windows_judged(replica, session) for replica in replicas])
-    for replica in replicas:
-        replica.spent_cpu_s()
+    cpu_s = cpu_spent_s(replicas)
     judged: list[float] = []
     while sum(judged) < 0.9 * missed_n:
         await asyncio.sleep(0.5)
@@ -378,7 +313,8 @@ async def catch_up(replicas: list[Replica], missed_n: int, session: aiohttp.Clie
     print(
         f"  caught up with {sum(judged):.0f} of {missed_n} windows, the last {sum(judged) - already:.0f} in "
         f"{took_s:.1f} s = {(sum(judged) - already) / took_s:.0f} a second; CPU "
-        f"{'+'.join(f'{replica.spent_cpu_s() / took_s:.2f}' for replica in replicas)} cores; shares of an even part: "
+        f"{'+'.join(f'{(now_s - s) / took_s:.2f}' for s, now_s in zip(cpu_s, cpu_spent_s(replicas), strict=True))} "
+        f"cores; shares of an even part: "
         f"{', '.join(f'{share:.2f}' for share in shares)}",
         flush=True,
     )
@@ -391,10 +327,9 @@ async def one_minute(
     began_s = time.time()
     store_cpu_s = store.spent().cpu_s
     judged = [await windows_judged(replica, session) for replica in replicas]
-    for replica in replicas:
-        replica.spent_cpu_s()
+    cpu_s = cpu_spent_s(replicas)
     await asyncio.sleep(60 - (time.time() - began_s))
-    cpu_s = [replica.spent_cpu_s() for replica in replicas]
+    cpu_s = [now_s - s for s, now_s in zip(cpu_s, cpu_spent_s(replicas), strict=True)]
     judged = [await windows_judged(replica, session) - n for replica, n in zip(replicas, judged, strict=True)]
     windows = await records.judged_since(began_s)
     lag_s = np.array([(w.at - w.end).total_seconds() - 2 * SCRAPE_S for w in windows])
@@ -402,7 +337,7 @@ async def one_minute(
         cpu_s,
         judged,
         lag_s,
-        max(replica.peak_mib() for replica in replicas),
+        max(processes.peak_rss_mib(pid(replica)) for replica in replicas),
         store.spent().cpu_s - store_cpu_s,
         Counter(e.availability.value for w in windows for e in w.evidence),
     )
@@ -415,14 +350,6 @@ async def one_minute(
         flush=True,
     )
     return minute
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def report(rollouts_n: int, minutes: list[Minute]) -> int:

@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sqlite3
 import ssl
 import subprocess
@@ -42,6 +41,7 @@ from service.events.sending import message
 from service.lab.pagerduty_api import PagerDutyApi
 from service.lab.world import FAULTS, World
 from service.ring.ports import Unavailable
+from tests.processes import free_port
 from tests.real.parts import building
 from tests.real.parts.kafka import KafkaBroker
 from tests.real.parts.kube import KubeApiServer
@@ -145,7 +145,7 @@ class Replica:
 
     def __init__(self, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
         self.name = name
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.config = folder / f"{name}.yaml"
         self.process: subprocess.Popen[bytes] | None = None
@@ -575,12 +575,6 @@ class Rig:
         return web.Response(text="\n".join(lines) + "\n")
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @asynccontextmanager
 async def rig(folder: Path, *, brokers_n: int = 1, database: str | None = None) -> AsyncIterator[Rig]:
     """Every real part started, the service not yet. Its database is SQLite unless a URL is given."""
@@ -591,7 +585,7 @@ async def rig(folder: Path, *, brokers_n: int = 1, database: str | None = None) 
             stack.callback(broker.cleanup)
         KafkaBroker.start_cluster(brokers)
         kube = stack.enter_context(KubeApiServer(binary, folder / "kube", fsync=False))
-        exporter_port = _free_port()
+        exporter_port = free_port()
         prometheus = PrometheusServer(
             prometheus_binary, folder / "prometheus", {"worlds": f"127.0.0.1:{exporter_port}"}
         )

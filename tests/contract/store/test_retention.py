@@ -372,7 +372,7 @@ async def test_a_long_rollout_is_exported_a_page_at_a_time_and_unpacked_beside_t
     await keep(store, story)
     line = await whole(store, story)
     assert check(line).replayed
-    read, unpack = store._read, store_module.unpack
+    read, unpack = store.read, store_module.unpack
     rows_n: list[int] = []
     threads: set[threading.Thread] = set()
 
@@ -385,7 +385,7 @@ async def test_a_long_rollout_is_exported_a_page_at_a_time_and_unpacked_beside_t
         threads.add(threading.current_thread())
         return unpack(packed)
 
-    monkeypatch.setattr(store, "_read", reading)
+    monkeypatch.setattr(store, "read", reading)
     monkeypatch.setattr(store_module, "unpack", unpacking)
     monkeypatch.setattr(store_module, "ROWS_PAGE", 3)
     monkeypatch.setattr(archive, "PIECE_BYTES", 1000)

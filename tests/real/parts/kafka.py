@@ -13,7 +13,6 @@ import atexit
 import base64
 import functools
 import os
-import random
 import re
 import shutil
 import signal
@@ -25,6 +24,8 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from tests.processes import free_port, rss_mib
 
 HOST = "127.0.0.1"
 
@@ -39,27 +40,6 @@ def kafka_uuid() -> str:
         s = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         if not s.startswith("-"):
             return s
-
-
-_given: set[int] = set()
-
-
-def free_port() -> int:
-    """A free port below the ephemeral range (32768+), so that no outgoing
-    connection takes it while a killed broker is down."""
-    for _ in range(2000):
-        port = random.randrange(15000, 32000)
-        if port in _given:
-            continue
-        with socket.socket() as s:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                s.bind((HOST, port))
-            except OSError:
-                continue
-        _given.add(port)
-        return port
-    raise BrokerError("no free port")
 
 
 def _read_exact(s: socket.socket, n: int) -> bytes:
@@ -178,10 +158,7 @@ class KafkaBroker:
         return self.proc is not None and self.proc.poll() is None
 
     def rss_mib(self) -> float:
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS"):
-                return int(line.split()[1]) / 1024
-        return 0.0
+        return rss_mib(self.pid)
 
     def log_tail(self, n: int = 30) -> str:
         try:

@@ -13,7 +13,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import ssl
 import subprocess
 import time
@@ -21,11 +20,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+from tests.processes import free_port, rss_mib
 
 
 class KubeApiServer:
@@ -34,9 +29,9 @@ class KubeApiServer:
         self.dir = Path(workdir).resolve()
         self.extra_args = list(extra_args)
         self.fsync = fsync
-        self.port = _free_port()
-        self.etcd_port = _free_port()
-        self.etcd_peer_port = _free_port()
+        self.port = free_port()
+        self.etcd_port = free_port()
+        self.etcd_peer_port = free_port()
         self.url = f"https://127.0.0.1:{self.port}"
         self.kubeconfig = str(self.dir / "kubeconfig")
         self.ca = str(self.dir / "tls.crt")
@@ -151,9 +146,7 @@ class KubeApiServer:
         for name in ("etcd", "api"):
             p = getattr(self, name)
             if p is not None and p.poll() is None:
-                for line in Path(f"/proc/{p.pid}/status").read_text().splitlines():
-                    if line.startswith("VmRSS"):
-                        out[name] = int(line.split()[1]) // 1024
+                out[name] = int(rss_mib(p.pid))
         return out
 
     def kubeconfig_for(self, token: str, name: str) -> str:

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tests.processes import free_port
 from tests.real.parts.building import postgres
-from tests.real.parts.kafka import free_port
 
 HOST = "127.0.0.1"
 USER = "serinus"

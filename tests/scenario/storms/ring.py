@@ -12,31 +12,14 @@ from typing import Any
 
 from service.dispatch.clockwork import Clockwork
 from service.dispatch.dispatcher import Dispatcher
-from service.model.catalog import Catalog
 from service.model.instruction import Lane
-from service.model.names import Mode, ServiceKey
+from service.model.names import ServiceKey
 from service.model.stimulus import DeploymentEvent
-from service.model.target import Destination, Route, Target
 from service.ring.door import Door
 from service.ring.ports import Bus, Mesh, Pager, Unavailable
 from service.storage.store import SqlStore
-from tests.stories import SERVICE, START, policy
-from tests.unit.dispatch.test_dispatcher import Outside, event
-
-
-def catalog(mode: Mode = Mode.ENFORCE) -> Catalog:
-    """One target for every service of the namespace, without a readiness check."""
-    target = Target(
-        namespace=SERVICE.namespace,
-        service="*",
-        route=Route(
-            virtual_service="${service}-route",
-            stable=Destination(host="${service}", subset="v1"),
-            canary=Destination(host="${service}", subset="v2"),
-        ),
-        policy="test",
-    )
-    return Catalog(mode=mode, policies={"test": policy()}, targets=(target,))
+from tests.stories import SERVICE, START, catalog, event
+from tests.unit.dispatch.test_dispatcher import Outside
 
 
 def releases(n: int, *, version: str = "2") -> list[DeploymentEvent]:

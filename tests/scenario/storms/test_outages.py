@@ -28,8 +28,8 @@ from service.storage.opening import open_store
 from service.storage.store import SqlStore
 from tests.contract.store.test_store import keep
 from tests.embedded import virtual_service
-from tests.scenario.storms.ring import Fragile, Routes, catalog, key, owed_n, releases, ring, until
-from tests.stories import START, Story
+from tests.scenario.storms.ring import Fragile, Routes, key, owed_n, releases, ring, until
+from tests.stories import START, Story, catalog
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -34,8 +34,8 @@ from service.ring.door import Door
 from service.ring.store import Store
 from service.settings import LogSettings, TracingSettings
 from service.storage.opening import open_store
-from tests.stories import START
-from tests.unit.dispatch.test_dispatcher import Outside, catalog
+from tests.stories import START, catalog
+from tests.unit.dispatch.test_dispatcher import Outside
 
 GIVEN = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 GRACE_S = 30.0
@@ -64,7 +64,7 @@ class Ring:
 
     def __post_init__(self) -> None:
         self.store = observed(self.store, self.own, self.outside, grace_s=GRACE_S)
-        self.door = Door(self.store, catalog(), self.outside)
+        self.door = Door(self.store, catalog(max_first_weight_percent=20), self.outside)
         ports: dict[str, Any] = {"meshes": {"default": self.outside}, "pager": self.outside, "bus": self.outside}
         self.dispatcher = Dispatcher(self.store, self.door, self.outside, **ports, seen=self.own)
         self.consumer = EventConsumer(

@@ -16,10 +16,10 @@ from service.dispatch.clockwork import Clockwork
 from service.dispatch.dispatcher import Dispatcher
 from service.model.catalog import Catalog
 from service.model.instruction import Lane, Page, Publish
-from service.model.names import Mode, RolloutId, ServiceKey
+from service.model.names import RolloutId, ServiceKey
 from service.model.rollout import Phase, Waiting
-from service.model.stimulus import DeploymentEvent, EventKind
-from service.model.target import Destination, Place, Route, Target
+from service.model.stimulus import EventKind
+from service.model.target import Place
 from service.ring.answer import Answer
 from service.ring.breaker import Breaker
 from service.ring.door import Door, Told
@@ -30,7 +30,7 @@ from service.storage import tables as t
 from service.storage.opening import open_store
 from service.storage.store import SqlStore
 from tests.contract.store.test_store import change, keep
-from tests.stories import SERVICE, START, Story, lean, place, request
+from tests.stories import SERVICE, START, Story, catalog, event, lean, place, request
 
 
 class Outside:
@@ -656,35 +656,11 @@ async def test_a_rollout_that_raises_the_unforeseen_keeps_no_other_from_being_wa
     assert [states[story.state.id].drift_since is not None for story in stories] == [True, False, True]
 
 
-def catalog() -> Catalog:
-    stable, canary = (Destination(host="${service}", subset=s) for s in ("v1", "v2"))
-    target = Target(
-        namespace="ml-*",
-        service="*",
-        route=Route(virtual_service="${service}-route", stable=stable, canary=canary),
-        policy="test",
-        metrics="http",
-        max_first_weight_percent=20,
-    )
-    return Catalog(mode=Mode.ENFORCE, policies={"test": Story().state.policy}, targets=(target,))
-
-
-def event(event_id: str, version: str | None = "2", *, minute: int = 0, **changes: object) -> DeploymentEvent:
-    given: dict[str, object] = {
-        "id": event_id,
-        "source": "/ci",
-        "at": START + timedelta(minutes=minute),
-        "kind": EventKind.UPGRADED,
-        "namespace": SERVICE.namespace,
-        "service": SERVICE.name,
-        "version": version,
-        "stable_version": "1",
-    }
-    return DeploymentEvent.model_validate(given | changes)
+CATALOG = catalog(namespace="ml-*", max_first_weight_percent=20)
 
 
 async def test_the_same_events_in_any_order_and_number_have_the_effect_of_once(store: SqlStore) -> None:
-    door = Door(store, catalog(), Outside())
+    door = Door(store, CATALOG, Outside())
     newest = event("c", "4", minute=3)
     await door.events([event("b", "3", minute=2), event("a", "2", minute=1), event("b", "3", minute=2)])
     await door.events([newest])
@@ -697,26 +673,26 @@ async def test_the_same_events_in_any_order_and_number_have_the_effect_of_once(s
 
 async def test_an_event_may_pick_a_smaller_weight_and_never_a_larger_than_allowed(store: SqlStore) -> None:
     for n, (asked, given) in enumerate(((3, 3), (15, 15), (90, 20))):
-        door = Door(store, catalog(), Outside())
+        door = Door(store, CATALOG, Outside())
         await door.events([event(f"e{n}", service=f"svc-{n}", first_weight_percent=asked)])
         key = SERVICE.model_copy(update={"name": f"svc-{n}"})
         assert (await store.active([key]))[key].first_weight_percent == given
 
 
 async def test_a_policy_that_the_target_does_not_allow_is_not_taken(store: SqlStore) -> None:
-    await Door(store, catalog(), Outside()).events([event("e", policy="yolo")])
+    await Door(store, CATALOG, Outside()).events([event("e", policy="yolo")])
     assert (await store.active([SERVICE]))[SERVICE].policy.name == "test"
 
 
 async def test_an_event_for_nobody_is_remembered_and_starts_nothing(store: SqlStore) -> None:
-    door = Door(store, catalog(), Outside())
+    door = Door(store, CATALOG, Outside())
     await door.events([event("e", namespace="other"), event("f", version=None), event("g", version="1")])
     assert (await store.active([SERVICE])) == {}
     assert await store.unseen([("/ci", "e"), ("/ci", "f")]) == frozenset()
 
 
 async def test_a_removed_service_ends_its_rollout(store: SqlStore) -> None:
-    door = Door(store, catalog(), Outside())
+    door = Door(store, CATALOG, Outside())
     await door.events([event("a")])
     await door.events([event("b", kind=EventKind.REMOVED, minute=1)])
     assert (await store.active([SERVICE]))[SERVICE].phase is Phase.ROLLING_BACK
@@ -728,7 +704,7 @@ async def test_a_removed_service_ends_its_rollout(store: SqlStore) -> None:
 async def test_events_of_a_service_whose_rollout_cannot_be_read_are_left_and_all_others_are_taken_in(
     store: SqlStore, spoilt: dict[str, Any], error: type[Exception]
 ) -> None:
-    door = Door(store, catalog(), Outside())
+    door = Door(store, CATALOG, Outside())
     await door.events([event("a", service="spoilt")])
     await store.write("spoil", [t.rollouts.update().values(spoilt)])
     batch = [event("b", "3", minute=1, service="spoilt"), event("c"), event("d", service="third")]

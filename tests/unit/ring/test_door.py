@@ -18,8 +18,7 @@ from service.ring.door import Door
 from service.storage.opening import open_store
 from service.storage.store import SqlStore
 from tests.contract.store.test_store import keep
-from tests.stories import SERVICE, START, Story
-from tests.unit.rollout.test_intake import catalog, event
+from tests.stories import SERVICE, START, Story, catalog, event
 
 
 class Clock:

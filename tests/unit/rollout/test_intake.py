@@ -8,49 +8,20 @@ from typing import Any
 
 import pytest
 
-from service.model.catalog import Catalog
 from service.model.names import Mode
 from service.model.rollout import Phase, RolloutState
 from service.model.stimulus import DeploymentEvent, EventKind, ReleaseRequested, StableUpgraded, WeightsWritten
-from service.model.target import Destination, Route, Target
 from service.rollout import intake, machine
 from service.rollout.intake import Newest, merge
-from tests.stories import SERVICE, START, Story, lean, policy
+from tests.stories import SERVICE, START, Story, catalog, event, lean
+
+CATALOG = catalog(stable_labels={"version": "${stable_version}"})
 
 TAKEN_IN = START + timedelta(hours=6)
 
 
-def catalog(mode: Mode = Mode.ENFORCE) -> Catalog:
-    target = Target(
-        namespace=SERVICE.namespace,
-        service="*",
-        route=Route(
-            virtual_service="${service}-route",
-            stable=Destination(host="${service}", subset="v1"),
-            canary=Destination(host="${service}", subset="v2"),
-        ),
-        stable_labels={"version": "${stable_version}"},
-        policy="test",
-    )
-    return Catalog(mode=mode, policies={"test": policy()}, targets=(target,))
-
-
-def event(event_id: str, version: str | None, minute: int = 0, **changes: Any) -> DeploymentEvent:
-    given: dict[str, Any] = {
-        "id": event_id,
-        "source": "/ci",
-        "at": START + timedelta(minutes=minute),
-        "kind": EventKind.UPGRADED,
-        "namespace": SERVICE.namespace,
-        "service": SERVICE.name,
-        "version": version,
-        "stable_version": "1",
-    }
-    return DeploymentEvent.model_validate(given | changes)
-
-
 def merged(*events: DeploymentEvent, newest: Newest | None = None, active: RolloutState | None = None) -> list[Any]:
-    return [(one.event.id, one.passed_over) for one in merge(events, SERVICE, catalog(), newest, active)]
+    return [(one.event.id, one.passed_over) for one in merge(events, SERVICE, CATALOG, newest, active)]
 
 
 def test_of_releases_that_come_together_the_newest_is_begun_and_names_the_others() -> None:
@@ -84,14 +55,14 @@ def test_a_withdrawal_that_comes_before_its_older_release_keeps_that_from_beginn
 
 def test_a_withdrawal_of_a_service_without_a_target_is_not_remembered() -> None:
     gone = event("x", None, 2, kind=EventKind.REMOVED)
-    meant = intake.apply(gone, SERVICE, catalog().model_copy(update={"targets": ()}), None, None, now=TAKEN_IN)
+    meant = intake.apply(gone, SERVICE, CATALOG.model_copy(update={"targets": ()}), None, None, now=TAKEN_IN)
     assert isinstance(meant, intake.NotApplied)
     assert not meant.newest
 
 
 def test_the_journal_says_which_versions_were_not_begun() -> None:
-    (one,) = merge([event(f"e{n}", f"2.{n}.0", n) for n in range(9)], SERVICE, catalog(), None, None)
-    meant = intake.apply(one.event, SERVICE, catalog(), None, None, now=TAKEN_IN, passed_over=one.passed_over)
+    (one,) = merge([event(f"e{n}", f"2.{n}.0", n) for n in range(9)], SERVICE, CATALOG, None, None)
+    meant = intake.apply(one.event, SERVICE, CATALOG, None, None, now=TAKEN_IN, passed_over=one.passed_over)
     assert isinstance(meant, intake.Applied)
     assert isinstance(meant.fact, ReleaseRequested)
     (row, *_) = machine.begin(meant.fact).journal
@@ -107,7 +78,7 @@ def test_the_canonical_form_of_a_release_that_came_alone_says_nothing_of_others(
 
 
 def test_an_event_that_waited_for_hours_does_not_find_its_time_outs_over() -> None:
-    meant = intake.apply(event("a", "2"), SERVICE, catalog(), None, None, now=TAKEN_IN)
+    meant = intake.apply(event("a", "2"), SERVICE, CATALOG, None, None, now=TAKEN_IN)
     assert isinstance(meant, intake.Applied)
     assert meant.fact.at == TAKEN_IN
     story = Story(at=TAKEN_IN)
@@ -130,13 +101,13 @@ def test_a_new_version_over_the_promoted_one_is_a_release_and_no_news_of_stable(
     """CI names as stable what the running rollout is still bringing in; the release must not be lost."""
     active = Story().progressing().state
     meant = intake.apply(
-        event("n", "2.14.0", stable_version=active.version), SERVICE, catalog(), None, active, now=TAKEN_IN
+        event("n", "2.14.0", stable_version=active.version), SERVICE, CATALOG, None, active, now=TAKEN_IN
     )
     assert isinstance(meant, intake.Applied)
     assert isinstance(meant.fact, ReleaseRequested)
     for version in (None, active.version):
         meant = intake.apply(
-            event("n", version, stable_version=active.version), SERVICE, catalog(), None, active, now=TAKEN_IN
+            event("n", version, stable_version=active.version), SERVICE, CATALOG, None, active, now=TAKEN_IN
         )
         assert isinstance(meant, intake.Applied)
         assert isinstance(meant.fact, StableUpgraded)
@@ -145,7 +116,7 @@ def test_a_new_version_over_the_promoted_one_is_a_release_and_no_news_of_stable(
 def test_a_version_that_is_on_its_way_back_may_be_released_again() -> None:
     active = Story().progressing().window(harmful=True, **lean(300)).state
     assert active.phase is Phase.ROLLING_BACK
-    meant = intake.apply(event("again", active.version), SERVICE, catalog(), None, active, now=TAKEN_IN)
+    meant = intake.apply(event("again", active.version), SERVICE, CATALOG, None, active, now=TAKEN_IN)
     assert isinstance(meant, intake.Applied)
 
 
@@ -153,7 +124,7 @@ class Service:
     """One service that takes events as the door does, and the mesh that confirms whatever is asked."""
 
     def __init__(self, mode: Mode) -> None:
-        self.catalog = catalog(mode)
+        self.catalog = catalog(mode, stable_labels={"version": "${stable_version}"})
         self.newest: Newest | None = None
         self.state: RolloutState | None = None
 
