@@ -45,6 +45,7 @@ QUICK = {
     "service.analysis.tick:LEASE_S": 3.0,
     # The load moves more rollouts in a minute than one PagerDuty key may tell of.
     "service.alerts.pagerduty:CALLS_PER_MINUTE": 1_000_000,
+    "service.alerts.pagerduty:NOTES_PER_MINUTE": 1_000_000,
 }
 """Constants of the service under this load, by module."""
 
