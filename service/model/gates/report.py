@@ -1,0 +1,49 @@
+"""What a gate says: passed, failed with what to do, or could not look, which is never a pass."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from service.model.names import DnsLabel, ServiceKey, Version
+from service.model.value import Value
+
+Line = Annotated[str, StringConstraints(max_length=500)]
+"""Text for people. What comes from outside is cut and freed of control characters before it gets here."""
+
+
+class Finding(StrEnum):
+    """The three answers of a gate."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    COULD_NOT_LOOK = "could_not_look"
+
+
+class GateReport(Value):
+    """One gate's answer, kept in the rollout's journal and shown on the page, in the terminal and in the API."""
+
+    gate: DnsLabel
+    finding: Finding
+    sentence: Line
+    """What was found, in one sentence."""
+    to_do: Line = ""
+    """What a person can do about it; empty for a pass."""
+    lines: Annotated[tuple[Line, ...], Field(max_length=40)] = ()
+    """Further findings, the gravest first, each a line for people."""
+    facts: dict[
+        Annotated[str, StringConstraints(max_length=60)], Annotated[str, StringConstraints(max_length=200)]
+    ] = {}
+    """Named values to show beside it: ``{"TensorFlow": "2.12.0 -> 2.13.0", "CUDA": "11.8"}``."""
+
+
+class Candidate(Value):
+    """What a gate is told of the release; outside data all of it, checked for form only."""
+
+    service: ServiceKey
+    version: Version
+    stable_version: Version | None
+    artifact: str
+    """Image reference or package URL from the event; empty when it named none."""
