@@ -38,6 +38,7 @@ from service.dispatch.dispatcher import Dispatcher
 from service.events.connection import Connection
 from service.events.consumer import SILENT_S, EventConsumer
 from service.events.publisher import KafkaBus, Producer
+from service.preflight.gates import PreflightGates
 from service.ring.door import Door
 from service.ring.lease import HeldLease
 from service.ring.ports import Mesh, Pager, PortError, Source, Unavailable
@@ -143,6 +144,7 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
             door,
             clock,
             meshes=meshes,
+            gates=PreflightGates({}),
             pager=_pager(settings, session, clock),
             bus=bus,
             seen=own,

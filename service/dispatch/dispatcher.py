@@ -14,32 +14,48 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
-from service.dispatch.effects import TRY_S, Done, Effects, Later, Outcome
+from service.dispatch.effects import Done, Effects, Later, Outcome, try_s
 from service.dispatch.outcomes import Outcomes
 from service.model.instruction import Lane
 from service.ring.breaker import Breaker
 from service.ring.door import Door, Told
-from service.ring.ports import Bus, Clock, Mesh, Pager, Unavailable
+from service.ring.ports import Bus, Clock, Gates, Mesh, Pager, Unavailable
 from service.ring.seen import UNSEEN, About, Observer
 from service.ring.stopping import Stopping
 from service.ring.store import ANYWHERE, Owed, Postponed, Store, Where
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = {Lane.RETREAT: 64, Lane.WEIGHTS: 32, Lane.READINESS: 64, Lane.PAGES: 8, Lane.NOTES: 4, Lane.PUBLISH: 64}
+AT_ONCE = {
+    Lane.RETREAT: 64,
+    Lane.WEIGHTS: 32,
+    Lane.READINESS: 64,
+    Lane.PREFLIGHT: 4,
+    Lane.PAGES: 8,
+    Lane.NOTES: 4,
+    Lane.PUBLISH: 64,
+}
 """Instructions of a lane under way at once, for each cluster where the lane belongs to one."""
 
-OF_A_CLUSTER = frozenset({Lane.RETREAT, Lane.WEIGHTS, Lane.READINESS})
+OF_A_CLUSTER = frozenset({Lane.RETREAT, Lane.WEIGHTS, Lane.READINESS, Lane.PREFLIGHT})
 """Lanes that are worked cluster by cluster; the others lead to one place for all."""
 
 LEASE_S = 30.0
 """How long an instruction is hidden from other replicas; every try is cut off well before it."""
+
+GATE_LEASE_S = 150.0
+"""The same for a look at a gate, one of which may take two minutes."""
 
 IDLE_S = 1.0
 GATHER_S = 0.02
 """After one instruction is done the lane waits so long before it claims more, so that it claims several at once."""
 
 FROZEN_POLL_S = 2.0
+
+
+def lease_s(lane: Lane) -> float:
+    """How long an instruction of this lane is hidden from other replicas."""
+    return GATE_LEASE_S if lane is Lane.PREFLIGHT else LEASE_S
 
 
 class Dispatcher:
@@ -52,6 +68,7 @@ class Dispatcher:
         clock: Clock,
         *,
         meshes: Mapping[str, Mesh],
+        gates: Gates,
         pager: Pager,
         bus: Bus,
         seen: Observer = UNSEEN,
@@ -60,7 +77,7 @@ class Dispatcher:
         self._store = store
         self._clock = clock
         self._clusters = frozenset(meshes)
-        self._effects = Effects(clock, meshes=meshes, pager=pager, bus=bus)
+        self._effects = Effects(clock, meshes=meshes, gates=gates, pager=pager, bus=bus)
         self._outcomes = Outcomes(door, clock)
         self._seen = seen
         self._stopping = stopping or Stopping()
@@ -146,7 +163,7 @@ class Dispatcher:
         # While the breaker is open, one call tries the other side: never only those that would fail on any day.
         trying = breaker.open
         owed = await self._store.owed(
-            lane, now, limit=1 if trying else room, lease_s=LEASE_S, where=where, least_tried=trying
+            lane, now, limit=1 if trying else room, lease_s=lease_s(lane), where=where, least_tried=trying
         )
         chains: dict[str, list[Owed]] = {}
         for one in owed:
@@ -157,7 +174,9 @@ class Dispatcher:
             if any(one.id in self._under_way for one in chain):
                 del chains[rollout]
         return {
-            asyncio.create_task(self._carry(chain, now + timedelta(seconds=LEASE_S), breaker), name=f"{lane} {rollout}")
+            asyncio.create_task(
+                self._carry(chain, now + timedelta(seconds=lease_s(lane)), breaker), name=f"{lane} {rollout}"
+            )
             for rollout, chain in chains.items()
         }
 
@@ -167,7 +186,9 @@ class Dispatcher:
         self._under_way |= ids
         try:
             for place, owed in enumerate(chain):
-                if self._clock.now() + timedelta(seconds=TRY_S) > leased_until or (place and self._stopping.asked):
+                if self._clock.now() + timedelta(seconds=try_s(owed.instruction.lane)) > leased_until or (
+                    place and self._stopping.asked
+                ):
                     return  # somebody else may have them by now; what they find owed, they carry out
                 outcome = await self._try(owed)
                 match outcome:

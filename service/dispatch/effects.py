@@ -8,15 +8,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from service.model.instruction import CheckReady, Page, Publish, SetWeights
-from service.model.stimulus import CandidateReady, Stimulus, WeightsRefused, WeightsWritten
-from service.ring.ports import Bus, Clock, Mesh, NotOurs, Pager, Refused, Unavailable
+from service.model.gates.report import Finding, GateReport
+from service.model.instruction import CheckReady, Lane, Page, Publish, RunGate, SetWeights
+from service.model.stimulus import CandidateReady, GateAnswered, Stimulus, WeightsRefused, WeightsWritten
+from service.ring.ports import Bus, Clock, Gates, Mesh, NotOurs, Pager, Refused, Unavailable
 from service.ring.store import LONGEST_HIDDEN_S, Owed
 
 logger = logging.getLogger(__name__)
 
 TRY_S = 12.0
 """One try is cut off after this time."""
+
+GATE_TRY_S = 120.0
+"""A look at a gate reads whole images and models, and may take so long."""
 
 LONGEST_PAUSE_S = 15.0
 READY_POLL_S = 2.0
@@ -25,6 +29,9 @@ REFUSED_LOOK_S = 30.0
 
 UNKNOWN_CLUSTER_S = 60.0
 """An instruction for a cluster that is not in this replica's settings waits so long for a replica that knows it."""
+
+GATE_AGAIN_S = 30.0
+"""A gate that could not look is tried again after at most this time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,33 +55,39 @@ class Later:
 Outcome: TypeAlias = Done | Later
 
 
+def try_s(lane: Lane) -> float:
+    """How long one try of an instruction of this lane may take."""
+    return GATE_TRY_S if lane is Lane.PREFLIGHT else TRY_S
+
+
 class Effects:
     """Carries out single instructions. Every effect is safe to repeat, and safe to be cut off at any point."""
 
-    def __init__(self, clock: Clock, *, meshes: Mapping[str, Mesh], pager: Pager, bus: Bus) -> None:
+    def __init__(self, clock: Clock, *, meshes: Mapping[str, Mesh], gates: Gates, pager: Pager, bus: Bus) -> None:
         self._clock = clock
         self._meshes = meshes
+        self._gates = gates
         self._pager = pager
         self._bus = bus
 
     async def carry_out(self, owed: Owed) -> Outcome:
-        """Try one instruction, for at most ``TRY_S``. Never raises for what the outside does."""
+        """Try one instruction, for at most ``try_s``. Never raises for what the outside does."""
         order = owed.instruction
-        if isinstance(order, SetWeights | CheckReady) and order.service.cluster not in self._meshes:
+        if isinstance(order, SetWeights | CheckReady | RunGate) and order.service.cluster not in self._meshes:
             # While settings change from replica to replica, another one may know it; nobody is refused anything.
             known = ", ".join(sorted(self._meshes)) or "none"
             why = f"no API server is set for cluster {order.service.cluster} in this replica's settings; known: {known}"
             logger.warning("%s waits: %s", order.type, why, extra={"action": "waits", "rollout": order.rollout})
             return Later(UNKNOWN_CLUSTER_S, why, failed=False)
         try:
-            async with asyncio.timeout(TRY_S):
+            async with asyncio.timeout(try_s(order.lane)):
                 return await self._do(owed)
         except Refused as refused:
             return self._refused(owed, refused)
         except (Unavailable, TimeoutError) as error:
             wished_s = error.retry_after_s if isinstance(error, Unavailable) else None
             pause_s = min(LONGEST_PAUSE_S, 0.25 * 2 ** min(owed.attempts, 10))
-            why = str(error) or f"no answer within {TRY_S:g} s"
+            why = str(error) or f"no answer within {try_s(order.lane):g} s"
             return Later(min(LONGEST_HIDDEN_S, max(pause_s, wished_s or 0.0)), why[:2000], failed=True)
 
     async def _do(self, owed: Owed) -> Outcome:
@@ -104,12 +117,33 @@ class Effects:
                     return Later(pause_s, f"not ready yet: {detail}"[:2000], failed=False)
                 ready_id = f"{order.rollout}/ready/{owed.id}"
                 return Done((CandidateReady(id=ready_id, at=self._clock.now(), detail=detail),))
+            case RunGate():
+                return await self._look(owed, order)
             case Page():
                 await self._pager.send(order)
                 return Done()
             case Publish():
                 await self._bus.publish(order)
                 return Done()
+
+    async def _look(self, owed: Owed, order: RunGate) -> Outcome:
+        """One look at a gate. What could not look is tried again, until the core wants to hear of it."""
+        try:
+            async with asyncio.timeout(GATE_TRY_S - 1.0):
+                report = await self._gates.look(order)
+        except TimeoutError:
+            report = GateReport(
+                gate=order.rule.gate,
+                finding=Finding.COULD_NOT_LOOK,
+                sentence=f"the look was cut off after {GATE_TRY_S - 1:g} s.",
+                to_do="See which of its parts does not answer; serinus preflight runs the same look by hand.",
+            )
+        now = self._clock.now()
+        if report.finding is Finding.COULD_NOT_LOOK and (order.give_up_at is None or now < order.give_up_at):
+            pause_s = min(GATE_AGAIN_S, READY_POLL_S * 1.3 ** min(owed.attempts, 20))
+            return Later(pause_s, f"could not look: {report.sentence}"[:2000], failed=False)
+        answer_id = f"{order.rollout}/gate/{order.rule.gate}/{owed.id}"
+        return Done((GateAnswered(id=answer_id, at=now, report=report),))
 
     def _refused(self, owed: Owed, refused: Refused) -> Outcome:
         order, reason = owed.instruction, str(refused)

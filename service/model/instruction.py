@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter
 
+from service.model.gates.report import Candidate
+from service.model.gates.rules import GateRule, GateSubjects
 from service.model.names import RolloutId, ServiceKey
 from service.model.policy import Percent
 from service.model.target import Place
@@ -20,6 +22,7 @@ class Lane(StrEnum):
     WEIGHTS = "weights"
     RETREAT = "retreat"
     READINESS = "readiness"
+    PREFLIGHT = "preflight"
     PAGES = "pages"
     NOTES = "notes"
     PUBLISH = "publish"
@@ -62,6 +65,22 @@ class CheckReady(_Order):
     def lane(self) -> Lane:
         """Looking never delays writing."""
         return Lane.READINESS
+
+
+class RunGate(_Order):
+    """Look whether the candidate passes one gate, before any traffic."""
+
+    type: Literal["run_gate"] = "run_gate"
+    rule: GateRule
+    subjects: GateSubjects
+    candidate: Candidate
+    give_up_at: Utc | None
+    """From this moment on a gate that cannot look answers so; until then it is tried again. None: for ever."""
+
+    @property
+    def lane(self) -> Lane:
+        """A gate may take minutes; nothing else waits behind it."""
+        return Lane.PREFLIGHT
 
 
 class Severity(StrEnum):
@@ -113,7 +132,7 @@ class Publish(_Order):
         return Lane.PUBLISH
 
 
-Instruction: TypeAlias = Annotated[SetWeights | CheckReady | Page | Publish, Field(discriminator="type")]
+Instruction: TypeAlias = Annotated[SetWeights | CheckReady | RunGate | Page | Publish, Field(discriminator="type")]
 
 INSTRUCTION: TypeAdapter[Instruction] = TypeAdapter(Instruction)
 """Reads an instruction back from its canonical JSON."""

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from service.model.gates.rules import GateRule
 from service.model.names import DnsLabel
 from service.model.value import Value
 
@@ -168,6 +169,10 @@ class Policy(Value):
     """P(such a release is ever paused)."""
     metrics: tuple[MetricRule, ...] = Field(min_length=1, max_length=50)
     guards: tuple[Guard, ...] = ()
+    preflight: tuple[GateRule, ...] = Field(default=(), max_length=10)
+    """What the candidate must pass before it gets any traffic. A gate of which the target says nothing cannot look."""
+    on_gate_failure: OnHarm = OnHarm.ROLLBACK
+    """What happens when a gate fails: end the release (rollback), or hold it for a person (pause_and_confirm)."""
     on_harm: OnHarm = OnHarm.PAUSE_AND_CONFIRM
     """What happens at the rollback line of the comparison."""
     on_pause: Budget = Budget(budget_s=3600.0, then=BudgetEnd.ROLLBACK)
@@ -179,6 +184,8 @@ class Policy(Value):
     """How long past its bake time a stage may stay undecided."""
     ready_timeout_s: Seconds = Field(default=1800.0, alias="ready_timeout")
     """How long the candidate may take to have ready endpoints before people are told."""
+    gate_timeout_s: Seconds = Field(default=600.0, alias="gate_timeout")
+    """How long a gate that cannot look is tried again before people are told."""
     confirm_timeout_s: Seconds = Field(default=120.0, alias="confirm_timeout")
     """How long a rollback or a promotion may stay unconfirmed by the mesh before people are told."""
     drift_hold_off_s: Seconds = Field(default=60.0, alias="drift_hold_off")
@@ -195,6 +202,9 @@ class Policy(Value):
         if len(set(names)) < len(names):
             twice = {n for n in names if names.count(n) > 1}
             raise ValueError(f"policy {self.name!r} names metrics twice: {', '.join(sorted(twice))}")
+        gates = [rule.gate for rule in self.preflight]
+        if len(set(gates)) < len(gates):
+            raise ValueError(f"policy {self.name!r} names a gate twice; found: {', '.join(gates)}")
         if True not in [m.required for m in self.metrics]:
             raise ValueError(f"policy {self.name!r} has no required metric, so nothing could ever show that it is safe")
         for guard in self.guards:

@@ -6,8 +6,10 @@ from enum import StrEnum
 
 from pydantic import ConfigDict, Field
 
+from service.model.gates.report import Finding, GateReport
+from service.model.gates.rules import GateRule
 from service.model.journal import GENESIS
-from service.model.names import Mode, RolloutId, ServiceKey, Version
+from service.model.names import DnsLabel, Mode, RolloutId, ServiceKey, Version
 from service.model.policy import Criticality, Percent, Policy, Stage
 from service.model.stimulus import MetricEvidence, ReleaseRequested
 from service.model.target import Place
@@ -61,6 +63,7 @@ class Waiting(StrEnum):
     SAFETY = "safety"  # undecided past its budget
     MESH = "mesh"  # the weights cannot be written, or somebody keeps changing them
     READINESS = "readiness"  # the candidate is not ready in time
+    PREFLIGHT = "preflight"  # a gate before any traffic has failed or could not look; a person goes on or back
 
 
 class StageProgress(Value):
@@ -103,6 +106,13 @@ class RolloutState(Value):
     """One sentence: why this phase."""
     proposal: Decision | None = None
     """In recommend mode: the move that waits for a person's yes."""
+
+    ready: bool = False
+    """The candidate has ready endpoints; before the first weight it may still wait for gates."""
+    gates: tuple[GateReport, ...] = ()
+    """What the gates before any traffic have answered, the last answer of each."""
+    overruled_gates: tuple[DnsLabel, ...] = ()
+    """Gates that a person has gone on without."""
 
     weight_asked: Percent = 0
     weight_seen: Percent | None = None
@@ -151,6 +161,12 @@ class RolloutState(Value):
     ended_as: str = Field(default="", max_length=200)
     journal_n: int = 0
     journal_hash: str = GENESIS
+
+    @property
+    def open_gates(self) -> tuple[GateRule, ...]:
+        """Gates of the policy that neither passed nor were overruled."""
+        closed = {report.gate for report in self.gates if report.finding is Finding.PASSED} | {*self.overruled_gates}
+        return tuple(rule for rule in self.policy.preflight if rule.gate not in closed)
 
     @property
     def decision(self) -> Decision:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter
 
+from service.model.gates.report import GateReport
 from service.model.names import DnsLabel, Mode, RolloutId, ServiceKey, Version
 from service.model.observation import Availability
 from service.model.policy import Criticality, Percent, Policy
@@ -101,6 +102,13 @@ class CandidateReady(_Fact):
 
     type: Literal["candidate_ready"] = "candidate_ready"
     detail: str = ""
+
+
+class GateAnswered(_Fact):
+    """A gate before any traffic has looked at the candidate, or could not."""
+
+    type: Literal["gate_answered"] = "gate_answered"
+    report: GateReport
 
 
 class WeightsWritten(_Fact):
@@ -223,6 +231,7 @@ Stimulus: TypeAlias = Annotated[
     | ReleaseWithdrawn
     | StableUpgraded
     | CandidateReady
+    | GateAnswered
     | WeightsWritten
     | WeightsRefused
     | DriftSeen

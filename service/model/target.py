@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
+from service.model.gates.rules import GateSubjects
 from service.model.names import DnsLabel, DnsName, Mode
 from service.model.policy import Criticality
 from service.model.value import Value
@@ -64,6 +65,8 @@ class Target(Value):
     finish: Finish = Finish.CANARY_KEEPS_ALL
     readiness: Readiness | None = None
     """None: the candidate is taken for ready as soon as its event arrives (said in the journal)."""
+    preflight: GateSubjects = GateSubjects()
+    """Where the gates before any traffic find what they look at."""
     metrics: DnsLabel = "istio"
     """Name of the metrics preset in ``config/metrics``."""
     labels: dict[str, Template] = {}
@@ -90,6 +93,7 @@ class Place(Value):
     canary: Destination
     finish: Finish
     readiness: Readiness | None
+    preflight: GateSubjects = GateSubjects()
     metrics: DnsLabel
     stable_labels: dict[str, str]
     canary_labels: dict[str, str]

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from service.model.instruction import Page, Publish
+from service.model.gates.report import GateReport
+from service.model.instruction import Page, Publish, RunGate
 from service.model.observation import Reading, WindowQuery
 from service.model.target import Place
 
@@ -73,6 +74,16 @@ class Mesh(Protocol):
 
     async def ready(self, place: Place) -> tuple[bool, str]:
         """Whether the candidate has ready endpoints, and one clause for people saying what was looked at."""
+
+
+class Gates(Protocol):
+    """What a candidate must pass before it gets any traffic."""
+
+    async def look(self, order: RunGate) -> GateReport:
+        """Look once. What could not be looked at is an answer (COULD_NOT_LOOK), never an error; nothing is retried.
+
+        It may take up to two minutes and may be cut off at any point.
+        """
 
 
 class Source(Protocol):

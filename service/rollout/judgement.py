@@ -44,6 +44,7 @@ class Cause(StrEnum):
     BLIND = "blind"
     INCONCLUSIVE = "inconclusive"
     LIMIT = "limit"
+    PREFLIGHT = "preflight"
     SAFE = "safe"
     NONE = "none"
 

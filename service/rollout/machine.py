@@ -15,6 +15,7 @@ from service.model.rollout import Decision, Phase, RolloutState
 from service.model.stimulus import (
     CandidateReady,
     DriftSeen,
+    GateAnswered,
     PersonActed,
     ReleaseRequested,
     ReleaseWithdrawn,
@@ -27,9 +28,8 @@ from service.model.stimulus import (
 )
 from service.rollout.bus import on_requested, on_stable_upgraded, on_withdrawn
 from service.rollout.mesh import on_drift, on_refused, on_written
-from service.rollout.moves import check_ready
 from service.rollout.people import on_person, on_time
-from service.rollout.starting import first_weight, on_ready
+from service.rollout.starting import look, on_gate, on_ready
 from service.rollout.turn import Step, Turn
 from service.rollout.windows import on_window
 from service.telling import words
@@ -41,6 +41,7 @@ _JUDGED = frozenset({P.PROGRESSING, P.PAUSED, P.HELD, P.PROMOTING, P.PROMOTED, P
 TRANSITIONS: Mapping[Phase, Mapping[type[Stimulus], frozenset[Phase]]] = {
     P.STARTING: {
         CandidateReady: frozenset({P.PROGRESSING}),
+        GateAnswered: frozenset({P.PROGRESSING, P.HELD}) | _BACK,
         PersonActed: frozenset({P.PAUSED}) | _BACK,
         ReleaseWithdrawn: _BACK,
         ReleaseRequested: _BACK,
@@ -58,6 +59,7 @@ TRANSITIONS: Mapping[Phase, Mapping[type[Stimulus], frozenset[Phase]]] = {
     P.PAUSED: {
         WindowJudged: _JUDGED,
         CandidateReady: frozenset({P.PAUSED}),
+        GateAnswered: frozenset({P.PAUSED}) | _BACK,
         WeightsWritten: frozenset({P.PAUSED}),
         WeightsRefused: frozenset({P.HELD}),
         DriftSeen: frozenset({P.PAUSED, P.HELD}),
@@ -67,7 +69,8 @@ TRANSITIONS: Mapping[Phase, Mapping[type[Stimulus], frozenset[Phase]]] = {
     },
     P.HELD: {
         WindowJudged: _JUDGED,
-        CandidateReady: frozenset({P.HELD, P.PROGRESSING}),
+        CandidateReady: frozenset({P.HELD, P.STARTING, P.PROGRESSING}),
+        GateAnswered: frozenset({P.HELD, P.STARTING, P.PROGRESSING}) | _BACK,
         WeightsWritten: frozenset({P.HELD, P.PROGRESSING}),
         WeightsRefused: frozenset({P.HELD}),
         DriftSeen: frozenset({P.HELD}),
@@ -113,7 +116,7 @@ class IllegalTransition(AssertionError):
 
 
 def begin(request: ReleaseRequested) -> Step:
-    """A new rollout, owing a look at the candidate's readiness (or its first weight where none is asked for)."""
+    """A new rollout, owing a look at all that the candidate must show (or its first weight where that is nothing)."""
     state = RolloutState(
         id=request.rollout,
         service=request.service,
@@ -138,9 +141,10 @@ def begin(request: ReleaseRequested) -> Step:
         log_pause=math.log(1 / request.policy.false_pause),
         log_rollback=math.log(1 / request.policy.false_rollback),
         wake_at=request.at + timedelta(seconds=request.policy.ready_timeout_s),
-        reason="Waiting for ready endpoints.",
+        reason="",
+        ready=request.place.readiness is None,
     )
-    turn = Turn(state, request)
+    turn = Turn(state.model_copy(update={"reason": words.waiting_sentence(state)}), request)
     change = f"{state.stable_version or 'stable'} -> {state.version}"
     turn.tell(
         "started",
@@ -149,10 +153,7 @@ def begin(request: ReleaseRequested) -> Step:
     )
     turn.decide(Decision.CONTINUE, "Started.")
     turn.note_change(f"canary release {change} starts")
-    if state.place.readiness is None:
-        first_weight(turn, "No readiness check is set for this target.")
-    else:
-        check_ready(turn)
+    look(turn, "No readiness check is set for this target." if state.ready else "")
     return turn.sealed()
 
 
@@ -169,7 +170,7 @@ def step(state: RolloutState, stimulus: Stimulus) -> Step:
     if after is not state.phase and after not in allowed:
         raise IllegalTransition(f"{state.phase} -> {after} by {stimulus.to_json()} in {state.id} at {state.revision}")
     if after.terminal:
-        turn.drops |= {"check_ready", "set_weights"}
+        turn.drops |= {"check_ready", "run_gate", "set_weights"}
         return turn.sealed(begin=_successor(turn.state, stimulus.at))
     return turn.sealed()
 
@@ -186,6 +187,7 @@ _Handler: TypeAlias = Callable[[Turn, Any], str | None]
 
 _HANDLERS: Mapping[type[Stimulus], _Handler] = {
     CandidateReady: on_ready,
+    GateAnswered: on_gate,
     WeightsWritten: on_written,
     WeightsRefused: on_refused,
     DriftSeen: on_drift,

@@ -6,7 +6,7 @@ import math
 import zlib
 from datetime import datetime, timedelta
 
-from service.model.instruction import CheckReady, Severity
+from service.model.instruction import Severity
 from service.model.names import Mode
 from service.model.rollout import Decision, Phase, RolloutState, StageProgress
 from service.model.target import Finish
@@ -16,12 +16,6 @@ from service.telling import words
 
 WINDOW_PHASES = 12
 """Moments within a window's length at which windows end; a minute's windows end every five seconds."""
-
-
-def check_ready(turn: Turn) -> None:
-    """Owe a look at the candidate's readiness."""
-    state = turn.state
-    turn.orders.append(CheckReady(rollout=state.id, service=state.service, at=turn.stimulus.at, place=state.place))
 
 
 def enter_stage(turn: Turn, index: int, sentence: str, detail: str = "") -> None:
@@ -99,13 +93,14 @@ def confirm_by(turn: Turn) -> datetime:
 
 def retreat(turn: Turn, sentence: str, *, cause: str, ended_as: str = "rolled back", detail: str = "") -> None:
     """All traffic back to stable. A page tells people, and the end comes with the mesh's confirmation."""
-    by_itself = cause in (Cause.HARM, Cause.GUARD, Cause.BLIND, Cause.INCONCLUSIVE, Cause.LEANING)
+    by_itself = cause in (Cause.PREFLIGHT, Cause.HARM, Cause.GUARD, Cause.BLIND, Cause.INCONCLUSIVE, Cause.LEANING)
     turn.enter(Phase.ROLLING_BACK, sentence, ended_as=ended_as, wake_at=confirm_by(turn))
     turn.ask_weight(0)
     turn.tell("rolling back", words.said(turn.state, sentence), detail)
     turn.decide(Decision.ROLLBACK, sentence)
     if by_itself:
-        turn.page("rollback", Severity.ERROR, sentence)
+        before_traffic = turn.state.served_from is None
+        turn.page("rollback", Severity.WARNING if before_traffic else Severity.ERROR, sentence)
     if turn.state.mode is Mode.OBSERVE:
         finish_retreat(turn, "nothing was touched")
 

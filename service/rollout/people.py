@@ -9,7 +9,9 @@ from service.model.instruction import Severity
 from service.model.names import Mode
 from service.model.rollout import Decision, Phase, Waiting
 from service.model.stimulus import PersonActed, TimePassed, Verb
-from service.rollout.moves import advance, check_ready, confirm_by, promote, retreat
+from service.rollout.judgement import Cause
+from service.rollout.moves import advance, confirm_by, promote, retreat
+from service.rollout.starting import look, overruled
 from service.rollout.turn import Turn
 from service.telling import words
 
@@ -59,8 +61,12 @@ def _resume(turn: Turn, fact: PersonActed, who: str) -> None:
     turn.resolve()
     if state.windows_from is None and state.weight_asked == 0:
         wake_at = fact.at + timedelta(seconds=state.policy.ready_timeout_s)
+        # Looked at anew: what was ready before a pause may be gone.
+        common |= {"ready": state.place.readiness is None, "overruled_gates": overruled(state)}
         turn.enter(Phase.STARTING, sentence, wake_at=wake_at, **common)
-        check_ready(turn)
+        turn.tell("resumed", sentence, who)
+        turn.decide(Decision.CONTINUE, sentence)
+        look(turn)
     else:
         # Refused, not confirmed yet, or somebody else's: a pause may have come since, and nobody else would ask again.
         stands = state.weight_seen == state.weight_asked and state.waiting is not Waiting.MESH
@@ -68,8 +74,8 @@ def _resume(turn: Turn, fact: PersonActed, who: str) -> None:
         if not stands:
             turn.set(drift_n=0)
             turn.ask_weight(state.weight_asked)
-    turn.tell("resumed", sentence, who)
-    turn.decide(Decision.CONTINUE, sentence)
+        turn.tell("resumed", sentence, who)
+        turn.decide(Decision.CONTINUE, sentence)
 
 
 def on_time(turn: Turn, fact: TimePassed) -> str | None:
@@ -78,11 +84,11 @@ def on_time(turn: Turn, fact: TimePassed) -> str | None:
     if state.wake_at is None or fact.at < state.wake_at:
         return "Nothing was changed: it is not time yet."
     if state.phase is Phase.STARTING:
-        sentence = f"Held at 0 %: no ready endpoints within {words.duration(state.policy.ready_timeout_s)}."
-        turn.enter(Phase.HELD, sentence, waiting=Waiting.READINESS)
+        sentence = words.not_shown_sentence(state)
+        turn.enter(Phase.HELD, sentence, waiting=Waiting.PREFLIGHT if state.ready else Waiting.READINESS)
         turn.tell("held", sentence)
         turn.decide(Decision.PAUSE, sentence)
-        turn.page("readiness", Severity.ERROR, sentence)
+        turn.page(Cause.PREFLIGHT if state.ready else "readiness", Severity.ERROR, sentence)
         return None
     what = "rollback" if state.phase is Phase.ROLLING_BACK else "promotion"
     turn.set(wake_at=None)

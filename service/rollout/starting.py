@@ -1,24 +1,130 @@
-"""Before the first weight: what the candidate must show while it serves nobody."""
+"""Before the first weight: what the candidate must show while it serves nobody.
+
+It must be ready, and it must pass the policy's gates. Both are looked at side by side, except for gates that ask the
+candidate itself. A gate that could not look is no pass: the rollout is held until it can look after all, or until a
+person goes on without it.
+"""
 
 from __future__ import annotations
 
-from service.model.rollout import Phase, Waiting
-from service.model.stimulus import CandidateReady
-from service.rollout.moves import enter_stage
+from collections.abc import Iterable
+from datetime import timedelta
+
+from service.model.gates.report import Candidate, Finding, GateReport
+from service.model.gates.rules import GateRule
+from service.model.instruction import CheckReady, RunGate, Severity
+from service.model.names import Mode
+from service.model.policy import OnHarm
+from service.model.rollout import Decision, Phase, RolloutState, Waiting
+from service.model.stimulus import CandidateReady, GateAnswered
+from service.model.value import Utc
+from service.rollout.judgement import Cause
+from service.rollout.moves import enter_stage, retreat
 from service.rollout.turn import Turn
 from service.telling import words
 
 
-def first_weight(turn: Turn, detail: str) -> None:
-    """The first stage: from here on the candidate serves people."""
-    turn.resolve("readiness")
-    enter_stage(turn, 0, words.first_weight_sentence(turn.state), detail)
+def look(turn: Turn, detail: str = "") -> None:
+    """Owe a look at all that is missing; where nothing is, the first weight. The phase must be STARTING."""
+    state = turn.state
+    turn.drops |= {"check_ready", "run_gate"}
+    if not state.ready:
+        turn.orders.append(CheckReady(rollout=state.id, service=state.service, at=turn.stimulus.at, place=state.place))
+    _run(turn, (rule for rule in state.open_gates if state.ready or not rule.of_a_running_candidate))
+    _go_on(turn, detail)
 
 
 def on_ready(turn: Turn, fact: CandidateReady) -> str | None:
     """The candidate has ready endpoints."""
     state = turn.state
-    if state.phase is Phase.STARTING or (state.phase is Phase.HELD and state.waiting is Waiting.READINESS):
-        first_weight(turn, fact.detail)
-        return None
-    return "Nothing was changed: the rollout is not waiting for readiness."
+    waits = state.phase is Phase.STARTING or (state.phase is Phase.HELD and state.windows_from is None)
+    if not waits or state.ready:
+        return "Nothing was changed: the rollout is not waiting for readiness."
+    turn.set(ready=True)
+    if state.waiting is Waiting.READINESS:
+        _waits(turn)
+    turn.resolve("readiness")
+    if state.open_gates:
+        turn.tell("ready", "The candidate has ready endpoints.", fact.detail)
+    _run(turn, (rule for rule in state.open_gates if rule.of_a_running_candidate))
+    _go_on(turn, fact.detail)
+    return None
+
+
+def on_gate(turn: Turn, fact: GateAnswered) -> str | None:
+    """A gate has looked, or could not."""
+    state, report = turn.state, fact.report
+    rule = next((rule for rule in state.open_gates if rule.gate == report.gate), None)
+    if state.served_from is not None or rule is None:
+        return f"Nothing was changed: the rollout is not waiting for gate {report.gate}."
+    turn.set(gates=(*(one for one in state.gates if one.gate != report.gate), report))
+    turn.tell(f"gate {report.finding.value}", words.gate_sentence(report), words.gate_detail(report))
+    match report.finding:
+        case Finding.PASSED:
+            if state.waiting is Waiting.PREFLIGHT and not _held_by(turn.state):
+                _waits(turn)
+                turn.resolve(Cause.PREFLIGHT)
+            _go_on(turn)
+        case Finding.FAILED if state.policy.on_gate_failure is OnHarm.ROLLBACK and state.mode is not Mode.RECOMMEND:
+            retreat(turn, words.refused_sentence(report), cause=Cause.PREFLIGHT, ended_as="refused before any traffic")
+        case Finding.FAILED:
+            _hold(turn, words.held_by_gate_sentence(report))
+        case Finding.COULD_NOT_LOOK:
+            _hold(turn, words.held_by_gate_sentence(report))
+            # It is tried on, so that a registry that is back needs nobody to come and say so.
+            _run(turn, [rule], for_ever=True)
+    return None
+
+
+def _go_on(turn: Turn, detail: str = "") -> None:
+    """The first weight, where nothing is missing any more."""
+    state = turn.state
+    if state.phase is Phase.STARTING and state.ready and not state.open_gates:
+        enter_stage(turn, 0, words.first_weight_sentence(state), detail)
+
+
+def _waits(turn: Turn) -> None:
+    """What was held may wait again: for the rest of what is missing."""
+    by = turn.stimulus.at + timedelta(seconds=turn.state.policy.ready_timeout_s)
+    turn.enter(Phase.STARTING, words.waiting_sentence(turn.state), wake_at=by)
+
+
+def _hold(turn: Turn, sentence: str) -> None:
+    """Held at 0 %. A person's pause stands; what they resume to is seen then."""
+    if turn.state.phase is Phase.PAUSED:
+        return
+    turn.enter(Phase.HELD, sentence, waiting=Waiting.PREFLIGHT)
+    turn.decide(Decision.PAUSE, sentence)
+    turn.page(Cause.PREFLIGHT, Severity.WARNING, sentence)
+
+
+def _held_by(state: RolloutState) -> list[GateReport]:
+    """Answers that hold the rollout still."""
+    open_gates = {rule.gate for rule in state.open_gates}
+    return [one for one in state.gates if one.gate in open_gates]
+
+
+def overruled(state: RolloutState) -> tuple[str, ...]:
+    """The gates that a person goes on without by resuming now: those whose answer held the rollout."""
+    held_by = _held_by(state) if state.waiting is Waiting.PREFLIGHT else []
+    return (*state.overruled_gates, *(one.gate for one in held_by))
+
+
+def _run(turn: Turn, rules: Iterable[GateRule], *, for_ever: bool = False) -> None:
+    state, at = turn.state, turn.stimulus.at
+    candidate = Candidate(
+        service=state.service, version=state.version, stable_version=state.stable_version, artifact=state.artifact
+    )
+    give_up_at: Utc | None = None if for_ever else at + timedelta(seconds=state.policy.gate_timeout_s)
+    turn.orders += [
+        RunGate(
+            rollout=state.id,
+            service=state.service,
+            at=at,
+            rule=rule,
+            subjects=state.place.preflight,
+            candidate=candidate,
+            give_up_at=give_up_at,
+        )
+        for rule in rules
+    ]

@@ -69,7 +69,7 @@ class Turn:
         fence = max(self.state.fence + 1, int(at.timestamp() * 1000))
         self.set(weight_asked=percent, fence=fence, drift_since=None)
         self.may_serve(percent)
-        self.drops |= {"set_weights", "check_ready"}
+        self.drops |= {"set_weights", "check_ready", "run_gate"}
         if self.state.mode is Mode.OBSERVE:
             self.set(weight_seen=percent, answered_fence=fence, answered_percent=percent)
             return

@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from service.model.gates.report import Finding as GateFinding
+from service.model.gates.report import GateReport
 from service.model.names import Mode
 from service.model.observation import Availability
 from service.model.policy import BudgetEnd, Guard, MetricKind, MetricRule
@@ -173,6 +175,7 @@ _CONDITIONAL = {
     "Continue": "Would have continued",
     "Start": "Would have started",
     "Hold": "Would have held",
+    "Refuse": "Would have refused",
 }
 
 
@@ -195,7 +198,58 @@ def passed_over_sentence(versions: Sequence[str]) -> str:
 
 def first_weight_sentence(state: RolloutState) -> str:
     """The first traffic."""
-    return f"Start at {state.stage_weight(0)} %: the candidate has ready endpoints."
+    gates_n = len(state.policy.preflight) - len(state.overruled_gates)
+    passed = f" and passed {gates_n} gate{'s' * (gates_n != 1)}" if gates_n else ""
+    without = f", without {_named(state.overruled_gates)}" if state.overruled_gates else ""
+    return f"Start at {state.stage_weight(0)} %: the candidate has ready endpoints{passed}{without}."
+
+
+def waiting_sentence(state: RolloutState) -> str:
+    """What is missing before the first weight."""
+    missing = [] if state.ready else ["ready endpoints"]
+    if state.open_gates:
+        gates = [rule.gate for rule in state.open_gates]
+        missing.append(f"the gate{'s' * (len(gates) != 1)} {_named(gates)}")
+    return f"Waiting for {' and '.join(missing)}." if missing else "Nothing is missing before the first weight."
+
+
+def not_shown_sentence(state: RolloutState) -> str:
+    """The candidate took too long to show what it must show before the first weight."""
+    within = f"within {duration(state.policy.ready_timeout_s)}"
+    if not state.ready:
+        return f"Held at 0 %: no ready endpoints {within}."
+    return f"Held at 0 %: no answer of {_named([rule.gate for rule in state.open_gates])} {within}."
+
+
+def _named(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else "none"
+
+
+def gate_sentence(report: GateReport) -> str:
+    """What a gate has answered, in the journal."""
+    verb = {
+        GateFinding.PASSED: "is passed",
+        GateFinding.FAILED: "fails",
+        GateFinding.COULD_NOT_LOOK: "could not look",
+    }[report.finding]
+    return f"Gate {report.gate} {verb}: {report.sentence}"
+
+
+def gate_detail(report: GateReport) -> str:
+    """Everything else that a gate says, a line each."""
+    facts = [f"{name}: {value}" for name, value in report.facts.items()]
+    return "\n".join([*([report.to_do] if report.to_do else []), *report.lines, *facts])
+
+
+def refused_sentence(report: GateReport) -> str:
+    """A failed gate ends the release before any traffic."""
+    return f"Refuse before any traffic: gate {report.gate} fails, {report.sentence}"
+
+
+def held_by_gate_sentence(report: GateReport) -> str:
+    """Held before any traffic, by a gate that failed or could not look."""
+    what = "fails" if report.finding is GateFinding.FAILED else "could not look"
+    return f"Hold at 0 %: gate {report.gate} {what}, {report.sentence}"
 
 
 def continue_sentence(state: RolloutState) -> str:
@@ -332,7 +386,7 @@ def if_nothing(state: RolloutState) -> str:
     """What happens when nobody acts."""
     match state.phase:
         case Phase.STARTING:
-            return "The first weight is set when the candidate has ready endpoints."
+            return f"{waiting_sentence(state)} Then the first weight is set."
         case Phase.PROGRESSING:
             return "Goes on by itself."
         case Phase.PAUSED if state.waiting is Waiting.EVIDENCE:
@@ -343,7 +397,11 @@ def if_nothing(state: RolloutState) -> str:
             return f"{end}; resumes below {resume}."
         case Phase.PAUSED | Phase.HELD:
             return "Stays as it is until a person acts" + (
-                " or the numbers are back." if state.waiting is Waiting.DATA else "."
+                " or the numbers are back."
+                if state.waiting is Waiting.DATA
+                else " or the gate passes."
+                if state.waiting is Waiting.PREFLIGHT
+                else "."
             )
         case Phase.ROLLING_BACK | Phase.PROMOTING:
             return "The weight is written again and again until the mesh confirms it."

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from service.model.catalog import Catalog
+from service.model.gates.report import Finding
 from service.model.policy import Policy
 from service.model.target import Target
 from tests.simulation.outside import Truth
@@ -16,7 +17,7 @@ ROLLBACKS_PER_HOUR = 2
 
 
 def policies() -> dict[str, Policy]:
-    """Two policies of minutes: one that acts by itself, and one that asks people."""
+    """Policies of minutes: one that acts by itself, one that asks people, and one that looks before any traffic."""
     common: dict[str, Any] = {
         "stages": [
             {"weight_percent": "first", "bake": "60s", "min_requests": 500},
@@ -46,7 +47,13 @@ def policies() -> dict[str, Policy]:
         "on_blind": {"budget": "100s", "then": "hold"},
         "on_inconclusive": {"budget": "100s", "then": "hold"},
     }
-    return {given["name"]: Policy.model_validate(common | given) for given in (strict, careful)}
+    gated = {
+        **strict,
+        "name": "gated",
+        "preflight": [{"gate": "model"}, {"gate": "golden"}],
+        "gate_timeout": "40s",
+    }
+    return {given["name"]: Policy.model_validate(common | given) for given in (strict, careful, gated)}
 
 
 def catalog(clusters: Sequence[str]) -> Catalog:
@@ -64,7 +71,7 @@ def catalog(clusters: Sequence[str]) -> Catalog:
             "readiness": {"deployment": "${service}-canary"},
             "metrics": "http",
             "policy": "strict",
-            "allowed_policies": ["careful"],
+            "allowed_policies": ["careful", "gated"],
         }
         return Target.model_validate(given | changes)
 
@@ -93,6 +100,9 @@ def truth(dice: Random, sick_s: float) -> Truth:
             Truth(error_rate=0.02),
             Truth(requests_a_window=20),
             Truth(blind=True),
+            Truth(gates={"model": Finding.FAILED}),
+            Truth(gates={"golden": Finding.FAILED}),
+            Truth(gates={"golden": Finding.COULD_NOT_LOOK}),
             Truth(dries_up_at_s=dice.uniform(0, 2 * sick_s)),
         )
     )

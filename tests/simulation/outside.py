@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from service.model.instruction import Page, Publish
+from service.model.gates.report import Finding, GateReport
+from service.model.instruction import Page, Publish, RunGate
 from service.model.observation import Availability, FailureCounts, HistogramCounts, Reading, WindowQuery
 from service.ring.ports import Unavailable
 from service.sources.asking import CLOCKS_APART_S
@@ -55,6 +56,27 @@ class Bus:
         await self._line.call(f"publish {order.event_id}", act, away=Unavailable, timeout_s=20.0, risk=0.1)
 
 
+class Gates:
+    """Implements ``ring.ports.Gates``: says what a version really is, when what it looks at can be reached."""
+
+    def __init__(self, process: Process) -> None:
+        self._world: World = process.world
+        self._line = Line(process, "gates", "what the gates look at")
+
+    async def look(self, order: RunGate) -> GateReport:
+        """See ``ring.ports.Gates.look``."""
+        gate = order.rule.gate
+
+        async def act() -> Finding:
+            return self._world.truth(order.rollout).gates.get(gate, Finding.PASSED)
+
+        try:
+            finding = await self._line.call(f"look at gate {gate}", act, away=Unavailable, timeout_s=200.0, risk=0.15)
+            return GateReport(gate=gate, finding=finding, sentence="as it is.")
+        except Unavailable as error:
+            return GateReport(gate=gate, finding=Finding.COULD_NOT_LOOK, sentence=f"{error}.")
+
+
 @dataclass(frozen=True)
 class Truth:
     """What a version really is; only the metric store knows."""
@@ -65,6 +87,8 @@ class Truth:
     blind: bool = False
     dries_up_at_s: float = float("inf")
     """From then on there is no traffic."""
+    gates: Mapping[str, Finding] = field(default_factory=dict)
+    """What gates find; those that are not named pass."""
 
 
 class Metrics:

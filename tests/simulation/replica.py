@@ -23,7 +23,7 @@ from tests.simulation.catalog import ROLLBACKS_PER_HOUR
 from tests.simulation.kafka import TOPIC
 from tests.simulation.kube import Api
 from tests.simulation.loop import OWNER
-from tests.simulation.outside import Bus, Metrics, Pager
+from tests.simulation.outside import Bus, Gates, Metrics, Pager
 from tests.simulation.process import Line, Process
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ class Replica:
             door,
             process,
             meshes=meshes,
+            gates=Gates(process),
             pager=Pager(process, world.watch.sent),
             bus=Bus(process, world.watch.told),
         )

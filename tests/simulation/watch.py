@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from service.model.instruction import INSTRUCTION, Page, PageAction, Publish, SetWeights
+from service.model.gates.report import Finding
+from service.model.instruction import INSTRUCTION, Page, PageAction, Publish, RunGate, SetWeights
 from service.model.journal import GENESIS, JournalEntry
 from service.model.names import Mode, RolloutId
 from service.model.observation import Availability
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 BACK = frozenset({Phase.ROLLING_BACK, Phase.ROLLED_BACK, Phase.ENDED})
 FOR_PEOPLE = frozenset({Waiting.CONFIRM_ROLLBACK, Waiting.CONFIRM_MOVE, Waiting.PERSON, Waiting.SAFETY, Waiting.MESH})
+BEFORE_TRAFFIC = frozenset({"check_ready", "run_gate"})
+"""Orders that look, again and again for as long as there is something to wait for."""
 
 HOUR = timedelta(hours=1)
 EPSILON_S = 1e-6
@@ -137,6 +140,8 @@ class Watch:
         for order in step.orders:
             if isinstance(order, SetWeights) and order.canary_percent > 0 and before and before.phase in BACK:
                 self._broken("one direction", f"{after.id} goes back and yet owes {order.canary_percent} %.", after.id)
+            if isinstance(order, SetWeights) and order.canary_percent > 0:
+                self._gates(after)
             if isinstance(order, Page) and order.action is not PageAction.CHANGE:
                 self._wished[order.dedup_key] = order.action
             if isinstance(order, Publish):
@@ -158,6 +163,15 @@ class Watch:
                     self._broken(
                         "limit", f"{used} automatic rollbacks within an hour; {self._limit} are set.", after.id
                     )
+
+    def _gates(self, state: RolloutState) -> None:
+        """No traffic before every gate has really passed, or a person went on without it."""
+        truth = self._world.truth(state.id).gates
+        for rule in state.policy.preflight:
+            if rule.gate not in state.overruled_gates and truth.get(rule.gate, Finding.PASSED) is not Finding.PASSED:
+                self._broken("gates", f"{state.id} gets traffic although gate {rule.gate} does not pass.", state.id)
+        if state.open_gates:
+            self._broken("gates", f"{state.id} gets traffic before gate {state.open_gates[0].gate}.", state.id)
 
     def _went_on(self, before: RolloutState | None, fact: Stimulus, after: RolloutState) -> None:
         """No step forward without usable numbers of every required metric, each shown to be within its limit."""
@@ -210,8 +224,19 @@ class Watch:
                 f'%weights_refused%"fence":{order.fence},%',
             )
             return landed >= order.fence or state.fence > order.fence or state.phase.terminal or bool(journal)
+        if isinstance(order, RunGate):
+            answered = any(report.gate == order.rule.gate for report in state.gates)
+            return answered or state.phase is not Phase.STARTING or self._asked_anew(order)
         ready = self._world.loop.time() >= self._world.clusters[order.service.cluster].ready_at_s[order.service.name]
         return ready or state.weight_asked > 0 or state.phase in BACK
+
+    def _asked_anew(self, order: RunGate) -> bool:
+        """A person resumed, which orders every look anew."""
+        looks = (INSTRUCTION.validate_json(body) for kind, body in self._open.values() if kind == "run_gate")
+        return any(
+            isinstance(one, RunGate) and (one.rollout, one.rule.gate) == (order.rollout, order.rule.gate)
+            for one in looks
+        )
 
     def _offered(self, process: Process, owed: Sequence[Owed], now_s: float, lease_s: float) -> None:
         for one in owed:
@@ -306,7 +331,7 @@ class Watch:
         out = [reason for state in self.states.values() if (reason := self._restless(state))]
         for owed, (kind, body) in self._open.items():
             order = INSTRUCTION.validate_json(body)
-            if kind != "check_ready" or self._never_ready(self.states[order.rollout]) is False:
+            if kind not in BEFORE_TRAFFIC or self._never_ready(self.states[order.rollout]) is False:
                 out.append(f"order {owed} ({kind}) of {order.rollout} is owed")
         if not self._world.topic.consumed:
             out.append("events are not consumed")
@@ -316,9 +341,15 @@ class Watch:
         ready_at = self._world.clusters[state.service.cluster].ready_at_s[state.service.name]
         return ready_at > self._world.loop.time() or state.phase in (Phase.PAUSED, Phase.HELD)
 
+    def _never_passes(self, state: RolloutState) -> bool:
+        truth = self._world.truth(state.id).gates
+        never = any(truth.get(rule.gate, Finding.PASSED) is not Finding.PASSED for rule in state.open_gates)
+        return never or (not state.ready and self._never_ready(state))
+
     def _restless(self, state: RolloutState) -> str:
         waits = state.phase in (Phase.PAUSED, Phase.HELD) and state.waiting in FOR_PEOPLE
         waits = waits or (state.waiting is Waiting.READINESS and self._never_ready(state))
+        waits = waits or (state.waiting is Waiting.PREFLIGHT and self._never_passes(state))
         waits = waits or (state.waiting is Waiting.DATA and self._world.truth(state.id).blind)
         if not state.phase.terminal and not waits:
             return f"{state.id} of {state.service.name} is {state.phase} ({state.waiting}): {state.reason}"

@@ -242,7 +242,7 @@ class World:
             self._truths[(service, version)] = catalogs.truth(dice, self.plan.sick_s)
             late_s = dice.choice((0.0, 5.0, 20.0, 1e9)) if dice.random() < 0.4 else 0.0
             self.clusters[cluster].ready_at_s[service] = self.loop.time() + late_s
-            policy = dice.choice((None, "strict", "careful"))
+            policy = dice.choice((None, "strict", "careful", "gated"))
             self.send("deployed", service, cluster, version, dice, policy=policy)
             if dice.random() < 0.15:
                 await asyncio.sleep(dice.uniform(10.0, 200.0))
@@ -346,6 +346,7 @@ class World:
             "kafka": (BROKERS,),
             "api": tuple(cluster.where for cluster in self.clusters.values()),
             "metrics": tuple(f"the metric store of {name}" for name in self.clusters),
+            "gates": ("what the gates look at",),
         }[kind.partition(".")[0]]
         async for dice in self._every(kind, 120.0):
             where = dice.choice(places)
@@ -424,7 +425,7 @@ _WEATHER: dict[str, Callable[[World, str], Coroutine[Any, Any, None]]] = {
     "crash": World._crashes,
     "pause": World._pauses,
     "clock": World._clocks,
-    **{f"{part}.outage": World._outages for part in ("store", "api", "pager", "bus", "metrics", "kafka")},
+    **{f"{part}.outage": World._outages for part in ("store", "api", "pager", "bus", "metrics", "gates", "kafka")},
     "kafka.rebalance": World._rebalances,
     "hand": World._hands,
     "person": World._people,

@@ -101,7 +101,9 @@ async def ring(
     """Every loop but the consumer and the tick, running while the context is open."""
     door = Door(store, catalog(), outside)
     meshes = {"default": mesh or outside}
-    dispatcher = Dispatcher(store, door, outside, meshes=meshes, pager=pager or outside, bus=bus or outside)
+    dispatcher = Dispatcher(
+        store, door, outside, meshes=meshes, gates=outside, pager=pager or outside, bus=bus or outside
+    )
     door.on_owed = dispatcher.poke
     clockwork = Clockwork(store, door, outside, meshes, replica="one")
     loops = [dispatcher.run(lane, where) for lane, where in dispatcher.lanes()]

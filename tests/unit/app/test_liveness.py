@@ -64,6 +64,7 @@ def loops(store: Any, seen: Beating, stopping: Stopping) -> dict[str, Coroutine[
         None,
         outside,
         meshes={"default": outside},
+        gates=outside,
         pager=outside,
         bus=outside,
         seen=seen,

@@ -65,7 +65,12 @@ class Ring:
     def __post_init__(self) -> None:
         self.store = observed(self.store, self.own, self.outside, grace_s=GRACE_S)
         self.door = Door(self.store, catalog(max_first_weight_percent=20), self.outside)
-        ports: dict[str, Any] = {"meshes": {"default": self.outside}, "pager": self.outside, "bus": self.outside}
+        ports: dict[str, Any] = {
+            "meshes": {"default": self.outside},
+            "gates": self.outside,
+            "pager": self.outside,
+            "bus": self.outside,
+        }
         self.dispatcher = Dispatcher(self.store, self.door, self.outside, **ports, seen=self.own)
         self.consumer = EventConsumer(
             Connection("nowhere:9092"),

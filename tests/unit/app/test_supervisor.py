@@ -44,7 +44,7 @@ class Slow(Outside):
 
 def made(store: SqlStore, outside: Outside, stopping: Stopping) -> Dispatcher:
     door = Door(store, Catalog(), outside)
-    ports = {"meshes": {"default": outside}, "pager": outside, "bus": outside}
+    ports = {"meshes": {"default": outside}, "gates": outside, "pager": outside, "bus": outside}
     return Dispatcher(store, door, outside, **ports, stopping=stopping)  # type: ignore[arg-type]
 
 

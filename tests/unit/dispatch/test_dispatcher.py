@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from service.dispatch import effects
 from service.dispatch.clockwork import Clockwork
 from service.dispatch.dispatcher import Dispatcher
 from service.model.catalog import Catalog
-from service.model.instruction import Lane, Page, Publish
+from service.model.gates.report import Finding, GateReport
+from service.model.instruction import Lane, Page, Publish, RunGate
 from service.model.names import RolloutId, ServiceKey
 from service.model.rollout import Phase, Waiting
 from service.model.stimulus import EventKind
@@ -30,7 +32,7 @@ from service.storage import tables as t
 from service.storage.opening import open_store
 from service.storage.store import SqlStore
 from tests.contract.store.test_store import change, keep
-from tests.stories import SERVICE, START, Story, catalog, event, lean, place, request
+from tests.stories import SERVICE, START, Story, catalog, event, lean, place, policy, request
 
 
 class Outside:
@@ -41,6 +43,7 @@ class Outside:
         self.percent: int | None = 0
         self.fence = 0
         self.is_ready = True
+        self.gate_finds = Finding.PASSED
         self.mesh_error: Exception | None = None
         self.pager_error: Exception | None = None
         self.mesh_hangs = asyncio.Event()
@@ -74,6 +77,9 @@ class Outside:
     async def ready(self, place: Place) -> tuple[bool, str]:
         return self.is_ready, "as told"
 
+    async def look(self, order: RunGate) -> GateReport:
+        return GateReport(gate=order.rule.gate, finding=self.gate_finds, sentence="as told.")
+
     async def send(self, page: Page) -> None:
         if self.pager_error:
             raise self.pager_error
@@ -106,7 +112,9 @@ def named(name: str) -> ServiceKey:
 
 def made(store: SqlStore, outside: Outside) -> tuple[Door, Dispatcher]:
     door = Door(store, Catalog(), outside)
-    return door, Dispatcher(store, door, outside, meshes={"default": outside}, pager=outside, bus=outside)
+    return door, Dispatcher(
+        store, door, outside, meshes={"default": outside}, gates=outside, pager=outside, bus=outside
+    )
 
 
 async def phase(store: SqlStore, story: Story) -> Phase:
@@ -135,6 +143,43 @@ async def test_a_candidate_that_is_not_ready_is_asked_again_later(store: SqlStor
     assert await dispatcher.turn(Lane.READINESS) == 0
     await outside.sleep(3)
     assert await dispatcher.turn(Lane.READINESS) == 1
+
+
+async def test_a_gate_that_cannot_look_is_tried_again_until_its_time_is_over(store: SqlStore) -> None:
+    outside = Outside()
+    outside.gate_finds = Finding.COULD_NOT_LOOK
+    _, dispatcher = made(store, outside)
+    story = Story(policy=policy(preflight=[{"gate": "model"}], gate_timeout="1m")).ready()
+    await keep(store, story)
+    assert await dispatcher.turn(Lane.PREFLIGHT) == 1
+    assert await phase(store, story) is Phase.STARTING
+    assert await dispatcher.turn(Lane.PREFLIGHT) == 0
+    await outside.sleep(61)
+    assert await dispatcher.turn(Lane.PREFLIGHT) == 1
+    assert await phase(store, story) is Phase.HELD
+    outside.gate_finds = Finding.PASSED
+    await outside.sleep(31)
+    assert await dispatcher.turn(Lane.PREFLIGHT) == 1
+    assert await phase(store, story) is Phase.PROGRESSING
+
+
+async def test_a_gate_that_hangs_is_cut_off_and_could_not_look(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hanging(Outside):
+        async def look(self, order: RunGate) -> GateReport:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    monkeypatch.setattr(effects, "GATE_TRY_S", 1.01)
+    outside = Hanging()
+    _, dispatcher = made(store, outside)
+    story = Story(policy=policy(preflight=[{"gate": "model"}], gate_timeout="0s")).ready()
+    await keep(store, story)
+    assert await dispatcher.turn(Lane.PREFLIGHT) == 1
+    state = (await store.load([story.state.id]))[story.state.id]
+    assert (state.phase, state.gates[0].finding) == (Phase.HELD, Finding.COULD_NOT_LOOK)
+    assert "cut off" in state.reason
 
 
 async def test_what_fails_for_now_stays_owed_with_growing_pauses(store: SqlStore) -> None:
@@ -195,7 +240,7 @@ async def test_what_is_refused_is_answered_to_the_core(store: SqlStore) -> None:
 async def test_a_cluster_that_only_other_replicas_know_is_left_to_them(store: SqlStore) -> None:
     outside = Outside()
     _, knows = made(store, outside)
-    ports = {"meshes": {"other": outside}, "pager": outside, "bus": outside}
+    ports = {"meshes": {"other": outside}, "gates": outside, "pager": outside, "bus": outside}
     older = Dispatcher(store, Door(store, Catalog(), outside), outside, **ports)  # type: ignore[arg-type]
     story = Story().ready()
     await keep(store, story)
@@ -341,7 +386,7 @@ async def test_a_mesh_that_is_away_is_asked_once_a_pause_and_not_by_every_instru
     outside.mesh_error = Unavailable("connection refused")
     tried: list[str] = []
     door = Door(store, Catalog(), outside)
-    ports = {"meshes": {"default": outside}, "pager": outside, "bus": outside}
+    ports = {"meshes": {"default": outside}, "gates": outside, "pager": outside, "bus": outside}
     dispatcher = Dispatcher(store, door, outside, **ports, seen=Tried(tried))  # type: ignore[arg-type]
     for n in range(200):
         service = SERVICE.model_copy(update={"name": f"s{n}"})

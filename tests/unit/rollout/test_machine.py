@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 
+from service.model.gates.report import Finding, GateReport
 from service.model.instruction import CheckReady, Page, PageAction, Publish, SetWeights, Severity
 from service.model.journal import first_broken_row
 from service.model.names import Mode
@@ -17,6 +18,7 @@ from service.model.stimulus import (
     CandidateReady,
     DriftSeen,
     EventKind,
+    GateAnswered,
     PersonActed,
     ReleaseRequested,
     ReleaseWithdrawn,
@@ -707,6 +709,9 @@ def anything(rng: random.Random, story: Story) -> None:
         return
     facts: dict[type[Stimulus], Stimulus] = {
         CandidateReady: CandidateReady(id=name, at=at),
+        GateAnswered: GateAnswered(
+            id=name, at=at, report=GateReport(gate="model", finding=rng.choice(list(Finding)), sentence="as seen.")
+        ),
         WeightsWritten: WeightsWritten(id=name, at=at, fence=fence, canary_percent=percent),
         WeightsRefused: WeightsRefused(id=name, at=at, fence=fence, reason="no such route"),
         DriftSeen: DriftSeen(id=name, at=at, canary_percent=rng.choice([percent, 50, 50, None])),
@@ -750,7 +755,12 @@ def test_no_facts_in_any_order_lead_off_the_table(phase: Phase) -> None:
     rng = random.Random(f"off the table, {phase}")
     taken = 0
     for _ in range(60):
-        changes = policy(drift_give_up_n=rng.choice([1, 3]))
+        gates = [{"gate": "model"}] if phase is Phase.STARTING and rng.random() < 0.7 else []
+        changes = policy(
+            drift_give_up_n=rng.choice([1, 3]),
+            preflight=gates,
+            on_gate_failure=rng.choice(["rollback", "pause_and_confirm"]),
+        )
         mode = rng.choice([Mode.ENFORCE, Mode.RECOMMEND] if phase is not Phase.STARTING else list(Mode))
         story = moved(Story(policy=changes, place=place(finish=Finish.RETURN_TO_STABLE), mode=mode), phase)
         for _ in range(50):

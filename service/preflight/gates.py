@@ -1,0 +1,40 @@
+"""All gates of one service behind the port: each instruction goes to the adapter of its gate."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeAlias
+
+from service.model.gates.report import Finding, GateReport
+from service.model.instruction import RunGate
+
+logger = logging.getLogger(__name__)
+
+Look: TypeAlias = Callable[[RunGate], Awaitable[GateReport]]
+
+
+class PreflightGates:
+    """Implements ``ring.ports.Gates``."""
+
+    def __init__(self, looks: Mapping[str, Look]) -> None:
+        self._looks = looks
+
+    async def look(self, order: RunGate) -> GateReport:
+        """See ``Gates.look``."""
+        gate = order.rule.gate
+        look = self._looks.get(gate)
+        if look is None:
+            known = ", ".join(sorted(self._looks)) or "none"
+            return could_not_look(gate, f"this service has no such gate; known: {known}.", "Mend the policy.")
+        try:
+            return await look(order)
+        except Exception as error:  # a fault of ours must not pass a candidate, nor stop the lane
+            logger.exception("gate %s failed", gate, extra={"action": "gate_failed", "rollout": order.rollout})
+            why = f"the look failed unforeseen ({type(error).__name__}); the service's log has the traceback."
+            return could_not_look(gate, why, "Report it; a person can go on without the gate by resuming.")
+
+
+def could_not_look(gate: str, sentence: str, to_do: str) -> GateReport:
+    """The answer of a gate that saw nothing."""
+    return GateReport(gate=gate, finding=Finding.COULD_NOT_LOOK, sentence=sentence[:500], to_do=to_do[:500])

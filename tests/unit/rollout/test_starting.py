@@ -1,0 +1,171 @@
+"""Before the first weight: readiness and the gates, in any order, and what people can do about a gate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from service.model.gates.report import Finding, GateReport
+from service.model.instruction import CheckReady, Instruction, Page, PageAction, RunGate, SetWeights
+from service.model.names import Mode
+from service.model.rollout import Decision, Phase, Waiting
+from service.model.stimulus import GateAnswered, TimePassed, Verb
+from tests.stories import Story, place, policy
+
+GATED = policy(preflight=[{"gate": "model"}, {"gate": "golden"}])
+"""A gate that reads files, and one that asks the running candidate."""
+
+
+def answer(story: Story, gate: str, finding: Finding = Finding.PASSED, **changes: Any) -> Story:
+    report = GateReport(gate=gate, finding=finding, sentence="as seen.", **changes)
+    return story.tell(GateAnswered(id=f"{gate}{len(story.facts)}", at=story.at, report=report))
+
+
+def gates(orders: tuple[Instruction, ...]) -> list[str]:
+    return [one.rule.gate for one in orders if isinstance(one, RunGate)]
+
+
+def pages(story: Story) -> list[tuple[PageAction, str]]:
+    return [
+        (one.action, one.dedup_key.rsplit("/", 1)[-1])
+        for step in story.steps
+        for one in step.orders
+        if isinstance(one, Page) and one.action is not PageAction.CHANGE
+    ]
+
+
+def weights(story: Story) -> list[int]:
+    return [one.canary_percent for step in story.steps for one in step.orders if isinstance(one, SetWeights)]
+
+
+def test_gates_that_need_no_running_candidate_are_looked_at_beside_readiness() -> None:
+    story = Story(policy=GATED)
+    assert gates(story.last.orders) == ["model"]
+    assert any(isinstance(one, CheckReady) for one in story.last.orders)
+    assert story.state.reason == "Waiting for ready endpoints and the gates model and golden."
+
+
+@pytest.mark.parametrize("ready_first", [True, False])
+def test_the_first_weight_comes_when_the_candidate_is_ready_and_every_gate_is_passed(ready_first: bool) -> None:
+    story = Story(policy=GATED)
+    for look in (story.ready, lambda: answer(story, "model"))[:: 1 if ready_first else -1]:
+        look()
+    assert (story.state.phase, weights(story)) == (Phase.STARTING, [])
+    assert [gates(step.orders) for step in story.steps].count(["golden"]) == 1
+    answer(story, "golden")
+    assert (story.state.phase, weights(story)) == (Phase.PROGRESSING, [10])
+    assert story.state.reason == "Start at 10 %: the candidate has ready endpoints and passed 2 gates."
+
+
+def test_a_failed_gate_ends_the_release_before_any_traffic_and_says_what_to_do() -> None:
+    story = Story(policy=GATED)
+    answer(story, "model", Finding.FAILED, to_do="Build the op in.", lines=("SegmentMaxV2 is missing",))
+    told = [row for row in story.last.journal if row.kind == "gate failed"]
+    assert [row.detail for row in told] == ["Build the op in.\nSegmentMaxV2 is missing"]
+    assert story.state.phase is Phase.ROLLING_BACK
+    story.written()
+    assert (story.state.phase, story.state.ended_as) == (Phase.ENDED, "refused before any traffic")
+    assert story.state.reason.startswith("Ended, refused before any traffic: ")
+    assert weights(story) == [0]
+    assert pages(story) == [(PageAction.TRIGGER, "rollback"), (PageAction.RESOLVE, "rollback")]
+    assert story.state.decision is Decision.ROLLBACK
+
+
+@pytest.mark.parametrize(
+    "changes", [{"policy": policy(preflight=[{"gate": "model"}], on_gate_failure="pause_and_confirm")},
+                {"policy": policy(preflight=[{"gate": "model"}]), "mode": Mode.RECOMMEND}],
+)  # fmt: skip
+def test_where_people_are_asked_a_failed_gate_holds_the_release(changes: dict[str, Any]) -> None:
+    story = answer(Story(**changes).ready(), "model", Finding.FAILED)
+    assert (story.state.phase, story.state.waiting) == (Phase.HELD, Waiting.PREFLIGHT)
+    assert weights(story) == []
+    story.person(Verb.RESUME)
+    assert story.state.overruled_gates == ("model",)
+    story.ready()
+    assert weights(story) == [10]
+    assert story.state.reason.endswith("the candidate has ready endpoints, without model.")
+
+
+def test_a_gate_that_could_not_look_is_no_pass_and_is_tried_on_until_it_passes() -> None:
+    story = answer(Story(policy=policy(preflight=[{"gate": "model"}])).ready(), "model", Finding.COULD_NOT_LOOK)
+    assert (story.state.phase, story.state.waiting, weights(story)) == (Phase.HELD, Waiting.PREFLIGHT, [])
+    assert gates(story.last.orders) == ["model"]
+    assert pages(story) == [(PageAction.TRIGGER, "preflight")]
+    answer(story, "model")
+    assert weights(story) == [10]
+    assert pages(story)[-1] == (PageAction.RESOLVE, "preflight")
+
+
+def test_a_person_goes_on_without_a_gate_that_could_not_look_and_only_without_that_one() -> None:
+    story = answer(Story(policy=GATED), "model", Finding.COULD_NOT_LOOK)
+    story.person(Verb.RESUME)
+    assert story.state.overruled_gates == ("model",)
+    assert story.state.phase is Phase.STARTING
+    assert "run_gate" in story.last.drops
+    story.ready()
+    assert (gates(story.last.orders), weights(story)) == (["golden"], [])
+    refused = answer(story, "model")
+    assert not refused.last.accepted
+    answer(story, "golden")
+    assert weights(story) == [10]
+
+
+def test_a_gate_that_answers_while_a_person_has_paused_is_kept_and_the_pause_stands() -> None:
+    story = Story(policy=policy(preflight=[{"gate": "model"}])).person(Verb.PAUSE)
+    answer(story, "model")
+    assert (story.state.phase, story.state.waiting) == (Phase.PAUSED, Waiting.PERSON)
+    story.person(Verb.RESUME)
+    assert gates(story.last.orders) == []
+    story.ready()
+    assert weights(story) == [10]
+
+
+def test_what_was_ready_before_a_pause_is_looked_at_anew() -> None:
+    story = Story(policy=GATED).ready().person(Verb.PAUSE).person(Verb.RESUME)
+    assert not story.state.ready
+    assert any(isinstance(one, CheckReady) for one in story.last.orders)
+
+
+def test_a_candidate_that_is_late_is_waited_for_after_its_gates_are_passed() -> None:
+    story = answer(Story(policy=policy(preflight=[{"gate": "model"}], ready_timeout="10m")), "model")
+    story.pass_time(601)
+    story.tell(TimePassed(id="late", at=story.at))
+    assert (story.state.phase, story.state.waiting) == (Phase.HELD, Waiting.READINESS)
+    story.ready()
+    assert weights(story) == [10]
+    assert pages(story) == [(PageAction.TRIGGER, "readiness"), (PageAction.RESOLVE, "readiness")]
+
+
+def test_a_gate_that_never_answers_holds_the_release_and_says_which() -> None:
+    story = Story(policy=policy(preflight=[{"gate": "model"}], ready_timeout="10m")).ready()
+    story.pass_time(601)
+    story.tell(TimePassed(id="late", at=story.at))
+    assert story.state.reason == "Held at 0 %: no answer of model within 10 min."
+    answer(story, "model")
+    assert weights(story) == [10]
+
+
+def test_without_a_readiness_check_and_gates_the_first_weight_comes_at_once() -> None:
+    assert weights(Story(place=place(readiness=None))) == [10]
+    story = Story(place=place(readiness=None), policy=GATED)
+    assert (gates(story.last.orders), weights(story)) == (["model", "golden"], [])
+
+
+def test_an_answer_that_comes_after_the_first_weight_changes_nothing() -> None:
+    story = answer(Story(policy=GATED), "model", Finding.COULD_NOT_LOOK).person(Verb.RESUME).ready()
+    answer(story, "golden")
+    late = answer(story, "golden", Finding.FAILED)
+    assert not late.last.accepted
+
+
+def test_in_observe_mode_a_failed_gate_says_what_would_have_been_done() -> None:
+    story = answer(Story(policy=GATED, mode=Mode.OBSERVE), "model", Finding.FAILED)
+    assert story.state.phase is Phase.ENDED
+    assert story.state.reason.startswith("Would have refused before any traffic: gate model fails")
+    assert weights(story) == []
+
+
+def test_a_policy_names_each_gate_once() -> None:
+    with pytest.raises(ValueError, match="names a gate twice; found: model, model"):
+        policy(preflight=[{"gate": "model"}, {"gate": "model"}])
