@@ -226,12 +226,13 @@ class Watch:
             return landed >= order.fence or state.fence > order.fence or state.phase.terminal or bool(journal)
         if isinstance(order, RunGate):
             answered = any(report.gate == order.rule.gate for report in state.gates)
-            return answered or state.phase is not Phase.STARTING or self._asked_anew(order)
+            waits = order.rule.of_a_running_candidate and not state.ready
+            return answered or waits or state.phase is not Phase.STARTING or self._asked_anew(order)
         ready = self._world.loop.time() >= self._world.clusters[order.service.cluster].ready_at_s[order.service.name]
         return ready or state.weight_asked > 0 or state.phase in BACK
 
     def _asked_anew(self, order: RunGate) -> bool:
-        """A person resumed, which orders every look anew."""
+        """A person resumed, which orders looks anew."""
         looks = (INSTRUCTION.validate_json(body) for kind, body in self._open.values() if kind == "run_gate")
         return any(
             isinstance(one, RunGate) and (one.rollout, one.rule.gate) == (order.rollout, order.rule.gate)
