@@ -22,10 +22,10 @@ class Lane(StrEnum):
     WEIGHTS = "weights"
     RETREAT = "retreat"
     READINESS = "readiness"
-    PREFLIGHT = "preflight"
     PAGES = "pages"
     NOTES = "notes"
     PUBLISH = "publish"
+    PREFLIGHT = "preflight"
 
 
 class _Order(Value):

@@ -196,7 +196,7 @@ async def test_a_deadlock_is_a_conflict(replicas: tuple[SqlStore, SqlStore]) -> 
     both = asyncio.Barrier(2)
 
     async def lock(store: SqlStore, order: Sequence[str]) -> None:
-        async with store._write("lock two rows") as connection:
+        async with store.writing("lock two rows") as connection:
             for place, rollout in enumerate(order):
                 sql = f"UPDATE rollouts SET version = version WHERE id = '{rollout}'"
                 await connection.exec_driver_sql(sql)

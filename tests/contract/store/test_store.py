@@ -353,7 +353,7 @@ async def test_a_rollout_in_a_newer_format_is_left_to_newer_replicas_and_holds_u
         service = SERVICE.model_copy(update={"name": f"svc-{n}"})
         stories.append(Story(id=f"e{n}", service=service, rollout=f"r-{n}").progressing())
         await keep(store, stories[n])
-    async with store._write("play a newer release") as connection:
+    async with store.writing("play a newer release") as connection:
         await connection.exec_driver_sql("""UPDATE rollouts SET format = 99, state = '{"a": 1}' WHERE id = 'r-1'""")
     later = START + timedelta(hours=1)
     assert {due.state.id for due in await store.due(later, grace_s=0, limit=9, lease_s=60)} == {"r-0", "r-2"}
@@ -412,7 +412,7 @@ async def test_a_damaged_instruction_costs_only_what_its_rollout_owes_in_its_lan
 async def test_a_stored_value_that_cannot_be_read_says_so(store: SqlStore) -> None:
     story = Story().progressing()
     await keep(store, story)
-    async with store._write("play a newer release") as connection:
+    async with store.writing("play a newer release") as connection:
         await connection.exec_driver_sql("""UPDATE journal SET body = '{"a": 1}'""")
     with pytest.raises(Unavailable, match="cannot read the journal: a stored JournalEntry is not readable"):
         await store.journal(story.state.id)

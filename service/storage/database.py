@@ -1,0 +1,87 @@
+"""One database behind its engine: who may write when, how long anybody waits, and the forms that both kinds share."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import IO, Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from service.storage.errors import reaching
+
+CHUNK = 500
+"""Keys in one IN (...) list; SQLite allows 32,766 variables, PostgreSQL plans long lists badly."""
+
+KEY_BYTES = 1024
+"""A longer source or id of an event is kept as its digest."""
+
+_T = TypeVar("_T")
+
+
+class Database:
+    """Transactions and questions, each within ``patience_s``."""
+
+    def __init__(self, engine: AsyncEngine, *, patience_s: float, lock: IO[str] | None = None) -> None:
+        self._engine = engine
+        self._patience_s = patience_s
+        self._lock_file = lock
+        self.one_writer = engine.dialect.name == "sqlite"
+        """SQLite has one writer and no locks on rows."""
+        # Waiting here is fair and ends; waiting on SQLite's own lock polls and may time out.
+        self._writing = asyncio.Lock()
+
+    def _reach(self, what: str) -> AbstractAsyncContextManager[None]:
+        return reaching(what, self._patience_s)
+
+    @asynccontextmanager
+    async def writing(self, what: str) -> AsyncIterator[AsyncConnection]:
+        """One transaction, committed when the block ends and rolled back when it raises."""
+        one_at_a_time = self._writing if self.one_writer else nullcontext()
+        async with self._reach(what), one_at_a_time, self._engine.begin() as connection:
+            yield connection
+
+    async def write(self, what: str, statements: Sequence[sa.Executable]) -> Sequence[int]:
+        """Carry out short statements in one transaction; the number of rows that each changed."""
+        async with self.writing(what) as connection:
+            results: list[Any] = [await connection.execute(statement) for statement in statements]
+            return [result.rowcount for result in results]
+
+    async def read(self, what: str, query: sa.Select[Any]) -> Sequence[Any]:
+        """The rows of a question."""
+        async with self._reach(what), self._engine.connect() as connection:
+            rows: Sequence[Any] = (await connection.execute(query)).all()
+            return rows
+
+    def insert_into(self, table: sa.Table) -> Any:
+        """An INSERT that knows ON CONFLICT, in this database's dialect."""
+        return (sqlite if self.one_writer else postgresql).insert(table)
+
+    async def close(self) -> None:
+        """Let go of every connection, and of the lock file."""
+        await self._engine.dispose()
+        if self._lock_file is not None:
+            self._lock_file.close()
+
+
+def event_key(source: str, event_id: str) -> tuple[str, str]:
+    return short(source), short(event_id)
+
+
+def short(name: str) -> str:
+    """A sender's text as a key: PostgreSQL indexes no more than 2,700 bytes, and knows no NUL."""
+    data = name.encode()
+    return name if len(data) <= KEY_BYTES and b"\0" not in data else f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def text(said: str) -> str:
+    """Somebody's words: PostgreSQL's text knows no NUL."""
+    return said.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def chunks(items: Sequence[_T]) -> Iterable[Sequence[_T]]:
+    return (items[i : i + CHUNK] for i in range(0, len(items), CHUNK))
