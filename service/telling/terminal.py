@@ -14,7 +14,7 @@ from rich.text import Text
 
 from service.model.rollout import Phase, Waiting
 from service.telling import words
-from service.telling.view import Finding, MetricView, RolloutView, RowView
+from service.telling.view import Finding, GateView, MetricView, RolloutView, RowView
 
 STYLES = {
     Phase.PROGRESSING: "blue",
@@ -31,6 +31,13 @@ FINDINGS = {
     Finding.UNDECIDED: ("(-) undecided", "default"),
     Finding.HARMFUL: ("<!> harmful", "red"),
     Finding.BLIND: ("(/) blind", "magenta"),
+}
+GATES = {
+    "waiting": ("(.) waiting", "dim"),
+    "passed": ("(v) passed", "green"),
+    "failed": ("<!> failed", "red"),
+    "could_not_look": ("(/) not seen", "magenta"),
+    "overruled": ("--  overruled", "yellow"),
 }
 METER_COLUMNS = 36
 
@@ -55,6 +62,8 @@ def rollout(view: RolloutView, now: datetime) -> RenderableType:
         ),
         Text(view.sentence, overflow="fold"),
     ]
+    if view.gates:
+        lines.append(_gates(view.gates))
     if not view.phase.terminal:
         lines.append(Text(f"Do nothing: {view.if_nothing}", style="dim", overflow="fold"))
     lines.append(Text(f"evidence  {_meter(view)}  {view.evidence}"))
@@ -105,6 +114,21 @@ def _stages(view: RolloutView) -> str:
             weight = f"{weight} done"
         parts.append(weight)
     return "stages    " + "  ".join(parts) + f"     {words.count(view.n_canary)} canary requests"
+
+
+def _gates(gates: tuple[GateView, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False, expand=False)
+    table.add_column(width=12, no_wrap=True)
+    table.add_column(width=15, no_wrap=True)
+    table.add_column(overflow="fold")
+    for gate in gates:
+        word, style = GATES[gate.state]
+        report = gate.report
+        said = [] if report is None else [report.sentence, *([report.to_do] if report.to_do else [])]
+        if report is not None and report.facts:
+            said.append("; ".join(f"{name} {value}" for name, value in report.facts.items()))
+        table.add_row(gate.gate, Text(word, style=style), Text(" ".join(said)))
+    return table
 
 
 def _metrics(metrics: tuple[MetricView, ...]) -> Table:

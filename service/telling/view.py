@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 
+from service.model.gates.report import GateReport
 from service.model.journal import JournalEntry
 from service.model.names import Mode, RolloutId
 from service.model.observation import Availability
@@ -68,6 +69,15 @@ class GuardView(Value):
     fired: bool
 
 
+class GateView(Value):
+    """One gate's row: what must be passed before any traffic."""
+
+    gate: str
+    state: Literal["waiting", "passed", "failed", "could_not_look", "overruled"]
+    report: GateReport | None
+    """The last answer; None before there is one."""
+
+
 class WindowView(Value):
     """One window of the evidence path."""
 
@@ -117,6 +127,7 @@ class RolloutView(RowView):
     stages: tuple[StageView, ...]
     metrics: tuple[MetricView, ...]
     guards: tuple[GuardView, ...]
+    gates: tuple[GateView, ...]
     windows: tuple[WindowView, ...]
     journal: tuple[JournalEntry, ...]
     n_canary: int
@@ -219,6 +230,7 @@ def rollout_view(
             )
             for g in state.policy.guards
         ),
+        gates=gate_views(state),
         windows=tuple(_window(w) for w in windows),
         journal=journal,
         n_canary=state.n_canary,
@@ -246,6 +258,19 @@ def metric_views(state: RolloutState) -> tuple[MetricView, ...]:
                 evidence=evidence,
             )
         )
+    return tuple(rows)
+
+
+def gate_views(state: RolloutState) -> tuple[GateView, ...]:
+    """A row for each gate of the policy."""
+    answers = {report.gate: report for report in state.gates}
+    rows = []
+    for rule in state.policy.preflight:
+        report = answers.get(rule.gate)
+        now: Literal["waiting", "passed", "failed", "could_not_look", "overruled"] = (
+            "overruled" if rule.gate in state.overruled_gates else "waiting" if report is None else report.finding.value
+        )
+        rows.append(GateView(gate=rule.gate, state=now, report=report))
     return tuple(rows)
 
 

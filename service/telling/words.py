@@ -441,7 +441,19 @@ def page_details(state: RolloutState, now: datetime) -> dict[str, str]:
         "commands": f"serinus rollback {state.id}; serinus resume {state.id} --reason ...",
         "rollout": state.id,
         "window": str(state.window),
+        **_gate_details(state),
     }
+
+
+def _gate_details(state: RolloutState) -> dict[str, str]:
+    """What the gates have said, and what changed from one image to the other."""
+    out = {
+        f"gate {one.gate}": f"{one.finding.value.replace('_', ' ')}: {one.sentence} {one.to_do}".rstrip()
+        for one in state.gates
+    }
+    for report in state.gates:
+        out |= {name: value for name, value in report.facts.items() if "->" in value}
+    return out
 
 
 def harm_so_far(state: RolloutState) -> str:

@@ -1,0 +1,57 @@
+"""What people are shown of the gates: in the terminal, in a page and through the API's view."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from service.model.gates.report import Finding, GateReport
+from service.model.instruction import Page
+from service.model.stimulus import GateAnswered, Verb
+from service.telling import terminal
+from service.telling.view import rollout_view
+from tests.stories import START, Story, policy
+
+FOUR = policy(preflight=[{"gate": gate} for gate in ("image", "security", "model", "golden")])
+
+
+def shown() -> Story:
+    story = Story(policy=FOUR)
+    for gate, finding, sentence, to_do, facts in (
+        ("image", Finding.PASSED, "2 known risks.", "", {"TensorFlow": "2.12.0 -> 2.13.0", "CUDA": "11.8"}),
+        ("security", Finding.COULD_NOT_LOOK, "no report of this image.", "Scan it.", {}),
+    ):
+        report = GateReport(gate=gate, finding=finding, sentence=sentence, to_do=to_do, facts=facts)
+        story.tell(GateAnswered(id=gate, at=story.at, report=report))
+    return story.person(Verb.RESUME)
+
+
+def test_every_gate_has_a_row_that_says_where_it_stands() -> None:
+    story = shown()
+    report = GateReport(gate="model", finding=Finding.FAILED, sentence="op SegmentMaxV2 is missing.")
+    story.tell(GateAnswered(id="m", at=story.at, report=report))
+    rows = rollout_view(story.state, (), (), START).gates
+    assert [(row.gate, row.state) for row in rows] == [
+        ("image", "passed"), ("security", "overruled"), ("model", "failed"), ("golden", "waiting"),
+    ]  # fmt: skip
+
+
+def test_the_terminal_shows_the_gates_in_eighty_columns() -> None:
+    out = Console(file=io.StringIO(), width=80)
+    out.print(terminal.rollout(rollout_view(shown().state, (), (), START), START))
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= 80
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "image (v) passed 2 known risks. TensorFlow 2.12.0 -> 2.13.0;" in rows
+    assert "golden (.) waiting" in rows
+
+
+def test_a_page_before_any_traffic_says_what_the_gates_found_and_what_has_changed() -> None:
+    story = shown()
+    report = GateReport(gate="model", finding=Finding.FAILED, sentence="op X is missing.", to_do="Build it in.")
+    story.tell(GateAnswered(id="m", at=story.at, report=report))
+    (page,) = [one for one in story.last.orders if isinstance(one, Page)]
+    assert page.details["gate model"] == "failed: op X is missing. Build it in."
+    assert page.details["TensorFlow"] == "2.12.0 -> 2.13.0"
+    assert "CUDA" not in page.details
