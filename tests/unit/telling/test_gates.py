@@ -43,7 +43,7 @@ def test_the_terminal_shows_the_gates_in_eighty_columns() -> None:
     text = out.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, text.splitlines())) <= 80
     rows = [" ".join(line.split()) for line in text.splitlines()]
-    assert "image (v) passed 2 known risks. TensorFlow 2.12.0 -> 2.13.0;" in rows
+    assert "image (v) passed 2 known risks. TensorFlow 2.12.0 -> 2.13.0; CUDA" in rows
     assert "golden (.) waiting" in rows
 
 
