@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from service.model.gates.report import Finding
-from service.model.instruction import INSTRUCTION, Page, PageAction, Publish, RunGate, SetWeights
+from service.model.instruction import INSTRUCTION, Instruction, Page, PageAction, Publish, RunGate, SetWeights
 from service.model.journal import GENESIS, JournalEntry
 from service.model.names import Mode, RolloutId
 from service.model.observation import Availability
@@ -227,15 +227,16 @@ class Watch:
         if isinstance(order, RunGate):
             answered = any(report.gate == order.rule.gate for report in state.gates)
             waits = order.rule.of_a_running_candidate and not state.ready
-            return answered or waits or state.phase is not Phase.STARTING or self._asked_anew(order)
+            return answered or waits or state.phase is not Phase.STARTING or self._asked_anew(kind, order)
         ready = self._world.loop.time() >= self._world.clusters[order.service.cluster].ready_at_s[order.service.name]
-        return ready or state.weight_asked > 0 or state.phase in BACK
+        return ready or state.weight_asked > 0 or state.phase in BACK or self._asked_anew(kind, order)
 
-    def _asked_anew(self, order: RunGate) -> bool:
+    def _asked_anew(self, kind: str, order: Instruction) -> bool:
         """A person resumed, which orders looks anew."""
-        looks = (INSTRUCTION.validate_json(body) for kind, body in self._open.values() if kind == "run_gate")
+        gate = order.rule.gate if isinstance(order, RunGate) else ""
+        looks = (INSTRUCTION.validate_json(body) for other, body in self._open.values() if other == kind)
         return any(
-            isinstance(one, RunGate) and (one.rollout, one.rule.gate) == (order.rollout, order.rule.gate)
+            one.rollout == order.rollout and (one.rule.gate if isinstance(one, RunGate) else "") == gate
             for one in looks
         )
 
