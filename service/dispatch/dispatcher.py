@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from service.dispatch.effects import Done, Effects, Later, Outcome, try_s
@@ -43,8 +43,8 @@ OF_A_CLUSTER = frozenset({Lane.RETREAT, Lane.WEIGHTS, Lane.READINESS, Lane.PREFL
 LEASE_S = 30.0
 """How long an instruction is hidden from other replicas; every try is cut off well before it."""
 
-GATE_LEASE_S = 150.0
-"""The same for a look at a gate, one of which may take two minutes."""
+GATE_LEASE_S = 630.0
+"""The same for a look at a gate, one of which may take ten minutes."""
 
 IDLE_S = 1.0
 GATHER_S = 0.02
@@ -82,7 +82,7 @@ class Dispatcher:
         self._seen = seen
         self._stopping = stopping or Stopping()
         self._news: dict[Lane, list[asyncio.Event]] = {lane: [] for lane in Lane}
-        self._under_way: set[int] = set()
+        self._under_way: dict[int, Lane] = {}
 
     def poke(self, lanes: frozenset[Lane]) -> None:
         """There is new work in these lanes."""
@@ -116,11 +116,22 @@ class Dispatcher:
                 except Unavailable as error:
                     logger.warning("lane %s waits: %s", lane, error, extra={"action": "lane_postponed", "lane": lane})
                 chains = await self._until_room(chains, news, pause_s)
-            await asyncio.gather(*chains)
+            if lane is Lane.PREFLIGHT:
+                await self._given_back(chains)
+            await asyncio.gather(*chains, return_exceptions=lane is Lane.PREFLIGHT)
         finally:
             self._news[lane].remove(news)
             for chain in chains:
                 chain.cancel()
+
+    async def _given_back(self, chains: Collection[asyncio.Task[None]]) -> None:
+        """Looks at gates take minutes and change nothing: a stop cuts them off and leaves them to others at once."""
+        looks = [one for one, lane in self._under_way.items() if lane is Lane.PREFLIGHT]
+        for chain in chains:
+            chain.cancel()
+        now = self._clock.now()
+        if looks:
+            await self._outcomes.postpone([Postponed(one, now, "cut off by a stop", 0) for one in looks])
 
     async def settled(self) -> None:
         """Return once every outcome that was brought home is written; to be awaited before the store is closed."""
@@ -182,8 +193,7 @@ class Dispatcher:
 
     async def _carry(self, chain: Sequence[Owed], leased_until: datetime, breaker: Breaker) -> None:
         """One rollout's instructions in their order. The first that has to wait makes the later ones wait with it."""
-        ids = {one.id for one in chain}
-        self._under_way |= ids
+        self._under_way |= {one.id: one.instruction.lane for one in chain}
         try:
             for place, owed in enumerate(chain):
                 if self._clock.now() + timedelta(seconds=try_s(owed.instruction.lane)) > leased_until or (
@@ -205,7 +215,8 @@ class Dispatcher:
                         await self._outcomes.postpone([Postponed(owed.id, until, why), *later])
                         return
         finally:
-            self._under_way -= ids
+            for one in chain:
+                self._under_way.pop(one.id, None)
 
     async def _try(self, owed: Owed) -> Outcome:
         """Carry out one instruction, seen by whoever measures and traces."""

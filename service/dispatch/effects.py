@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 TRY_S = 12.0
 """One try is cut off after this time."""
 
-GATE_TRY_S = 120.0
-"""A look at a gate reads whole images and models, and may take so long."""
+GATE_TRY_S = 600.0
+"""A look at a gate reads whole models, waits for a Job or replays requests, and may take so long."""
 
 LONGEST_PAUSE_S = 15.0
 READY_POLL_S = 2.0

@@ -1,17 +1,18 @@
-"""All gates of one service behind the port: each instruction goes to the adapter of its gate."""
+"""All gates of one cluster behind the port: each instruction goes to the adapter of its gate."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from service.model.gates.report import Finding, GateReport
+from service.model.gates.report import Candidate, Finding, GateReport
 from service.model.instruction import RunGate
 
 logger = logging.getLogger(__name__)
 
-Look: TypeAlias = Callable[[RunGate], Awaitable[GateReport]]
+Look: TypeAlias = Callable[[Any, Any, Candidate], Awaitable[GateReport]]
+"""(the policy's rule, the target's subject, the release) -> the gate's answer; the first two are of the gate's own."""
 
 
 class PreflightGates:
@@ -27,8 +28,12 @@ class PreflightGates:
         if look is None:
             known = ", ".join(sorted(self._looks)) or "none"
             return could_not_look(gate, f"this service has no such gate; known: {known}.", "Mend the policy.")
+        subject = getattr(order.subjects, gate)
+        if subject is None:
+            why = f"the target of {order.service} does not say where gate {gate} finds what it looks at."
+            return could_not_look(gate, why, f"Add preflight.{gate} to the target, or take the gate off the policy.")
         try:
-            return await look(order)
+            return await look(order.rule, subject, order.candidate)
         except Exception as error:  # a fault of ours must not pass a candidate, nor stop the lane
             logger.exception("gate %s failed", gate, extra={"action": "gate_failed", "rollout": order.rollout})
             why = f"the look failed unforeseen ({type(error).__name__}); the service's log has the traceback."

@@ -82,7 +82,7 @@ class Gates(Protocol):
     async def look(self, order: RunGate) -> GateReport:
         """Look once. What could not be looked at is an answer (COULD_NOT_LOOK), never an error; nothing is retried.
 
-        It may take up to two minutes and may be cut off at any point.
+        It may take up to ten minutes and may be cut off at any point.
         """
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from service.model.catalog import Catalog
+from service.model.gates.rules import GateSubjects
 from service.model.names import Mode, ServiceKey, Version, rollout_id
 from service.model.policy import Policy
 from service.model.rollout import Phase, RolloutState
@@ -262,11 +263,16 @@ def _place(target: Target, service: ServiceKey, event: DeploymentEvent) -> Place
                 return Text(given).substitute(values) if "$" in given else given
             case dict():
                 return {key: fill(value) for key, value in given.items()}
+            case list() | tuple():
+                return [fill(value) for value in given]
             case _:
                 return given
 
     route = fill(target.route.model_dump(exclude={"http_route"}))
     readiness = None if target.readiness is None else Readiness.model_validate(fill(target.readiness.model_dump()))
+    preflight = target.preflight
+    if preflight != GateSubjects():
+        preflight = GateSubjects.model_validate(fill(preflight.model_dump(mode="json")))
     return Place(
         virtual_service=route["virtual_service"],
         namespace=route["namespace"],
@@ -275,6 +281,7 @@ def _place(target: Target, service: ServiceKey, event: DeploymentEvent) -> Place
         canary=route["canary"],
         finish=target.finish,
         readiness=readiness,
+        preflight=preflight,
         metrics=target.metrics,
         stable_labels=fill({**target.labels, **target.stable_labels}),
         canary_labels=fill({**target.labels, **target.canary_labels}),

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 
 from service.model.gates.report import Candidate, Finding, GateReport
-from service.model.gates.rules import GateRule
+from service.model.gates.rules import GateRule, asks_the_candidate
 from service.model.instruction import CheckReady, RunGate, Severity
 from service.model.names import Mode
 from service.model.policy import OnHarm
@@ -30,7 +30,7 @@ def look(turn: Turn, detail: str = "") -> None:
     turn.drops |= {"check_ready", "run_gate"}
     if not state.ready:
         turn.orders.append(CheckReady(rollout=state.id, service=state.service, at=turn.stimulus.at, place=state.place))
-    _run(turn, (rule for rule in state.open_gates if state.ready or not rule.of_a_running_candidate))
+    _run(turn, (rule for rule in state.open_gates if state.ready or not asks_the_candidate(rule)))
     _go_on(turn, detail)
 
 
@@ -46,7 +46,7 @@ def on_ready(turn: Turn, fact: CandidateReady) -> str | None:
     turn.resolve("readiness")
     if state.open_gates:
         turn.tell("ready", "The candidate has ready endpoints.", fact.detail)
-    _run(turn, (rule for rule in state.open_gates if rule.of_a_running_candidate))
+    _run(turn, (rule for rule in state.open_gates if asks_the_candidate(rule)))
     _go_on(turn, fact.detail)
     return None
 

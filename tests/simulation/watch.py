@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from service.model.gates.report import Finding
+from service.model.gates.rules import asks_the_candidate
 from service.model.instruction import INSTRUCTION, Instruction, Page, PageAction, Publish, RunGate, SetWeights
 from service.model.journal import GENESIS, JournalEntry
 from service.model.names import Mode, RolloutId
@@ -226,7 +227,7 @@ class Watch:
             return landed >= order.fence or state.fence > order.fence or state.phase.terminal or bool(journal)
         if isinstance(order, RunGate):
             answered = any(report.gate == order.rule.gate for report in state.gates)
-            waits = order.rule.of_a_running_candidate and not state.ready
+            waits = asks_the_candidate(order.rule) and not state.ready
             return answered or waits or state.phase is not Phase.STARTING or self._asked_anew(kind, order)
         ready = self._world.loop.time() >= self._world.clusters[order.service.cluster].ready_at_s[order.service.name]
         return ready or state.weight_asked > 0 or state.phase in BACK or self._asked_anew(kind, order)

@@ -11,14 +11,15 @@ import pytest
 from service.app.supervisor import RootTaskEnded, run_until
 from service.dispatch.dispatcher import Dispatcher
 from service.model.catalog import Catalog
-from service.model.instruction import Lane
+from service.model.gates.report import GateReport
+from service.model.instruction import Lane, RunGate
 from service.ring.door import Door
 from service.ring.ports import Unavailable
 from service.ring.stopping import Stopping
 from service.storage.opening import open_store
 from service.storage.store import SqlStore
 from tests.contract.store.test_store import keep
-from tests.stories import SERVICE, Story
+from tests.stories import SERVICE, Story, policy
 from tests.unit.dispatch.test_dispatcher import Outside
 
 
@@ -192,3 +193,23 @@ async def test_an_error_while_stopping_is_raised_too() -> None:
     stopping.ask()
     with pytest.raises(ValueError, match="late"):
         await running
+
+
+async def test_a_stop_cuts_off_a_look_at_a_gate_and_leaves_it_to_others_at_once(store: SqlStore) -> None:
+    class Looking(Outside):
+        began = asyncio.Event()
+
+        async def look(self, order: RunGate) -> GateReport:
+            self.began.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    outside, stopping = Looking(), Stopping()
+    await keep(store, Story(policy=policy(preflight=[{"gate": "image"}])).ready())
+    dispatcher = made(store, outside, stopping)
+    running = asyncio.create_task(run_until(stopping, {"lane": dispatcher.run(Lane.PREFLIGHT)}, stop_s=60))
+    await outside.began.wait()
+    assert not await store.owed(Lane.PREFLIGHT, outside.now(), limit=9, lease_s=30)
+    stopping.ask()
+    await asyncio.wait_for(running, 10)
+    assert len(await store.owed(Lane.PREFLIGHT, outside.now(), limit=9, lease_s=30)) == 1

@@ -483,7 +483,7 @@ async def test_an_outcome_that_meets_another_writer_is_written_all_the_same(stor
     outside.is_ready = False
     _, dispatcher = made(store, outside)
     await keep(store, Story())
-    write, others = store._write, 3
+    write, others = store.writing, 3
 
     @asynccontextmanager
     async def sometimes(what: str) -> AsyncIterator[Any]:
@@ -494,7 +494,7 @@ async def test_an_outcome_that_meets_another_writer_is_written_all_the_same(stor
                 others -= 1
                 raise Conflict("a deadlock")
 
-    store._write = sometimes  # type: ignore[method-assign]
+    store.writing = sometimes  # type: ignore[method-assign]
     assert await dispatcher.turn(Lane.READINESS) == 1
     await outside.sleep(30)
     (again,) = await store.owed(Lane.READINESS, outside.now(), limit=9, lease_s=30)
