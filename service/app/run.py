@@ -45,7 +45,8 @@ from service.ring.ports import Mesh, Pager, PortError, Source, Unavailable
 from service.ring.stopping import Stopping
 from service.ring.store import RolloutFilter, Store, Where
 from service.settings import ApiSettings, KafkaSettings, Settings, SettingsError, load, load_catalog, read_secret
-from service.sources.prometheus import PrometheusSource
+from service.sources.prometheus import COLLECT_TIMEOUTS, PrometheusSource
+from service.sources.routed import RoutedSource
 from service.storage.opening import open_store
 from service.storage.retention import Ages, Retention
 
@@ -125,7 +126,7 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
             api_client = await connect(cluster.kubernetes.kubeconfig, cluster.kubernetes.context)
             stack.push_async_callback(api_client.close)
             meshes[name] = IstioMesh(api_client, timeout_s=cluster.kubernetes.timeout_s)
-            sources[name] = PrometheusSource(
+            metric_store = PrometheusSource(
                 session,
                 cluster.prometheus.url,
                 presets,
@@ -136,6 +137,10 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
                 token=read_secret(cluster.prometheus.token_file),
                 asked=partial(own.asked, name),
             )
+            # By kind of series, what reads it where the metric store does not.
+            readers: dict[str, Source] = {}
+            deadline_s = COLLECT_TIMEOUTS * cluster.prometheus.timeout_s + 1
+            sources[name] = RoutedSource(presets, metric_store, readers, deadline_s=deadline_s)
         producer = Producer(connection_of(settings.kafka))
         bus = KafkaBus(producer, settings.kafka.decisions_topic)
         door = Door(store, catalog, clock)
