@@ -34,6 +34,7 @@ from service.model.observation import (
     CategoryCounts,
     FailureCounts,
     HistogramCounts,
+    LineCounts,
     Reading,
 )
 from service.model.policy import Guard, MetricKind, Policy
@@ -307,6 +308,8 @@ def _seen(reading: Reading | None) -> dict[str, object]:
             out |= {"value_canary": x / n if n else None, "value_stable": y / m if m else None}
         case ArmValues(canary=canary, stable=stable):
             out |= {"value_canary": canary, "value_stable": stable}
+        case LineCounts(names=names, canary=lines, stable=known):
+            out |= {"value_canary": float(sum(lines)), "value_stable": float(sum(known)) if names else None}
         case _:
             pass
     return out
@@ -339,12 +342,18 @@ def _guard(guard: Guard, reading: Reading | None) -> GuardReading:
             canary, stable = x / n, (y / m if m else None)
         case ArmValues(canary=canary, stable=stable):
             pass
+        case LineCounts() as lines if guard.only_on_canary:
+            canary, stable = float(sum(lines.only_on_canary())), 0.0
+        case LineCounts(canary=of_canary, stable=of_stable):
+            canary, stable = float(sum(of_canary)), float(sum(of_stable))
         case _:
             pass
-    if canary is None or (guard.times_stable_above is not None and not stable):
+    unknown = (guard.times_stable_above is not None and not stable) or (guard.only_on_canary and stable is None)
+    if canary is None or unknown:
         return GuardReading(guard=guard.name, breach=None)
     breach = (
-        (guard.above is not None and canary > guard.above)
+        (guard.only_on_canary and canary > 0 and stable == 0)
+        or (guard.above is not None and canary > guard.above)
         or (guard.below is not None and canary < guard.below)
         or (guard.times_stable_above is not None and stable is not None and canary > guard.times_stable_above * stable)
     )

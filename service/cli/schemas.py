@@ -14,7 +14,7 @@ FOLDER = Path("config/schemas")
 def configuration_schemas() -> dict[str, dict[str, Any]]:
     """JSON Schema of each kind of configuration file."""
     from service.model.policy import Policy
-    from service.model.preset import MetricsPreset
+    from service.model.preset import MetricsPreset, PatternSet
     from service.model.target import Target
     from service.settings import Settings
 
@@ -23,6 +23,7 @@ def configuration_schemas() -> dict[str, dict[str, Any]]:
         "policy": Policy,
         "target": Target,
         "metrics": MetricsPreset,
+        "logs": PatternSet,
     }
     return {name: model.model_json_schema(by_alias=True) for name, model in kinds.items()}
 

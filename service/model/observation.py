@@ -68,7 +68,28 @@ class ArmValues:
     stable: float | None
 
 
-Counts: TypeAlias = HistogramCounts | FailureCounts | CategoryCounts | ArmValues
+@dataclass(frozen=True, slots=True)
+class LineCounts:
+    """Log lines of the canary that a pattern matches, by pattern and by what they are about, with the same of stable.
+
+    Kinds of lines that the canary has none of are not looked for in stable, so empty means: none of the canary.
+    """
+
+    names: tuple[str, ...]
+    """For example ``missing-opkernel FancyOp``."""
+    canary: tuple[int, ...]
+    stable: tuple[int, ...]
+    """In the same window."""
+    stable_before: tuple[int, ...]
+    """Before it, for as long as the preset says or the reader can see: what stable prints when it starts is known."""
+
+    def only_on_canary(self) -> tuple[int, ...]:
+        """The canary's lines of kinds that stable has none of, in the order of ``names``; zero for the others."""
+        kinds = zip(self.canary, self.stable, self.stable_before, strict=True)
+        return tuple(0 if stable or before else canary for canary, stable, before in kinds)
+
+
+Counts: TypeAlias = HistogramCounts | FailureCounts | CategoryCounts | ArmValues | LineCounts
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ class MetricKind(StrEnum):
     LATENCY = "latency"  # bucket counts: rank and tail evidence
     ERRORS = "errors"  # failures of a total: conditional CUSUM
     PREDICTIONS = "predictions"  # counts by class or score bucket: KL betting
-    VALUE = "value"  # one number an arm (rate, gauge or ratio): only for guards
+    VALUE = "value"  # one number an arm (rate, gauge, ratio or lines of a log): only for guards
 
 
 class MetricRule(Value):
@@ -105,6 +105,8 @@ class Guard(Value):
     """... nor below this ..."""
     times_stable_above: float | None = Field(default=None, gt=0)
     """... nor above this many times stable's value in the same window ..."""
+    only_on_canary: bool = Field(default=False, exclude_if=lambda alone: not alone)
+    """... nor above zero while stable's is zero: log lines, restarts, failures that stable knows nothing of ..."""
     windows: int = Field(default=5, ge=1, le=1440)
     """... for this many windows in a row. A window that cannot be judged neither counts nor breaks the row."""
     min_requests: int = Field(default=1, ge=1)
@@ -113,8 +115,11 @@ class Guard(Value):
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
-        if sum(limit is not None for limit in (self.above, self.below, self.times_stable_above)) != 1:
-            raise ValueError(f"guard {self.name!r} needs exactly one of above, below, times_stable_above")
+        limits = (self.above, self.below, self.times_stable_above, self.only_on_canary or None)
+        if sum(limit is not None for limit in limits) != 1:
+            raise ValueError(
+                f"guard {self.name!r} needs exactly one of above, below, times_stable_above, only_on_canary"
+            )
         return self
 
 

@@ -21,6 +21,8 @@ from service.model.preset import (
     CounterSeries,
     ErrorSeries,
     LatencySeries,
+    LineCounterSeries,
+    LogSeries,
     MetricsPreset,
     PredictionSeries,
     ValueExpression,
@@ -125,6 +127,8 @@ def _details(what: CounterSeries) -> set[str]:
             return {what.class_label}
         case ErrorSeries():
             return {label for alternative in what.failed for label in alternative}
+        case LineCounterSeries():
+            return {what.subject_label}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +173,16 @@ def plan(
                 why = f"preset {query.place.metrics!r} has no metric {metric!r}"
                 known[slot] = Reading(metric, Availability.NO_SERIES, None, why)
                 continue
+            if isinstance(series, LogSeries):
+                known[slot] = Reading(metric, Availability.AWAY, None, "log lines are not read from the metric store")
+                continue
             labels = {
                 Arm.CANARY: {**preset.labels, **query.place.canary_labels},
                 Arm.STABLE: {**preset.labels, **query.place.stable_labels},
             }
-            fault = _fault(labels)
-            if fault:
-                known[slot] = Reading(metric, Availability.NO_SERIES, None, fault)
+            why = fault(labels)
+            if why:
+                known[slot] = Reading(metric, Availability.NO_SERIES, None, why)
             elif isinstance(series, ValueExpression):
                 for arm in Arm:
                     text = series.promql.replace(PLACEHOLDER, promql.selector(labels[arm]))
@@ -186,7 +193,7 @@ def plan(
     batches: list[Batch] = []
     for (preset_name, metric, keys), asks in groups.items():
         what = presets[preset_name].metrics[metric]
-        assert not isinstance(what, ValueExpression)
+        assert not isinstance(what, ValueExpression | LogSeries)
         to_sum, raw = _parted(asks, what, keys) if summed(what.names[0]) else ([], asks)
         for alike in to_sum:
             batches += (
@@ -198,7 +205,7 @@ def plan(
     return Plan(tuple(batches), wanted, known)
 
 
-def _fault(labels: Mapping[Arm, Mapping[str, str]]) -> str:
+def fault(labels: Mapping[Arm, Mapping[str, str]]) -> str:
     """Why these labels cannot be asked for; empty when they can."""
     for arm in Arm:
         if not labels[arm]:

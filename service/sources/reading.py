@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from service.model.names import Arm
 from service.model.observation import Availability, CategoryCounts, Counts, FailureCounts, HistogramCounts, Reading
-from service.model.preset import NAME, CounterSeries, ErrorSeries, LatencySeries, PredictionSeries
+from service.model.preset import NAME, CounterSeries, ErrorSeries, LatencySeries, LineCounterSeries, PredictionSeries
+from service.sources import lines
 from service.sources.counter import Growth, Labels, Series, growth
 
 LONGEST_MATCHED = 256
@@ -72,7 +73,36 @@ def read(
             others = [one for one in arm.series if _name(what, one.labels) != what.names[0]]
             further = growth(others, start_s, end_s, beside=(*main, *other.series))
             grown[arm.arm] = (*found.series, *further.series)
+    if isinstance(what, LineCounterSeries):
+        return _lines(metric, what, grown, arms[1].series, start_s)
     return of_growth(metric, what, grown[Arm.CANARY], grown[Arm.STABLE])
+
+
+def _lines(
+    metric: str,
+    what: LineCounterSeries,
+    grown: Mapping[Arm, Sequence[Growth]],
+    stable: Sequence[Series],
+    start_s: float,
+) -> Reading:
+    """Lines that something else counted. What stable's counters stood at before the window is known of stable."""
+    by_arm: dict[Arm, Counter[str]] = {}
+    for arm, listed in grown.items():
+        by_arm[arm] = Counter()
+        for one in listed:
+            if _name(what, one.labels) == what.lines:
+                by_arm[arm][_subject(what, metric, one.labels)] += one.count
+    before: Counter[str] = Counter()
+    for series in stable:
+        if _name(what, series.labels) == what.lines:
+            stood = [value for at, value in series.samples if at <= start_s and 0 < value < math.inf]
+            before[_subject(what, metric, series.labels)] += math.ceil(max(stood, default=0))
+    canary = +by_arm[Arm.CANARY]
+    return lines.counted(metric, canary, by_arm[Arm.STABLE], before, before="since its pods began")
+
+
+def _subject(what: LineCounterSeries, metric: str, labels: Mapping[str, str]) -> str:
+    return f"{metric} {lines.shown(labels.get(what.subject_label, ''), lines.LONGEST_SUBJECT)}".rstrip()
 
 
 def of_growth(metric: str, what: CounterSeries, canary: Sequence[Growth], stable: Sequence[Growth]) -> Reading:
@@ -106,6 +136,8 @@ def _counts(what: CounterSeries, canary: Sequence[Growth], stable: Sequence[Grow
             return CategoryCounts(names, by_arm[0], by_arm[1]), ""
         case LatencySeries():
             return _histogram(what, canary, stable)
+        case LineCounterSeries():
+            raise TypeError("lines are read from raw samples only, for what stable had before the window")
 
 
 def _failures(what: ErrorSeries, arm: Sequence[Growth]) -> tuple[int, int]:

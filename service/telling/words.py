@@ -343,7 +343,9 @@ def guard_sentence(state: RolloutState, guard: Guard, value: float | None) -> st
     """An absolute limit was broken for too long."""
     rule = next(m for m in state.policy.metrics if m.name == guard.metric)
     minutes = duration(guard.windows * state.policy.window_s)
-    if guard.times_stable_above is not None:
+    if guard.only_on_canary:
+        limit = "only on the canary"
+    elif guard.times_stable_above is not None:
         limit = f"over {significant(guard.times_stable_above)} times stable's"
     else:
         bound = guard.above if guard.above is not None else guard.below
@@ -353,7 +355,10 @@ def guard_sentence(state: RolloutState, guard: Guard, value: float | None) -> st
     now = "" if value is None else f", now {significant(value * 100)} %" * (rule.kind is MetricKind.ERRORS)
     verb = "Pause" if state.phase is Phase.PAUSED else "Roll back"
     tail = "; waits for a person to confirm the rollback" if state.phase is Phase.PAUSED else ""
-    return f"{verb} at {state.weight_asked} %: {label(rule)} {limit} for {minutes}{now}{tail}."
+    # What a log says names the fault itself, so it is worth more to whoever is paged than any number.
+    found = next((e.detail for e in state.evidence if e.metric == rule.name), "") if guard.only_on_canary else ""
+    clause = f" ({found})" if found else ""
+    return f"{verb} at {state.weight_asked} %: {label(rule)} {limit} for {minutes}{now}{clause}{tail}."
 
 
 def blind_sentence(state: RolloutState) -> str:
