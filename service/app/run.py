@@ -10,7 +10,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import aiohttp
 from aiohttp import web
+from kubernetes.aio import client
 
 from service.actuators.cluster import connect
 from service.actuators.istio import IstioMesh
@@ -38,13 +39,25 @@ from service.dispatch.dispatcher import Dispatcher
 from service.events.connection import Connection
 from service.events.consumer import SILENT_S, EventConsumer
 from service.events.publisher import KafkaBus, Producer
+from service.model.preset import MetricsPreset
 from service.preflight.gates import PreflightGates
 from service.ring.door import Door
 from service.ring.lease import HeldLease
 from service.ring.ports import Mesh, Pager, PortError, Source, Unavailable
 from service.ring.stopping import Stopping
 from service.ring.store import RolloutFilter, Store, Where
-from service.settings import ApiSettings, KafkaSettings, Settings, SettingsError, load, load_catalog, read_secret
+from service.settings import (
+    ApiSettings,
+    ClusterSettings,
+    KafkaSettings,
+    Settings,
+    SettingsError,
+    load,
+    load_catalog,
+    read_secret,
+)
+from service.sources.loki import LokiSource
+from service.sources.pod_logs import PodLogSource
 from service.sources.prometheus import COLLECT_TIMEOUTS, PrometheusSource
 from service.sources.routed import RoutedSource
 from service.storage.opening import open_store
@@ -138,8 +151,9 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
                 asked=partial(own.asked, name),
             )
             # By kind of series, what reads it where the metric store does not.
-            readers: dict[str, Source] = {}
-            deadline_s = COLLECT_TIMEOUTS * cluster.prometheus.timeout_s + 1
+            readers = {"logs": _logs(cluster, session, api_client, presets, clock)}
+            slowest_s = max(cluster.prometheus.timeout_s, cluster.loki.timeout_s if cluster.loki else 0.0)
+            deadline_s = COLLECT_TIMEOUTS * slowest_s + 1
             sources[name] = RoutedSource(presets, metric_store, readers, deadline_s=deadline_s)
         producer = Producer(connection_of(settings.kafka))
         bus = KafkaBus(producer, settings.kafka.decisions_topic)
@@ -274,6 +288,30 @@ def _pager(settings: Settings, session: aiohttp.ClientSession, clock: SystemCloc
         url=settings.pagerduty.url,
         timeout_s=settings.pagerduty.timeout_s,
         client_url=settings.api.external_url,
+    )
+
+
+def _logs(
+    cluster: ClusterSettings,
+    session: aiohttp.ClientSession,
+    api_client: client.ApiClient,
+    presets: Mapping[str, MetricsPreset],
+    clock: SystemClock,
+) -> Source:
+    """The cluster's log store, or where it has none the pods themselves."""
+    if cluster.loki is None:
+        return PodLogSource(api_client, presets, clock=clock, timeout_s=cluster.kubernetes.timeout_s)
+    return LokiSource(
+        session,
+        cluster.loki.url,
+        presets,
+        clock=clock,
+        tenant=cluster.loki.tenant,
+        token=read_secret(cluster.loki.token_file),
+        timeout_s=cluster.loki.timeout_s,
+        max_concurrent=cluster.loki.max_concurrent,
+        delay_s=cluster.loki.delay_s,
+        heard_within_s=cluster.loki.heard_within_s,
     )
 
 

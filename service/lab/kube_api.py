@@ -1,4 +1,5 @@
-"""The API server's side of what Serinus asks: VirtualServices, Deployments, EndpointSlices, access reviews.
+"""The API server's side of what Serinus asks: VirtualServices, Deployments, EndpointSlices, pods with
+their logs, access reviews.
 
 Held to the same contract test as a real kube-apiserver with Istio's CRDs (tests/contract/mesh).
 """
@@ -8,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import time
 from collections import deque
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,8 @@ class KubeApi(Served):
         """Patches that have come in."""
         self.forbidden: set[str] = set()
         """Namespaces that may not be read."""
+        self.logs: dict[tuple[str, str, str, bool], list[tuple[float, str]]] = {}
+        """Lines with their moments, by (namespace, pod, container, whether of the container before the present one)."""
         self._version = 1
         self._on_change = on_change or (lambda _: None)
 
@@ -77,6 +82,8 @@ class KubeApi(Served):
             web.get(base, self._list),
             web.get(base + "/{name}", self._get),
             web.patch(base + "/{name}", self._patch),
+            web.get("/api/v1/namespaces/{namespace}/{plural:pods}", self._list),
+            web.get("/api/v1/namespaces/{namespace}/pods/{name}/log", self._log),
             web.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", self._review),
         ]
 
@@ -103,6 +110,25 @@ class KubeApi(Served):
             return _status(403, "Forbidden", "as told")
         found = self._find(request)
         return _status(404, "NotFound", "not found") if found is None else web.json_response(found)
+
+    async def _log(self, request: web.Request) -> web.Response:
+        """As the kubelet gives it: from a moment on, cut off after some bytes."""
+        namespace, pod, asked = request.match_info["namespace"], request.match_info["name"], request.query
+        if namespace in self.forbidden:
+            return _status(403, "Forbidden", "pods/log is forbidden")
+        if ("pods", namespace, pod) not in self.objects:
+            return _status(404, "NotFound", f'pods "{pod}" not found')
+        listed = self.logs.get((namespace, pod, asked.get("container", ""), asked.get("previous") in ("true", "True")))
+        if listed is None:
+            return _status(400, "BadRequest", f'container "{asked.get("container", "")}" is waiting to start')
+        since_s = time.time() - int(asked.get("sinceSeconds", 10**9))
+        stamped = asked.get("timestamps") in ("true", "True")
+        text = "".join(
+            (f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%dT%H:%M:%S.%f}000Z " if stamped else "") + f"{line}\n"
+            for at_s, line in listed
+            if at_s >= since_s
+        )
+        return web.Response(body=text.encode()[: int(asked.get("limitBytes", 10**9))], content_type="text/plain")
 
     async def _patch(self, request: web.Request) -> web.Response:
         self.asked_n += 1
