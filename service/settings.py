@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.model.catalog import Catalog
+from service.model.lines import LogSeries, PatternSet
 from service.model.names import DnsName, Mode
 from service.model.policy import Age, Policy, Seconds
-from service.model.preset import LogSeries, MetricsPreset, PatternSet
+from service.model.preset import MetricsPreset
 from service.model.target import Target
 
 MAX_FILE_BYTES = 1_000_000

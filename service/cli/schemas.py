@@ -13,8 +13,9 @@ FOLDER = Path("config/schemas")
 
 def configuration_schemas() -> dict[str, dict[str, Any]]:
     """JSON Schema of each kind of configuration file."""
+    from service.model.lines import PatternSet
     from service.model.policy import Policy
-    from service.model.preset import MetricsPreset, PatternSet
+    from service.model.preset import MetricsPreset
     from service.model.target import Target
     from service.settings import Settings
 

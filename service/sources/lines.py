@@ -14,8 +14,8 @@ from typing import Any
 
 import re2
 
+from service.model.lines import REGEX_BYTES, SUBJECT, LinePattern
 from service.model.observation import Availability, LineCounts, Reading
-from service.model.preset import REGEX_BYTES, SUBJECT, LinePattern
 
 LONGEST_LINE = 4096
 """Of a line, so many characters are looked at."""

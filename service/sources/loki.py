@@ -20,9 +20,10 @@ import aiohttp
 import msgspec
 from pydantic import SecretStr
 
+from service.model.lines import LinePattern, LogSeries
 from service.model.names import Arm
 from service.model.observation import Availability, Reading, WindowQuery
-from service.model.preset import LinePattern, LogSeries, MetricsPreset
+from service.model.preset import MetricsPreset
 from service.ring.ports import Clock, Refused, Unavailable
 from service.sources import lines, logql
 from service.sources.answer import Answer, Outcome, parse

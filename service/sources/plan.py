@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from service.model.lines import LineCounterSeries, LogSeries
 from service.model.names import Arm
 from service.model.observation import Availability, Reading, WindowQuery
 from service.model.preset import (
@@ -21,8 +22,6 @@ from service.model.preset import (
     CounterSeries,
     ErrorSeries,
     LatencySeries,
-    LineCounterSeries,
-    LogSeries,
     MetricsPreset,
     PredictionSeries,
     ValueExpression,

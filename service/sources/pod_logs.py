@@ -21,9 +21,10 @@ import aiohttp
 import msgspec
 from kubernetes.aio import client
 
+from service.model.lines import LogSeries
 from service.model.names import Arm
 from service.model.observation import Availability, LineCounts, Reading, WindowQuery
-from service.model.preset import LogSeries, MetricsPreset
+from service.model.preset import MetricsPreset
 from service.ring.ports import Clock, Unavailable
 from service.sources import lines
 from service.sources.lines import Kinds, nothing

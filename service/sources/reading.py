@@ -9,9 +9,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from service.model.lines import LineCounterSeries
 from service.model.names import Arm
 from service.model.observation import Availability, CategoryCounts, Counts, FailureCounts, HistogramCounts, Reading
-from service.model.preset import NAME, CounterSeries, ErrorSeries, LatencySeries, LineCounterSeries, PredictionSeries
+from service.model.preset import NAME, CounterSeries, ErrorSeries, LatencySeries, PredictionSeries
 from service.sources import lines
 from service.sources.counter import Growth, Labels, Series, growth
 

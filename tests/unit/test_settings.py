@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.cli.schemas import all_schemas
+from service.model.lines import LogSeries
 from service.model.names import Mode
 from service.settings import SettingsError, load, load_catalog, read_secret
 
@@ -34,6 +35,22 @@ def test_the_shipped_settings_and_catalogue_are_valid(monkeypatch: pytest.Monkey
     assert (guard.above, guard.windows, guard.on_breach.value) == (0.01, 5, "pause_and_confirm")
 
 
+def test_a_preset_gets_the_patterns_of_its_sets_and_an_unknown_set_stops_the_start_up(tmp_path: Path) -> None:
+    for folder, text in (
+        ("metrics", "name: p\nmetrics: {lines: {kind: logs, sets: [tf], patterns: [{name: own, any_of: [b]}]}}"),
+        ("logs", "name: tf\npatterns: [{name: theirs, any_of: [a]}]"),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "one.yaml").write_text(text)
+    settings = load(write(tmp_path, f"api: {{auth: 'off'}}\nconfig_dir: {tmp_path}\n"))
+    series = load_catalog(settings)[1]["p"].metrics["lines"]
+    assert isinstance(series, LogSeries)
+    assert [pattern.name for pattern in series.patterns] == ["own", "theirs"]
+    (tmp_path / "logs" / "one.yaml").write_text("name: other\npatterns: [{name: theirs, any_of: [a]}]")
+    with pytest.raises(SettingsError, match=r"'p' names the pattern set 'tf'; known in .*logs: other"):
+        load_catalog(settings)
+
+
 def test_the_environment_wins_over_the_file_key_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path, "api: {auth: 'off', port: 1}\nkafka: {topic: a, group: g}\nmode: observe\n")
     monkeypatch.setenv("SERINUS_KAFKA__TOPIC", "b")
@@ -54,6 +71,7 @@ def test_the_environment_wins_over_the_file_key_by_key(tmp_path: Path, monkeypat
         ("mode: yolo\napi: {auth: 'off'}", "mode: .*observe"),
         ("api: {auth: 'off'}\nprometheus: {scrape_interval: soon}", "no length of time"),
         ("api: {auth: 'off'}\nretention: {windows: 30d, rollouts: 20d}", "kept at least as long as their windows"),
+        ("api: {auth: 'off'}\nloki: {tenant: \"a\\nb\"}", "loki.tenant"),
         ("api: {auth: 'off'}\nretention: {windows: 5m}", "retention.windows: .*86400"),
         ("- 1", "expected a mapping"),
         ("a: [", "cannot read"),

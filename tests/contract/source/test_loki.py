@@ -13,9 +13,10 @@ import yaml
 
 from service.app.clock import SystemClock
 from service.lab.loki_api import LokiApi
+from service.model.lines import LogSeries, PatternSet
 from service.model.names import RolloutId
 from service.model.observation import Availability, LineCounts, Reading, WindowQuery
-from service.model.preset import LogSeries, MetricsPreset, PatternSet
+from service.model.preset import MetricsPreset
 from service.ring.ports import Refused, Unavailable
 from service.sources.loki import LokiSource
 from tests.stories import place

@@ -13,9 +13,10 @@ import yaml
 from service.actuators.cluster import connect
 from service.app.clock import SystemClock
 from service.lab.kube_api import KubeApi
+from service.model.lines import LogSeries, PatternSet
 from service.model.names import RolloutId
 from service.model.observation import Availability, LineCounts, Reading, WindowQuery
-from service.model.preset import LogSeries, MetricsPreset, PatternSet
+from service.model.preset import MetricsPreset
 from service.sources import pod_logs
 from service.sources.pod_logs import PodLogSource
 from tests.stories import place

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.actuators.cluster import NEEDED
+from service.actuators.cluster import LOGS_NEEDED, NEEDED
 from service.api.health import CHECK_S
 from service.app.metrics import OwnMetrics
 
@@ -62,6 +62,14 @@ def test_the_role_grants_exactly_the_rights_that_the_code_asks_for() -> None:
     }
     assert granted == {(need.verb, need.group, need.resource) for need in NEEDED}
     assert not of_kind(rendered(*TOKENS), "ClusterRole")
+
+
+def test_the_logs_of_pods_are_only_granted_where_that_is_asked_for() -> None:
+    (role,) = of_kind(rendered(*TOKENS, "--set", "rbac.podLogs=true"), "Role")
+    granted = {
+        (v, g, r) for rule in role["rules"] for v in rule["verbs"] for g in rule["apiGroups"] for r in rule["resources"]
+    }
+    assert granted == {(need.verb, need.group, need.resource) for need in (*NEEDED, *LOGS_NEEDED)}
 
 
 def test_a_role_is_made_in_each_named_namespace() -> None:

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from service.model.lines import LinePattern, PatternSet
 from service.model.observation import Availability, LineCounts
-from service.model.preset import LinePattern, MetricsPreset, PatternSet
+from service.model.preset import MetricsPreset
 from service.sources.lines import MOST_NAMES, OTHERS, Kinds, counted, kinds, shown
 
 TENSORFLOW = PatternSet.model_validate(

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.model.lines import LineCounterSeries
 from service.model.names import Arm
-from service.model.observation import Availability, FailureCounts, HistogramCounts, Reading
+from service.model.observation import Availability, FailureCounts, HistogramCounts, LineCounts, Reading
 from service.model.preset import CounterSeries, ErrorSeries, LatencySeries
 from service.sources.counter import Series
 from service.sources.reading import ArmSeries, read
@@ -50,6 +51,39 @@ def test_failures_with_a_counter_of_their_own_are_no_further_requests() -> None:
     canary = [counter(90, __name__="r", code="200"), counter(2, __name__="r", code="503"), counter(5, __name__="f")]
     found = reading(OWN_COUNTER, canary, [counter(50, __name__="r", code="200")])
     assert found.counts == FailureCounts(7, 92, 0, 50)
+
+
+COUNTED_LINES = LineCounterSeries(lines="tf_missing_opkernel_total", alive="log_lines_total")
+
+
+def lines(pod: str, *samples: tuple[float, float], op: str | None = None) -> Series:
+    name = "log_lines_total" if op is None else "tf_missing_opkernel_total"
+    return Series({"__name__": name, "pod": pod} | ({} if op is None else {"op": op}), list(samples))
+
+
+def test_a_counter_of_lines_that_is_not_there_is_zero_only_where_lines_are_counted_at_all() -> None:
+    canary, stable = lines("c", (55, 10), (110, 20)), lines("s", (55, 10), (110, 10))
+    found = reading(COUNTED_LINES, [canary], [stable])
+    assert (found.availability, found.counts) == (Availability.ENOUGH, LineCounts((), (), (), ()))
+    for arms in (([], [stable]), ([canary], [])):
+        missing = reading(COUNTED_LINES, *arms)
+        assert (missing.availability, missing.counts) == (Availability.NO_SERIES, None)
+        assert "log_lines_total has no series" in missing.detail
+
+
+def test_the_first_line_of_an_op_counts_and_what_stable_has_counted_before_is_known() -> None:
+    found = reading(
+        COUNTED_LINES,
+        [
+            lines("c", (55, 10), (110, 20)),
+            lines("c", (110, 1), op="New"),
+            lines("c", (55, 2), (110, 5), op="Old"),
+            lines("c", (55, 2), (110, 2), op="Past"),
+        ],
+        [lines("s", (55, 10), (110, 10)), lines("s", (55, 4), (110, 4), op="Old")],
+    )
+    assert found.counts == LineCounts(("m Old", "m New"), (3, 1), (0, 0), (4, 0))
+    assert found.detail.startswith("m New: 1 of the canary, none of stable since its pods began")
 
 
 def test_the_first_failure_of_a_known_instance_counts_and_later_silence_is_not_stale() -> None:

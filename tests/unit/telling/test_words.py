@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.model.instruction import Page
 from service.model.observation import Availability
 from service.model.policy import MetricKind, MetricRule
-from service.model.stimulus import MetricEvidence
+from service.model.rollout import Phase
+from service.model.stimulus import GuardReading, MetricEvidence
 from service.telling import words
 from service.telling.view import Finding, decision_document, rollout_view, row_view
 from tests.stories import START, Story, lean, policy
@@ -105,6 +107,21 @@ def test_the_guards_sentence_names_limit_time_and_what_it_waits_for() -> None:
     assert story.state.reason == (
         "Pause at 10 %: errors over 1.0 % for 5 min, now 3.0 %; waits for a person to confirm the rollback."
     )
+
+
+def test_the_sentence_of_what_only_the_canary_has_says_what_it_is() -> None:
+    metrics = [*policy().model_dump(by_alias=True)["metrics"], {"name": "logs", "kind": "value", "required": False}]
+    alone = {"name": "new-lines", "metric": "logs", "only_on_canary": True, "windows": 1, "on_breach": "rollback"}
+    story = Story(policy=policy(metrics=metrics, guards=[alone])).progressing()
+    found = "missing-opkernel FancyOp: 1 of the canary, none of stable for 1 h"
+    evidence = [MetricEvidence(metric=name, availability=Availability.ENOUGH) for name in ("latency", "errors")]
+    lines = MetricEvidence(metric="logs", availability=Availability.ENOUGH, detail=found)
+    guards = (GuardReading(guard="new-lines", breach=True, value=1.0),)
+    story.window(evidence=(*evidence, lines), guards=guards)
+    assert story.state.phase is Phase.ROLLING_BACK
+    assert story.state.reason == f"Roll back at 10 %: logs only on the canary for 1 min ({found})."
+    (page,) = [order for order in story.last.orders if isinstance(order, Page)]
+    assert "FancyOp" in page.summary
 
 
 def test_a_pages_title_stands_alone_in_its_first_eighty_characters() -> None:
