@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +13,24 @@ import aiohttp
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
-from service.actuators.cluster import connect, rights
+from service.actuators.cluster import LOGS_NEEDED, NEEDED, Right, connect, rights
 from service.api.auth import read_tokens
 from service.app.clock import SystemClock
+from service.app.labelling import lacking, needs
 from service.app.run import connection_of
 from service.model.catalog import Catalog
+from service.model.lines import LogSeries
 from service.model.preset import MetricsPreset, ValueExpression
+from service.model.target import Target
 from service.ring.ports import PortError, Refused, Unavailable
 from service.settings import ClusterSettings, Settings, SettingsError, load, load_catalog, read_secret
 from service.sources.inventory import absent_series
+from service.sources.loki import LokiSource
 from service.sources.prometheus import PrometheusSource
 from service.storage.opening import InUse, open_store
+
+MOST_NEEDS = 200
+"""Pairs of a series and a label that the doctor asks about."""
 
 ROUTING_KEY = re.compile(r"[A-Za-z0-9]{32}")
 
@@ -65,9 +73,13 @@ async def _run(settings: Settings) -> list[Finding]:
     await look("event bus", lambda: _event_bus(settings))
     for name, cluster in settings.all_clusters().items():
         await look(f"metric store of {name}", lambda c=cluster: _metric_store(c, loaded))  # type: ignore[misc]
+        await look(f"labels in {name}", lambda c=cluster, n=name: _labels(c, n, loaded))  # type: ignore[misc]
+        if cluster.loki is not None:
+            await look(f"log store of {name}", lambda c=cluster, n=name: _log_store(c, n, loaded))  # type: ignore[misc]
+        needed = (*NEEDED, *LOGS_NEEDED) if cluster.loki is None and _watches_logs(name, loaded) else NEEDED
         namespaces = sorted({t.namespace for t in loaded[0][0].targets if "*" not in t.namespace}) if loaded else []
         for namespace in namespaces:
-            await look(f"rights in {name}/{namespace}", lambda c=cluster, n=namespace: _rights(c, n))  # type: ignore[misc]
+            await look(f"rights in {name}/{namespace}", lambda c=cluster, n=namespace, w=needed: _rights(c, n, w))  # type: ignore[misc]
     await look("pagerduty", lambda: _pagerduty(settings))
     await look("api tokens", lambda: _tokens(settings))
     return findings
@@ -101,42 +113,122 @@ async def _event_bus(settings: Settings) -> str:
     return f"{kafka.bootstrap_servers} has all three topics"
 
 
+def _reader(cluster: ClusterSettings, session: aiohttp.ClientSession) -> PrometheusSource:
+    return PrometheusSource(
+        session,
+        cluster.prometheus.url,
+        {},
+        clock=SystemClock(),
+        scrape_interval_s=cluster.prometheus.scrape_interval_s,
+        timeout_s=cluster.prometheus.timeout_s,
+        token=read_secret(cluster.prometheus.token_file),
+    )
+
+
 async def _metric_store(cluster: ClusterSettings, loaded: list[tuple[Catalog, dict[str, MetricsPreset]]]) -> str:
     """Its version, and which series of the presets in use it has none of yet (a new service may be to come)."""
-    token = read_secret(cluster.prometheus.token_file)
     async with aiohttp.ClientSession() as session:
-        source = PrometheusSource(
-            session,
-            cluster.prometheus.url,
-            {},
-            clock=SystemClock(),
-            scrape_interval_s=cluster.prometheus.scrape_interval_s,
-            timeout_s=cluster.prometheus.timeout_s,
-            token=token,
-        )
-        said = f"{cluster.prometheus.url} {await source.check()}"
+        said = f"{cluster.prometheus.url} {await _reader(cluster, session).check()}"
     used = {target.metrics for catalog, _ in loaded for target in catalog.targets}
     names = {
         name
         for _, presets in loaded
         for preset in used
         for series in presets[preset].metrics.values()
-        if not isinstance(series, ValueExpression)
+        if not isinstance(series, ValueExpression | LogSeries)
         for name in series.names
     }
+    token = read_secret(cluster.prometheus.token_file)
     absent = await absent_series(cluster.prometheus.url, names, token=token, timeout_s=cluster.prometheus.timeout_s)
     return f"{said}; no series yet of {', '.join(absent)}" if absent else f"{said}; has all {len(names)} series"
 
 
-async def _rights(cluster: ClusterSettings, namespace: str) -> str:
+async def _labels(cluster: ClusterSettings, name: str, loaded: list[tuple[Catalog, dict[str, MetricsPreset]]]) -> str:
+    async with aiohttp.ClientSession() as session:
+        source = _reader(cluster, session)
+        said = [await labels_of(source, presets, _targets(catalog, name)) for catalog, presets in loaded]
+    return "; ".join(said)
+
+
+async def labels_of(source: PrometheusSource, presets: Mapping[str, MetricsPreset], targets: Sequence[Target]) -> str:
+    """Whether the series of presets in use carry the labels by which targets tell the arms apart; raises Refused."""
+    asked = [
+        need
+        for preset in sorted({target.metrics for target in targets})
+        for need in needs(presets[preset], [target for target in targets if target.metrics == preset])
+    ]
+    counts = {need: await source.lacking_n(need.series, need.label, dict(need.labels)) for need in asked[:MOST_NEEDS]}
+    faults = lacking(counts)
+    if faults:
+        raise Refused("; ".join(faults))
+    there_n = sum(all_n > 0 for _, all_n in counts.values())
+    return f"{there_n} of {len(asked)} pairs of a series and a label are there, and no series lacks its label"
+
+
+def _targets(catalog: Catalog, cluster: str) -> list[Target]:
+    return [target for target in catalog.targets if fnmatch.fnmatchcase(cluster, target.cluster)]
+
+
+def _watches_logs(cluster: str, loaded: list[tuple[Catalog, dict[str, MetricsPreset]]]) -> bool:
+    """Whether a policy of a target there looks at log lines."""
+    return any(
+        isinstance(presets[target.metrics].metrics.get(metric.name), LogSeries)
+        for catalog, presets in loaded
+        for target in _targets(catalog, cluster)
+        for policy in (target.policy, *target.allowed_policies)
+        for metric in catalog.policies[policy].metrics
+    )
+
+
+async def _log_store(
+    cluster: ClusterSettings, name: str, loaded: list[tuple[Catalog, dict[str, MetricsPreset]]]
+) -> str:
+    """Whether it answers, and whether its streams have the labels by which targets tell the arms apart."""
+    loki = cluster.loki
+    assert loki is not None
+    async with aiohttp.ClientSession() as session:
+        source = LokiSource(
+            session,
+            loki.url,
+            {},
+            clock=SystemClock(),
+            tenant=loki.tenant,
+            token=read_secret(loki.token_file),
+            timeout_s=loki.timeout_s,
+        )
+        there = await source.labels()
+    wanted = {
+        label
+        for catalog, _ in loaded
+        for target in _targets(catalog, name)
+        for listed in _log_labels(target)
+        for label in listed
+    }
+    missing = sorted(wanted - there) if _watches_logs(name, loaded) else []
+    if missing:
+        raise Refused(
+            f"{loki.url} has no stream with the label {', '.join(missing)}; name labels of streams under `logs` in the "
+            f"target (there are: {', '.join(sorted(there)[:20]) or 'none'}), or add them where the logs are collected"
+        )
+    return f"{loki.url} answers; its streams have {len(there)} labels"
+
+
+def _log_labels(target: Target) -> list[dict[str, str]]:
+    one = target.logs or target
+    return [one.labels, one.stable_labels, one.canary_labels]
+
+
+async def _rights(cluster: ClusterSettings, namespace: str, needed: Sequence[Right]) -> str:
     api = await connect(cluster.kubernetes.kubeconfig, cluster.kubernetes.context)
     try:
-        found = await rights(api, namespace, timeout_s=cluster.kubernetes.timeout_s)
+        found = await rights(api, namespace, needed=needed, timeout_s=cluster.kubernetes.timeout_s)
     finally:
         await api.close()
     missing = [f"{r.verb} {r.resource}.{r.group}" for r in found if not r.allowed]
     if missing:
-        raise Refused(f"not allowed: {', '.join(missing)}; the chart's Role grants exactly these")
+        raise Refused(
+            f"not allowed: {', '.join(missing)}; the chart's Role grants exactly these (pods with rbac.podLogs: true)"
+        )
     return f"all {len(found)} rights"
 
 

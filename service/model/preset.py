@@ -77,8 +77,10 @@ class ErrorSeries(Value):
     """A series counts as failed when it matches all labels of any of these.
 
     An alternative with ``__name__`` speaks of another counter, for servers that count failures by themselves; its
-    value is that counter's name. The failures are taken to be among ``requests`` and are not added to the total.
+    value is that counter's name.
     """
+    failures_are: Literal["among", "beside"] = "among"
+    """Whether ``requests`` counts all of them, or only those that no other counter in ``failed`` does."""
 
     @model_validator(mode="after")
     def _some_label(self) -> Self:

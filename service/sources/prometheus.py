@@ -161,6 +161,24 @@ class PrometheusSource:
             return "answers queries (its version cannot be asked)"
         return f"answers queries, version {version}"
 
+    async def lacking_n(
+        self, series: str, label: str, labels: Mapping[str, str], *, within_s: float = 300.0
+    ) -> tuple[int, int]:
+        """(series without the label, all series) of a name, for the doctor; raises Unavailable when it cannot be asked.
+
+        labels : what else they carry
+        within_s : series without a sample for so long are not looked at
+        """
+        selected = promql.range_selector(series, {name: [value] for name, value in labels.items()}, within_s)
+        text = f"count by ({label}) (count_over_time({selected}))"
+        answer = await self._asker.ask(text, self._clock.now().timestamp(), self._asker.deadline())
+        if answer.failure:
+            raise Unavailable(
+                f"the metric store at {self._asker.url} does not say which labels {series} has: {answer.failure}"
+            )
+        without = sum(n for found, n in answer.numbers if not found.get(label))
+        return round(without), round(sum(n for _, n in answer.numbers))
+
     async def _counted(self, batch: Batch, turn: _Turn, *, again: bool = False) -> None:
         """Ask for a batch, for its halves where it was too much, and ``again`` raw where sums do not say it."""
         answer = await self._asker.ask(batch.text, batch.at_s, turn.deadline)

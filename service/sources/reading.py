@@ -143,8 +143,11 @@ def _counts(what: CounterSeries, canary: Sequence[Growth], stable: Sequence[Grow
 
 def _failures(what: ErrorSeries, arm: Sequence[Growth]) -> tuple[int, int]:
     """(failed, all)."""
-    failed = sum(one.count for one in arm if _failed(what, one.labels))
-    return failed, sum(one.count for one in arm if _name(what, one.labels) == what.requests)
+    failed = [one for one in arm if _failed(what, one.labels)]
+    total = sum(one.count for one in arm if _name(what, one.labels) == what.requests)
+    if what.failures_are == "beside":
+        total += sum(one.count for one in failed if _name(what, one.labels) != what.requests)
+    return sum(one.count for one in failed), total
 
 
 def _failed(what: ErrorSeries, labels: Mapping[str, str]) -> bool:
