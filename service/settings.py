@@ -265,7 +265,11 @@ def load_catalog(settings: Settings) -> tuple[Catalog, dict[str, MetricsPreset]]
     policies = {p.name: p for p in (_parse(Policy, f, _read_yaml(f)) for f in _yaml_files(folder / "policies"))}
     sets = {p.name: p for p in (_parse(PatternSet, f, _read_yaml(f)) for f in _yaml_files(folder / "logs"))}
     listed_presets = (_parse(MetricsPreset, f, _read_yaml(f)) for f in _yaml_files(folder / "metrics"))
-    presets = {p.name: _with_sets(p, sets, folder) for p in listed_presets}
+    given = {p.name: _with_sets(p, sets, folder) for p in listed_presets}
+    try:
+        presets = {name: preset.with_included(given) for name, preset in given.items()}
+    except ValueError as error:
+        raise SettingsError(f"{folder / 'metrics'}: {error}") from None
     targets: list[Target] = []
     for file in _yaml_files(folder / "targets"):
         listed = _read_yaml(file)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from service.model.lines import LogSeries
-from service.model.preset import MetricsPreset, ValueExpression
+from service.model.preset import MetricsPreset, ResourceSeries, ValueExpression
 from service.model.target import Target
 
 _LITERAL = re.compile(r"[^${}*]+")
@@ -24,39 +24,71 @@ class Need:
     label: str
     labels: tuple[tuple[str, str], ...]
     """What else is known of the series in question."""
+    do: str
+    """What to do where it is missing."""
+    everywhere: bool = False
+    """Each of these series must carry it. Otherwise some may be of other services or of no pod, and one must."""
 
 
 def needs(preset: MetricsPreset, targets: Iterable[Target]) -> list[Need]:
     """Every label by which these targets look for the preset's series; expressions of people's own are left to them."""
     found: dict[Need, None] = {}
     for target in targets:
-        fixed = {**preset.labels, **{k: v for k, v in target.labels.items() if _LITERAL.fullmatch(v)}}
-        wanted = sorted({*preset.labels, *target.labels, *target.stable_labels, *target.canary_labels})
+        wanted = sorted({*target.labels, *target.stable_labels, *target.canary_labels})
+        fixed = {k: v for k, v in target.labels.items() if _LITERAL.fullmatch(v)}
         for series in preset.metrics.values():
-            if isinstance(series, ValueExpression | LogSeries):
-                continue
+            match series:
+                case ValueExpression() | LogSeries():
+                    continue
+                case ResourceSeries():
+                    by_pods = preset.pods is not None
+                    labels = [] if by_pods else [(label, relabelling(label)) for label in wanted]
+                    labels += [(label, POD_LABEL) for label in (series.pod_label, series.namespace_label) if label]
+                    known = dict(series.labels) if by_pods else {**series.labels, **fixed}
+                case _:
+                    labels = [(label, relabelling(label)) for label in sorted({*preset.labels, *wanted})]
+                    known = {**preset.labels, **fixed}
+            everywhere = bool(fixed) and not isinstance(series, ResourceSeries)
             for name in series.names:
-                for label in wanted:
-                    # A label that may be missing cannot narrow the search for what lacks it.
-                    others = tuple(sorted((k, v) for k, v in fixed.items() if k != label))
-                    found[Need(name, label, others)] = None
+                found |= dict.fromkeys(_needs(name, labels, known, everywhere=everywhere))
+        if preset.pods is not None and any(isinstance(s, ResourceSeries) for s in preset.metrics.values()):
+            shown = [
+                (preset.pods.by[label], allowing(preset.pods.by[label])) for label in wanted if label in preset.pods.by
+            ]
+            found |= dict.fromkeys(_needs(preset.pods.series, shown, preset.pods.labels))
     return list(found)
+
+
+def _needs(
+    series: str, labels: Iterable[tuple[str, str]], known: Mapping[str, str], *, everywhere: bool = False
+) -> list[Need]:
+    # A label that may be missing cannot narrow the search for what lacks it.
+    return [
+        Need(series, label, tuple(sorted((k, v) for k, v in known.items() if k != label)), do, everywhere)
+        for label, do in labels
+    ]
 
 
 def lacking(counts: Mapping[Need, tuple[int, int]]) -> list[str]:
     """Sentences on what is missing and how to add it. ``counts`` are (series without the label, all series)."""
-    by_label: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for need, (without_n, all_n) in counts.items():
-        if without_n:
-            by_label.setdefault(need.label, []).append(f"{need.series} ({without_n} of {all_n} series)")
+        if without_n and (need.everywhere or without_n == all_n):
+            found.setdefault((need.label, need.do), []).append(f"{need.series} ({without_n} of {all_n} series)")
     return [
-        f"no label {label!r} on {', '.join(dict.fromkeys(listed))}; {relabelling(label)}"
-        for label, listed in sorted(by_label.items())
+        f"no label {label!r} on {', '.join(dict.fromkeys(listed))}; {do}"
+        for (label, do), listed in sorted(found.items())
     ]
 
 
+POD_LABEL = (
+    "let the exporter name the pods (DCGM_EXPORTER_KUBERNETES=true), or name the label that does as pod_label in the "
+    "preset: it is exported_pod where the scrape keeps its own labels (honor_labels: false)"
+)
+
+
 def relabelling(label: str) -> str:
-    """What to write where the server is scraped."""
+    """What to write where a server is scraped."""
     source = {"pod": "__meta_kubernetes_pod_name", "namespace": "__meta_kubernetes_namespace"}.get(
         label, f"__meta_kubernetes_pod_label_{label}"
     )
@@ -65,3 +97,8 @@ def relabelling(label: str) -> str:
         f"{{source_labels: [{source}], target_label: {label}}}, or to a PodMonitor's relabelings "
         f"{{sourceLabels: [{source}], targetLabel: {label}}}"
     )
+
+
+def allowing(label: str) -> str:
+    """What to set for kube-state-metrics, which shows no label of a pod that it is not told to."""
+    return f"start kube-state-metrics with --metric-labels-allowlist=pods=[{label.removeprefix('label_')}]"

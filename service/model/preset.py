@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Literal, Self, TypeAlias
 
@@ -207,7 +208,10 @@ Series = Annotated[
 ]
 
 COMPARED = ("latency", "errors", "predictions")
-"""Kinds of which a preset has one metric, named by the kind; the others serve guards and have names of their own."""
+"""Kinds of which a preset has one metric, named by the kind; the others have names of their own."""
+
+INCLUDED = ("resource", "logs", "line_counter")
+"""Kinds that a preset may take over from another: they speak of pods, whatever serves in them."""
 
 
 class MetricsPreset(Value):
@@ -219,7 +223,33 @@ class MetricsPreset(Value):
     """Matchers added to both arms, such as the reporter to count only once. Resources take their own instead."""
     pods: PodSeries | None = None
     """How the pods of each arm are known. None: the resources' series themselves carry the labels of the arms."""
+    includes: tuple[DnsLabel, ...] = Field(default=(), max_length=10)
+    """Presets of exporters that speak of pods (cadvisor, kube-state-metrics, dcgm), whose metrics this one has too."""
     metrics: dict[DnsLabel, Series] = Field(min_length=1)
+
+    def with_included(self, presets: Mapping[str, MetricsPreset]) -> MetricsPreset:
+        """The same with what it includes; raises ValueError for what cannot be.
+
+        Which pods are whose is this preset's to say; only where it does not, the first included one's word is taken.
+        """
+        metrics, pods = dict(self.metrics), self.pods
+        for name in self.includes:
+            other = presets.get(name)
+            if other is None:
+                raise ValueError(f"preset {self.name!r} includes {name!r}; known: {', '.join(sorted(presets))}")
+            if other.includes:
+                raise ValueError(f"preset {self.name!r} includes {name!r}, which includes others; name those, too")
+            for metric, series in other.metrics.items():
+                if series.kind not in INCLUDED:
+                    raise ValueError(
+                        f"preset {self.name!r} includes {name!r}, whose metric {metric!r} is of kind {series.kind!r}; "
+                        f"only {', '.join(INCLUDED)} can be included"
+                    )
+                if metric in metrics:
+                    raise ValueError(f"presets {self.name!r} and {name!r} both have a metric {metric!r}; rename one")
+                metrics[metric] = series
+            pods = pods or other.pods
+        return self.model_copy(update={"metrics": metrics, "pods": pods, "includes": ()})
 
     @model_validator(mode="after")
     def _named_by_kind(self) -> Self:

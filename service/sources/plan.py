@@ -24,6 +24,7 @@ from service.model.preset import (
     LatencySeries,
     MetricsPreset,
     PredictionSeries,
+    ResourceSeries,
     ValueExpression,
 )
 from service.sources import promql
@@ -172,8 +173,9 @@ def plan(
                 why = f"preset {query.place.metrics!r} has no metric {metric!r}"
                 known[slot] = Reading(metric, Availability.NO_SERIES, None, why)
                 continue
-            if isinstance(series, LogSeries):
-                known[slot] = Reading(metric, Availability.AWAY, None, "log lines are not read from the metric store")
+            if isinstance(series, LogSeries | ResourceSeries):
+                said = f"nothing here reads series of kind {series.kind}"
+                known[slot] = Reading(metric, Availability.AWAY, None, said)
                 continue
             labels = {
                 Arm.CANARY: {**preset.labels, **query.place.canary_labels},
@@ -192,7 +194,7 @@ def plan(
     batches: list[Batch] = []
     for (preset_name, metric, keys), asks in groups.items():
         what = presets[preset_name].metrics[metric]
-        assert not isinstance(what, ValueExpression | LogSeries)
+        assert not isinstance(what, ValueExpression | LogSeries | ResourceSeries)
         to_sum, raw = _parted(asks, what, keys) if summed(what.names[0]) else ([], asks)
         for alike in to_sum:
             batches += (

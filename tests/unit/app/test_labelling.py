@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from service.app.labelling import Need, lacking, needs
+from service.app.labelling import Need, lacking, needs, relabelling
 from service.model.preset import MetricsPreset
 from service.model.target import Target
 
@@ -19,6 +20,10 @@ PRESET = MetricsPreset.model_validate(
         },
     }
 )
+
+
+def of(series: str, label: str) -> Need:
+    return Need(series, label, (), relabelling(label), everywhere=True)
 
 
 def target(**changes: Any) -> Target:
@@ -41,20 +46,44 @@ def test_every_series_needs_every_label_and_only_what_is_fixed_narrows_the_searc
         (series, label) for series in "rf" for label in ("app", "job", "reporter", "version")
     }
     assert len(found) == 8
-    assert Need("r", "version", (("job", "serving"), ("reporter", "source"))) in found
-    assert Need("r", "job", (("reporter", "source"),)) in found
+    narrowed = {(need.series, need.label): dict(need.labels) for need in found}
+    assert narrowed["r", "version"] == {"job": "serving", "reporter": "source"}
+    assert narrowed["r", "job"] == {"reporter": "source"}
+
+
+def test_resources_need_pods_and_the_series_that_tells_whose_they_are() -> None:
+    given = {
+        "name": "p",
+        "pods": {"by": {"version": "label_version"}},
+        "metrics": {"memory": {"kind": "resource", "series": "m", "measures": "memory", "limit": ["l"]}},
+    }
+    found = needs(MetricsPreset.model_validate(given), [target()])
+    assert [(need.series, need.label) for need in found] == [
+        ("m", "pod"), ("m", "namespace"), ("l", "pod"), ("l", "namespace"), ("kube_pod_labels", "label_version")
+    ]  # fmt: skip
+    (said,) = lacking({need: (2, 2) for need in found if need.series == "kube_pod_labels"})
+    assert said == (
+        "no label 'label_version' on kube_pod_labels (2 of 2 series); "
+        "start kube-state-metrics with --metric-labels-allowlist=pods=[version]"
+    )
+    own = MetricsPreset.model_validate({**given, "pods": None})
+    assert {need.label for need in needs(own, [target()])} == {"app", "job", "version", "pod", "namespace"}
 
 
 def test_the_sentence_names_series_numbers_and_the_relabelling_for_each_label() -> None:
     counts = {
-        Need("r", "version", ()): (3, 4),
-        Need("f", "version", ()): (2, 2),
-        Need("r", "pod", ()): (1, 9),
-        Need("r", "job", ()): (0, 9),
+        of("r", "version"): (3, 4),
+        of("f", "version"): (2, 2),
+        of("r", "pod"): (1, 9),
+        of("r", "job"): (0, 9),
     }
     by_pod, by_version = lacking(counts)
     assert by_pod.startswith("no label 'pod' on r (1 of 9 series); ")
     assert "source_labels: [__meta_kubernetes_pod_name], target_label: pod" in by_pod
     assert by_version.startswith("no label 'version' on r (3 of 4 series), f (2 of 2 series); ")
     assert "sourceLabels: [__meta_kubernetes_pod_label_version], targetLabel: version" in by_version
-    assert lacking({Need("r", "version", ()): (0, 0)}) == []
+    assert lacking({of("r", "version"): (0, 0)}) == []
+    # Where nothing narrows the search, other services' series are found, too.
+    apart = replace(of("r", "version"), everywhere=False)
+    assert lacking({apart: (3, 4)}) == []
+    assert len(lacking({apart: (4, 4)})) == 1
