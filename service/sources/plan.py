@@ -201,9 +201,9 @@ def plan(
         if preset is not None and resources:
             where = {Arm.CANARY: query.place.canary_labels, Arm.STABLE: query.place.stable_labels}
             labels = arm_labels(preset, where)
-            fault = _fault(labels)
-            if fault:
-                known |= {slot: Reading(m, Availability.NO_SERIES, None, fault) for m, slot in resources.items()}
+            why = fault(labels)
+            if why:
+                known |= {slot: Reading(m, Availability.NO_SERIES, None, why) for m, slot in resources.items()}
             else:
                 one = PodAsk(preset, resources, labels, query.start_s, query.end_s)
                 pods[(preset.name, query.start_s, query.end_s)].append(one)

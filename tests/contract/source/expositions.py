@@ -138,6 +138,120 @@ def vllm(pod: Served) -> str:
     return generate_latest(registry).decode()
 
 
+@dataclass(slots=True)
+class Used:
+    """What one pod used, as three exporters tell it."""
+
+    version: str
+    cpu_s: float = 100.0
+    periods: int = 1000
+    throttled: int = 100
+    memory_bytes: int = 3 << 30
+    restarts: int = 0
+    gpu_percent: int = 40
+    gpu_used_mib: int = 6000
+    gpu_free_mib: int = 9000
+
+
+def cadvisor(pods: Mapping[str, Used], at_ms: int) -> str:
+    """metrics/prometheus.go of cAdvisor as the kubelet serves it: labels by name, and each sample with its moment.
+
+    Beside every container there are series of its pod and of the node, without a container's name.
+    """
+    names = {
+        "container_cpu_usage_seconds_total": (
+            "counter",
+            "Cumulative cpu time consumed in seconds.",
+            "cpu_s",
+            'cpu="total"',
+        ),
+        "container_cpu_cfs_periods_total": (
+            "counter",
+            "Number of elapsed enforcement period intervals.",
+            "periods",
+            "",
+        ),
+        "container_cpu_cfs_throttled_periods_total": (
+            "counter",
+            "Number of throttled period intervals.",
+            "throttled",
+            "",
+        ),
+        "container_memory_working_set_bytes": ("gauge", "Current working set in bytes.", "memory_bytes", ""),
+        "container_oom_events_total": ("counter", "Count of out of memory events observed for the container", "", ""),
+        "container_spec_memory_limit_bytes": ("gauge", "Memory limit for the container.", "limit", ""),
+    }
+    lines = []
+    for name, (kind, told, what, more) in names.items():
+        lines += [f"# HELP {name} {told}", f"# TYPE {name} {kind}"]
+        node = ['container=""', more, 'id="/"', 'image=""', 'name=""', 'namespace=""', 'pod=""']
+        lines.append(f"{name}{{{','.join(one for one in node if one)}}} 1e+09 {at_ms}")
+        for pod, used in pods.items():
+            value = {"limit": 4 << 30, "": 0}.get(what) if what in ("limit", "") else getattr(used, what)
+            for container, n in (("serving", value), ("", value)):
+                labels = [
+                    f'container="{container}"',
+                    more,
+                    f'id="/kubepods/{pod}/{container}"',
+                    'image="i"',
+                    'name="n"',
+                ]
+                labels += ['namespace="ml-serving"', f'pod="{pod}"']
+                lines.append(f"{name}{{{','.join(one for one in labels if one)}}} {n:.17g} {at_ms}")
+    return "\n".join(lines) + "\n"
+
+
+def kube_state_metrics(pods: Mapping[str, Used], started_s: float) -> str:
+    """internal/store/pod.go of kube-state-metrics 2.x: labels in the order of its code, uid behind the pod, started
+    with --metric-labels-allowlist=pods=[version]."""
+    families = (
+        ("kube_pod_labels", "gauge", "[STABLE] Kubernetes labels converted to Prometheus labels."),
+        ("kube_pod_start_time", "gauge", "[STABLE] Start time in unix timestamp for a pod."),
+        (
+            "kube_pod_container_status_restarts_total",
+            "counter",
+            "[STABLE] The number of container restarts per container.",
+        ),
+        ("kube_pod_status_ready", "gauge", "[STABLE] Describes whether the pod is ready to serve requests."),
+    )
+    lines = []
+    for name, kind, told in families:
+        lines += [f"# HELP {name} {told}", f"# TYPE {name} {kind}"]
+        for pod, used in pods.items():
+            labels = f'namespace="ml-serving",pod="{pod}",uid="u-{pod}"'
+            lines += {
+                "kube_pod_labels": [f'{name}{{{labels},label_version="{used.version}"}} 1'],
+                "kube_pod_start_time": [f"{name}{{{labels}}} {started_s:.0f}"],
+                "kube_pod_container_status_restarts_total": [f'{name}{{{labels},container="serving"}} {used.restarts}'],
+                "kube_pod_status_ready": [
+                    f'{name}{{{labels},condition="{condition}"}} {n}'
+                    for condition, n in (("true", 1), ("false", 0), ("unknown", 0))
+                ],
+            }[name]
+    return "\n".join(lines) + "\n"
+
+
+def dcgm(pods: Mapping[str, Used]) -> str:
+    """internal/pkg/rendermetrics of NVIDIA's DCGM exporter 4.x. Another GPU of the node belongs to no pod, and its
+    driver supports nothing."""
+    lines = []
+    for name, told, what in (
+        ("DCGM_FI_DEV_GPU_UTIL", "GPU utilization (in %).", "gpu_percent"),
+        ("DCGM_FI_DEV_FB_FREE", "Framebuffer memory free (in MiB).", "gpu_free_mib"),
+        ("DCGM_FI_DEV_FB_USED", "Framebuffer memory used (in MiB).", "gpu_used_mib"),
+    ):
+        lines += [f"# HELP {name} {told}", f"# TYPE {name} gauge"]
+        for gpu, (pod, used) in enumerate([*pods.items(), ("", None)]):
+            labels = (
+                f'gpu="{gpu}",UUID="GPU-{gpu}",pci_bus_id="00000000:0{gpu}:00.0",device="nvidia{gpu}",'
+                'modelName="Tesla T4",Hostname="node-1",DCGM_FI_DRIVER_VERSION="580.65.06"'
+            )
+            if used is not None:
+                labels += f',container="serving",namespace="ml-serving",pod="{pod}"'
+            lines.append(f"{name}{{{labels}}} {getattr(used, what) if used else 9223372036854775794}")
+    return "\n".join(lines) + "\n"
+
+
 def samples(text: str, more: Mapping[str, str]) -> Sequence[tuple[str, Mapping[str, str], float]]:
     """The series of an exposition as a scrape keeps them: labels that the scrape adds take the place of the same."""
     # The parser ends every counter's name on _total, as OpenMetrics does; Prometheus keeps what is printed.

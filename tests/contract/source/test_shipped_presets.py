@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from service.app import doctor
+from service.app.clock import SystemClock
 from service.lab.prometheus_api import PrometheusApi
 from service.model.names import Arm, RolloutId
 from service.model.observation import (
@@ -22,6 +23,7 @@ from service.model.observation import (
     CategoryCounts,
     FailureCounts,
     HistogramCounts,
+    PodValues,
     Reading,
     WindowQuery,
 )
@@ -31,7 +33,7 @@ from service.ring.ports import Refused, Unavailable
 from service.sources import promql
 from service.sources.prometheus import PrometheusSource
 from tests.contract.source import expositions
-from tests.contract.source.expositions import Served
+from tests.contract.source.expositions import Served, Used
 from tests.stories import place
 
 FOLDER = Path(__file__).parents[3] / "config" / "metrics"
@@ -62,11 +64,17 @@ SERVERS = {
 STABLE, CANARY = "v1", "v2"
 
 
+def shipped(name: str) -> MetricsPreset:
+    """As it is read from its file."""
+    return MetricsPreset.model_validate(yaml.safe_load((FOLDER / f"{name}.yaml").read_text()))
+
+
 def preset_of(name: str) -> MetricsPreset:
-    """As shipped, without the metrics of log lines, which are not read from a metric store."""
-    given = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
-    given["metrics"] = {name: series for name, series in given["metrics"].items() if series["kind"] != "logs"}
-    return MetricsPreset.model_validate(given)
+    """As shipped, without the metrics of log lines, which no metric store has, and what is included from exporters of
+    pods, which are scraped apart."""
+    preset = shipped(name)
+    own = {name: series for name, series in preset.metrics.items() if series.kind != "logs"}
+    return preset.model_copy(update={"metrics": own, "includes": ()})
 
 
 class Scraped:
@@ -197,6 +205,101 @@ async def test_the_doctor_says_which_series_lack_which_label_and_what_to_add(ser
     assert f"no label {server.label!r} on " in said
     assert f"{{source_labels: [__meta_kubernetes_pod_label_{server.label}], target_label: {server.label}}}" in said
     assert "no label 'job'" not in said
+
+
+class Pods:
+    """Two pods of stable and one of the canary, as the exporters of a cluster tell of them."""
+
+    def __init__(self) -> None:
+        self.pods = {
+            "ranker-v1-a": Used(STABLE),
+            "ranker-v1-b": Used(STABLE, memory_bytes=2 << 30),
+            "ranker-v2-a": Used(CANARY, memory_bytes=3 << 30, gpu_used_mib=7000, gpu_free_mib=8000),
+        }
+
+    def serve(self) -> None:
+        """A minute of work: stable's pods use 30 s of CPU and are throttled in a tenth of the periods, the canary twice
+        that, and it is restarted once."""
+        for pod, used in self.pods.items():
+            new = used.version == CANARY
+            self.pods[pod] = replace(
+                used,
+                cpu_s=used.cpu_s + (60 if new else 30),
+                periods=used.periods + 600,
+                throttled=used.throttled + (120 if new else 60),
+                restarts=used.restarts + new,
+            )
+
+    def texts(self, at_s: float) -> list[str]:
+        """What the three exporters print."""
+        return [
+            expositions.cadvisor(self.pods, round(1000 * at_s)),
+            expositions.kube_state_metrics(self.pods, at_s - 7200),
+            expositions.dcgm(self.pods),
+        ]
+
+
+RESOURCES: dict[str, tuple[dict[str, float], float | None]] = {
+    "cpu": ({"a": 30.0, "b": 30.0, "canary": 60.0}, None),
+    "throttling": ({"a": 0.1, "b": 0.1, "canary": 0.2}, None),
+    "memory": ({"a": 3 << 30, "b": 2 << 30, "canary": 3 << 30}, 4 << 30),
+    "oom-kills": ({"a": 0.0, "b": 0.0, "canary": 0.0}, None),
+    "restarts": ({"a": 0.0, "b": 0.0, "canary": 1.0}, None),
+    "ready": ({"a": 1.0, "b": 1.0, "canary": 1.0}, None),
+    "gpu-load": ({"a": 0.4, "b": 0.4, "canary": 0.4}, None),
+    "gpu-memory": ({"a": 6000.0, "b": 6000.0, "canary": 7000.0}, 15_000.0),
+}
+"""Each resource's value of each pod, and the limit of all."""
+EXPORTERS = {name: shipped(name) for name in ("cadvisor", "kube-state-metrics", "dcgm")}
+
+
+def pod_query(start: float, end: float) -> WindowQuery:
+    """All resources of the preset that includes the exporters."""
+    return replace(query(SERVERS["tensorflow-serving"], start, end), metrics=tuple(RESOURCES))
+
+
+def expect_resources(readings: list[Reading]) -> None:
+    """Every resource of every pod is there, a restart and a limit among them."""
+    assert {reading.metric for reading in readings} == set(RESOURCES)
+    for reading in readings:
+        values, limit = RESOURCES[reading.metric]
+        assert reading.availability is Availability.ENOUGH, reading
+        counts = reading.counts
+        assert isinstance(counts, PodValues)
+        found = {one.pod.rpartition("-")[2]: one for one in counts.stable}
+        (canary,) = counts.canary
+        assert canary.pod == "ml-serving/ranker-v2-a"
+        assert {name: one.value for name, one in {**found, "canary": canary}.items()} == pytest.approx(values)
+        assert {one.limit for one in (*counts.stable, canary)} == {limit}
+        assert canary.age_s == pytest.approx(7200, abs=120)
+
+
+def test_all_resources_of_the_shipped_exporters_are_looked_at_here() -> None:
+    assert {name for preset in EXPORTERS.values() for name in preset.metrics} == set(RESOURCES)
+    for server in ("http", "istio", *SERVERS):
+        assert set(RESOURCES) < set(shipped(server).with_included(EXPORTERS).metrics)
+
+
+async def test_what_pods_use_is_read_from_what_three_exporters_print() -> None:
+    cluster, moment = Pods(), START
+    api = PrometheusApi(
+        lambda: (one for text in cluster.texts(moment) for one in expositions.samples(text, {"job": "exporter"}))
+    )
+    preset = shipped("tensorflow-serving").with_included(EXPORTERS)
+    async with api, aiohttp.ClientSession() as session:
+        source = PrometheusSource(
+            session, api.url, {preset.name: preset}, clock=SystemClock(), scrape_interval_s=SCRAPE_S
+        )
+        api.scrape(moment)
+        cluster.serve()
+        moment += SCRAPE_S
+        api.scrape(moment)
+        ((*readings,),) = await source.collect([pod_query(START + 1, moment + 1)])
+        expect_resources(readings)
+        cluster.pods = {name: used for name, used in cluster.pods.items() if used.version != CANARY}
+        ((*readings,),) = await source.collect([pod_query(moment + 3600, moment + 3660)])
+    # Exporters that are gone are no zeros.
+    assert not any(reading.availability.usable for reading in readings)
 
 
 async def test_the_doctor_counts_the_series_that_lack_the_label_among_all() -> None:
