@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,39 +17,41 @@ from aiohttp import web
 from service.app.clock import SystemClock
 from service.sources.prometheus import PrometheusSource
 from tests.contract.source.expositions import Served
-from tests.contract.source.test_shipped_presets import CANARY, SERVERS, STABLE, expect, preset_of, query
+from tests.contract.source.test_shipped_presets import (
+    CANARY,
+    EXPORTERS,
+    SERVERS,
+    STABLE,
+    Pods,
+    expect,
+    expect_resources,
+    pod_query,
+    preset_of,
+    query,
+    shipped,
+)
 from tests.real.parts.building import prometheus
 from tests.real.parts.prometheus import PrometheusServer
 
 pytestmark = pytest.mark.real
 
 
-class Pods:
-    """A pod of each version of each kind of server, on one port."""
+class Endpoints:
+    """Texts by path on one port, and a real Prometheus that scrapes them."""
 
-    def __init__(self) -> None:
-        self.pods = {
-            (name, version): Served(answered, failed, took_s)
-            for name in SERVERS
-            for version, answered, failed, took_s in ((STABLE, 1000, 10, 0.02), (CANARY, 100, 1, 0.03))
-        }
+    def __init__(self, texts: Mapping[str, Callable[[], str]]) -> None:
+        self.texts = texts
+        self.url = ""
         self._scraped = asyncio.Condition()
-        self._scraped_n = Counter[tuple[str, str]]()
+        self._scraped_n = Counter[str]()
 
     async def metrics(self, request: web.Request) -> web.Response:
-        """What one pod prints."""
-        key = (request.match_info["preset"], request.match_info["version"])
-        text = SERVERS[key[0]].prints(self.pods[key]).replace("REVISION", key[1])
+        """What one of them prints."""
+        text = self.texts[request.path]()
         async with self._scraped:
-            self._scraped_n[key] += 1
+            self._scraped_n[request.path] += 1
             self._scraped.notify_all()
         return web.Response(text=text, headers={"Content-Type": "text/plain; version=0.0.4"})
-
-    def serve(self, version: str, answered: int, failed: int) -> None:
-        """So many more requests by every pod of a version."""
-        for key, pod in self.pods.items():
-            if key[1] == version:
-                self.pods[key] = replace(pod, answered=pod.answered + answered, failed=pod.failed + failed)
 
     async def between_scrapes(self) -> float:
         """A moment that a scrape of all that stands now lies before, and that every earlier scrape is stored at."""
@@ -60,45 +62,79 @@ class Pods:
 
     async def _scrapes(self, n: int) -> None:
         async with self._scraped, asyncio.timeout(60):
-            wanted = {key: self._scraped_n[key] + n for key in self.pods}
-            await self._scraped.wait_for(lambda: all(self._scraped_n[key] >= m for key, m in wanted.items()))
+            wanted = {path: self._scraped_n[path] + n for path in self.texts}
+            await self._scraped.wait_for(lambda: all(self._scraped_n[path] >= m for path, m in wanted.items()))
 
 
 @asynccontextmanager
-async def scraped(folder: Path) -> AsyncIterator[tuple[Pods, PrometheusServer]]:
-    pods = Pods()
+async def scraped(
+    folder: Path, texts: Mapping[str, Callable[[], str]], labels: Mapping[str, Mapping[str, str]], *, honor_labels: bool
+) -> AsyncIterator[Endpoints]:
+    """``labels`` are what the scrape puts on each path's series."""
+    endpoints = Endpoints(texts)
     app = web.Application()
-    app.router.add_get("/{preset}/{version}", pods.metrics)
+    for path in texts:
+        app.router.add_get(path, endpoints.metrics)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     address = f"127.0.0.1:{runner.addresses[0][1]}"
-    jobs = {f"{name}-{version}": (name, version) for name, version in pods.pods}
+    jobs = {path.strip("/").replace("/", "-"): path for path in texts}
     server = await asyncio.to_thread(
-        lambda: PrometheusServer(prometheus(), folder, dict.fromkeys(jobs, address), honor_labels=False)
+        lambda: PrometheusServer(prometheus(), folder, dict.fromkeys(jobs, address), honor_labels=honor_labels)
     )
-    for job, (name, version) in jobs.items():
-        labels = {SERVERS[name].label: version, "job": "serving", "pod": f"{name}-{version}"}
-        server.aim(job, address, **labels, __metrics_path__=f"/{name}/{version}")
+    endpoints.url = server.url
+    for job, path in jobs.items():
+        server.aim(job, address, **labels[path], __metrics_path__=path)
     try:
         await asyncio.to_thread(server.start)
-        yield pods, server
+        yield endpoints
     finally:
         await asyncio.to_thread(server.stop)
         await runner.cleanup()
 
 
-async def test_every_metric_of_every_preset_is_read_from_what_the_exporters_print(tmp_path: Path) -> None:
-    async with scraped(tmp_path) as (pods, server), aiohttp.ClientSession() as session:
-        start = await pods.between_scrapes()
-        pods.serve(CANARY, 40, 2)
-        pods.serve(STABLE, 400, 1)
-        end = await pods.between_scrapes()
+async def test_every_metric_of_every_server_is_read_from_what_it_prints(tmp_path: Path) -> None:
+    began = {STABLE: Served(1000, 10), CANARY: Served(100, 1, took_s=0.03)}
+    pods = {(name, version): replace(pod) for name in SERVERS for version, pod in began.items()}
+    paths = {f"/{name}/{version}": (name, version) for name, version in pods}
+    texts = {
+        path: lambda key=key: SERVERS[key[0]].prints(pods[key]).replace("REVISION", key[1])
+        for path, key in paths.items()
+    }
+    labels = {
+        path: {SERVERS[name].label: version, "job": "serving", "pod": f"{name}-{version}"}
+        for path, (name, version) in paths.items()
+    }
+    async with scraped(tmp_path, texts, labels, honor_labels=False) as endpoints, aiohttp.ClientSession() as session:
+        start = await endpoints.between_scrapes()
+        for (_, version), pod in pods.items():
+            answered, failed = (40, 2) if version == CANARY else (400, 1)
+            pod.answered += answered
+            pod.failed += failed
+        end = await endpoints.between_scrapes()
         presets = {name: preset_of(name) for name in SERVERS}
-        source = PrometheusSource(session, server.url, presets, clock=SystemClock(), scrape_interval_s=1.0)
+        source = PrometheusSource(session, endpoints.url, presets, clock=SystemClock(), scrape_interval_s=1.0)
         rows = await source.collect([query(one, start, end) for one in SERVERS.values()])
         for one, readings in zip(SERVERS.values(), rows, strict=True):
             expect(list(readings), one)
-        assert await source.lacking_n(":tensorflow:serving:request_count", "version", {"job": "serving"}) == (0, 4)
+        count = ":tensorflow:serving:request_count"
+        assert await source.lacking_n(count, "version", {"job": "serving"}) == (0, 4)
         # A label that nobody puts on.
-        assert await source.lacking_n(":tensorflow:serving:request_count", "release", {"job": "serving"}) == (4, 4)
+        assert await source.lacking_n(count, "release", {"job": "serving"}) == (4, 4)
+
+
+async def test_what_pods_use_is_read_from_what_three_exporters_print(tmp_path: Path) -> None:
+    cluster = Pods()
+    texts = {f"/{n}": lambda n=n: cluster.texts(time.time())[n] for n in range(3)}
+    labels = {path: {"job": "exporter"} for path in texts}
+    preset = shipped("tensorflow-serving").with_included(EXPORTERS)
+    async with scraped(tmp_path, texts, labels, honor_labels=True) as endpoints, aiohttp.ClientSession() as session:
+        start = await endpoints.between_scrapes()
+        cluster.serve()
+        end = await endpoints.between_scrapes()
+        source = PrometheusSource(
+            session, endpoints.url, {preset.name: preset}, clock=SystemClock(), scrape_interval_s=1.0
+        )
+        ((*readings,),) = await source.collect([pod_query(start, end)])
+        expect_resources(readings)
