@@ -183,7 +183,6 @@ def _watches_logs(cluster: str, loaded: list[tuple[Catalog, dict[str, MetricsPre
 async def _log_store(
     cluster: ClusterSettings, name: str, loaded: list[tuple[Catalog, dict[str, MetricsPreset]]]
 ) -> str:
-    """Whether it answers, and whether its streams have the labels by which targets tell the arms apart."""
     loki = cluster.loki
     assert loki is not None
     async with aiohttp.ClientSession() as session:
@@ -196,26 +195,28 @@ async def _log_store(
             token=read_secret(loki.token_file),
             timeout_s=loki.timeout_s,
         )
-        there = await source.labels()
+        watched = _watches_logs(name, loaded)
+        targets = [target for catalog, _ in loaded for target in _targets(catalog, name)]
+        return f"{loki.url} {await streams_of(source, targets if watched else [])}"
+
+
+async def streams_of(source: LokiSource, targets: Sequence[Target]) -> str:
+    """Whether a log store answers, and its streams have the labels by which targets tell the arms apart; raises
+    Refused or Unavailable."""
+    there = await source.labels()
     wanted = {
         label
-        for catalog, _ in loaded
-        for target in _targets(catalog, name)
-        for listed in _log_labels(target)
-        for label in listed
+        for target in targets
+        for one in [target.logs or target]
+        for label in {**one.labels, **one.stable_labels, **one.canary_labels}
     }
-    missing = sorted(wanted - there) if _watches_logs(name, loaded) else []
+    missing = sorted(wanted - there)
     if missing:
         raise Refused(
-            f"{loki.url} has no stream with the label {', '.join(missing)}; name labels of streams under `logs` in the "
-            f"target (there are: {', '.join(sorted(there)[:20]) or 'none'}), or add them where the logs are collected"
+            f"no stream has the label {', '.join(missing)}; name labels of streams under `logs` in the target "
+            f"(there are: {', '.join(sorted(there)[:20]) or 'none'}), or add them where the logs are collected"
         )
-    return f"{loki.url} answers; its streams have {len(there)} labels"
-
-
-def _log_labels(target: Target) -> list[dict[str, str]]:
-    one = target.logs or target
-    return [one.labels, one.stable_labels, one.canary_labels]
+    return f"answers; its streams have {len(there)} labels"
 
 
 async def _rights(cluster: ClusterSettings, namespace: str, needed: Sequence[Right]) -> str:

@@ -11,12 +11,14 @@ import aiohttp
 import pytest
 import yaml
 
+from service.app import doctor
 from service.app.clock import SystemClock
 from service.lab.loki_api import LokiApi
 from service.model.lines import LogSeries, PatternSet
 from service.model.names import RolloutId
 from service.model.observation import Availability, LineCounts, Reading, WindowQuery
 from service.model.preset import MetricsPreset
+from service.model.target import Target
 from service.ring.ports import Refused, Unavailable
 from service.sources.loki import LokiSource
 from tests.stories import place
@@ -162,6 +164,29 @@ async def test_the_tenant_goes_along_and_without_it_the_store_refuses(loki: Loki
     async with reader(loki) as source:
         with pytest.raises(Refused, match="tenant"):
             await source.labels()
+
+
+async def test_the_doctor_says_which_labels_no_stream_has(loki: LokiApi) -> None:
+    loki.write("up", namespace="ml-serving", pod="ranker-0", app="ranker")
+    given: dict[str, Any] = {
+        "namespace": "ml-serving",
+        "service": "*",
+        "route": {"virtual_service": "r", "stable": {"host": "h"}, "canary": {"host": "h"}},
+        "labels": {"job": "serving"},
+        "stable_labels": {"version": "v1"},
+        "canary_labels": {"version": "v2"},
+        "policy": "p",
+    }
+    of_metrics = Target.model_validate(given)
+    logs = {"labels": {"namespace": "ml-serving"}, "stable_labels": {"pod": "a"}, "canary_labels": {"pod": "b"}}
+    async with reader(loki) as source:
+        assert await doctor.streams_of(source, []) == "answers; its streams have 3 labels"
+        assert await doctor.streams_of(source, [Target.model_validate(given | {"logs": logs})])
+        with pytest.raises(Refused, match=r"no stream has the label job, version; .*there are: app, namespace, pod"):
+            await doctor.streams_of(source, [of_metrics])
+        loki.away = True
+        with pytest.raises(Unavailable):
+            await doctor.streams_of(source, [])
 
 
 async def test_windows_of_many_services_share_two_questions(loki: LokiApi) -> None:

@@ -23,7 +23,10 @@ EVERYTHING = [
     "--set", "rbac.namespaces={ml-a,ml-b}", "--set", "config.mode=enforce",
     "--set-file", f"policies.quick={CHART.parents[1] / 'config' / 'policies' / 'quick.yaml'}",
     "--set-file", f"targets.tf={CHART.parents[1] / 'config' / 'targets' / 'tf-model-service.yaml'}",
-    "--set-file", f"metrics.http={CHART.parents[1] / 'config' / 'metrics' / 'http.yaml'}",
+    *(part for name in ("http", "cadvisor", "kube-state-metrics", "dcgm")
+      for part in ("--set-file", f"metrics.{name}={CHART.parents[1] / 'config' / 'metrics' / name}.yaml")),
+    "--set-file", f"logs.tensorflow={CHART.parents[1] / 'config' / 'logs' / 'tensorflow.yaml'}",
+    "--set", "secrets.loki=l", "--set", "config.loki.url=http://loki:3100",
 ]  # fmt: skip
 POSTGRES = [
     *TOKENS,
@@ -107,6 +110,7 @@ def test_no_secret_is_rendered_and_each_is_a_file() -> None:
     (config,) = of_kind(objects, "ConfigMap")
     settings = yaml.safe_load(config["data"]["serinus.yaml"])
     assert settings["pagerduty"]["routing_key_file"].startswith("/etc/serinus/secrets/")
+    assert settings["loki"] == {"url": "http://loki:3100", "token_file": "/etc/serinus/secrets/loki/token"}
     assert settings["kafka"] == {
         "bootstrap_servers": "kafka:9092",
         "password_file": "/etc/serinus/secrets/kafka/password",
