@@ -117,7 +117,7 @@ class KubeApi(Served):
         if namespace in self.forbidden:
             return _status(403, "Forbidden", "pods/log is forbidden")
         if ("pods", namespace, pod) not in self.objects:
-            return _status(404, "NotFound", f'pods "{pod}" not found')
+            return _status(404, "NotFound", f'pods "{pod}" not found', name=pod)
         listed = self.logs.get((namespace, pod, asked.get("container", ""), asked.get("previous") in ("true", "True")))
         if listed is None:
             return _status(400, "BadRequest", f'container "{asked.get("container", "")}" is waiting to start')
@@ -168,13 +168,14 @@ class KubeApi(Served):
         return self.objects.get((info["plural"], info["namespace"], info["name"]))
 
 
-def _status(code: int, reason: str, message: str, *, retry_after: bool = False) -> web.Response:
+def _status(code: int, reason: str, message: str, *, name: str = "", retry_after: bool = False) -> web.Response:
     body = {
         "kind": "Status",
         "apiVersion": "v1",
         "status": "Failure",
         "reason": reason,
         "message": message,
+        "details": {"name": name},
         "code": code,
     }
     return web.json_response(body, status=code, headers={"Retry-After": "1"} if retry_after else None)

@@ -227,6 +227,10 @@ class PodLogSource:
         asked = []
         for pod in pods[:MAX_PODS]:
             container = pod.container(series.container)
+            if all(container != one.name for one in pod.spec.containers):
+                there = ", ".join(one.name for one in pod.spec.containers)
+                said = f"pod {pod.metadata.name} has no container {container}, but {there}; name one in the preset"
+                return _Found(cut=said, away=True)
             asked += [(pod.metadata.name, container, last) for last in {False, pod.restarted(container)}]
         told = lines.kinds(series.patterns)
         results = await asyncio.gather(
@@ -273,7 +277,7 @@ class PodLogSource:
             ),
             MAX_LOG_BYTES + 64 * 1024,
         )
-        if status in (400, 404):
+        if status == 204 or (status in (400, 404) and _nothing_written(status, body, pod, last)):
             return _Found()
         if status != 200:
             raise Unavailable(_refusal(what, status, body, "pods/log"))
@@ -334,6 +338,20 @@ def _fault(labels: Mapping[Arm, Mapping[str, str]]) -> str:
     if labels[Arm.CANARY] == labels[Arm.STABLE]:
         return "both arms have the same labels, so the candidate's pods would be compared with themselves"
     return ""
+
+
+def _nothing_written(status: int, body: bytes, pod: str, last: bool) -> bool:
+    """Whether a refusal says that there is no log: the container has not begun, or the pod is gone since it was listed.
+
+    404 is also said of a node that has gone, with the node's name, and then nobody knows what the pod wrote.
+    """
+    try:
+        said = json.loads(body[:100_000])
+        if status == 404:
+            return bool(said["details"]["name"] == pod)
+        return last or "waiting to start" in str(said["message"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def _refusal(what: str, status: int, body: bytes, resource: str) -> str:

@@ -145,6 +145,13 @@ async def test_a_container_that_waits_to_start_has_written_nothing(cluster: Clus
     assert (await cluster.read(tmp_path)).counts == NONE
 
 
+async def test_a_container_that_the_preset_names_and_no_pod_has_is_no_zero(cluster: Cluster, tmp_path: Path) -> None:
+    series = PRESET.metrics["logs"].model_copy(update={"container": "server"})
+    reading = await cluster.read(tmp_path, MetricsPreset(name="tf", metrics={"logs": series}))
+    assert (reading.availability, reading.counts) == (Availability.AWAY, None)
+    assert "pod canary-0 has no container server, but serving; name one in the preset" in reading.detail
+
+
 @pytest.mark.parametrize("named", [True, False])
 async def test_a_sidecars_lines_are_not_the_servers(cluster: Cluster, tmp_path: Path, named: bool) -> None:
     cluster.pod("canary-0", "v2", "istio-proxy", "serving", default="" if named else "serving")
