@@ -82,7 +82,7 @@ class LokiApi(Served):
     async def _query(self, request: web.Request) -> web.Response:
         form = await self._form(request)
         try:
-            result = self._counts(str(form["query"]), int(str(form["time"])))
+            result = self.counts(str(form["query"]), int(str(form["time"])))
         except (BadQuery, ValueError, KeyError, re2.error) as error:
             raise web.HTTPBadRequest(text=f"parse error : {error}") from None
         if len(result) > MAX_SERIES:
@@ -121,7 +121,7 @@ class LokiApi(Served):
         body = {"status": "success", "data": data} | ({"warnings": self.warnings} if self.warnings else {})
         return web.Response(text=json.dumps(body), content_type="application/json")
 
-    def _counts(self, text: str, at_ns: int) -> list[dict[str, object]]:
+    def counts(self, text: str, at_ns: int) -> list[dict[str, object]]:
         """The groups that have lines; raises BadQuery."""
         found = _COUNT.fullmatch(text)
         if found is None:
@@ -138,8 +138,8 @@ class LokiApi(Served):
     def _matching(self, found: re.Match[str]) -> list[tuple[Mapping[str, str], int, str, Mapping[str, str]]]:
         """(labels, nanoseconds, line, what the named groups hold) of every line that passes."""
         selector = _selector(found["selector"])
-        passes = re2.compile(_text(found["found"])) if found["found"] else None
-        told = re2.compile(_text(found["told"])) if found["told"] else None
+        passes = re2.compile(meant(found["found"])) if found["found"] else None
+        told = re2.compile(meant(found["told"])) if found["told"] else None
         if told is not None and not told.groupindex:
             raise BadQuery("at least one named capture must be supplied")
         out: list[tuple[Mapping[str, str], int, str, Mapping[str, str]]] = []
@@ -159,7 +159,7 @@ def _selector(text: str) -> Selector:
     return read_selector(f"{text}[1s]")
 
 
-def _text(literal: str) -> str:
+def meant(literal: str) -> str:
     """What a Go string literal means; raises BadQuery for an escape that none may hold."""
 
     def one(found: re.Match[str]) -> str:

@@ -70,8 +70,11 @@ class LogSeries(Value):
     patterns: tuple[LinePattern, ...] = Field(default=(), max_length=20)
     container: DnsLabel | None = None
     """The container whose lines are read; None: the pod's default container, or in a log store all of them."""
+    lookback_s: Annotated[Seconds, Field(le=3600)] = Field(default=300.0, alias="lookback")
+    """Lines are counted in the window and so long before it, so that the first window shows what pods wrote when they
+    started. Where the next release's streams carry the same labels, it must be shorter than what lies between two."""
     stable_before_s: Annotated[Seconds, Field(le=86400)] = Field(default=3600.0, alias="stable_before")
-    """A line of the canary is also known of stable when stable had it so long before the window."""
+    """A line of the canary is also known of stable when stable had it so long before that."""
 
     model_config = {**Value.model_config, "populate_by_name": True}
 
@@ -88,7 +91,10 @@ class LogSeries(Value):
 
 
 class LineCounterSeries(Value):
-    """A counter that something else made of log lines, such as ``tf_missing_opkernel_total{pod,op}``."""
+    """A counter that something else made of log lines, such as ``tf_missing_opkernel_total{pod,op}``.
+
+    Lines are counted since the pods began, so that the first window shows what they wrote when they started.
+    """
 
     kind: Literal["line_counter"] = "line_counter"
     lines: SeriesName

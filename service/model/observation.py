@@ -78,10 +78,11 @@ class LineCounts:
     names: tuple[str, ...]
     """For example ``missing-opkernel FancyOp``."""
     canary: tuple[int, ...]
+    """In the window and, as the preset says, some time before it."""
     stable: tuple[int, ...]
-    """In the same window."""
+    """In the same time."""
     stable_before: tuple[int, ...]
-    """Before it, for as long as the preset says or the reader can see: what stable prints when it starts is known."""
+    """Before that, for as long as the preset says: what stable prints when it starts is known of it."""
 
     def only_on_canary(self) -> tuple[int, ...]:
         """The canary's lines of kinds that stable has none of, in the order of ``names``; zero for the others."""

@@ -1,8 +1,8 @@
 """Log lines from Loki, or whatever speaks its HTTP API: counted in the store, by pattern and arm.
 
-A window costs two questions that it shares with up to fifty others: how many lines each arm wrote at all, and how many
-of them match. Only where the canary has some is asked further: of which kinds, whether stable had them too, then or
-before, and one line for people to read.
+A window, with what the preset looks back, costs two questions that it shares with up to fifty others: how many lines
+each arm wrote at all, and how many of them match. Only where the canary has some is asked further: of which kinds,
+whether stable had them too, then or before, and one line for people to read.
 
 That an arm has no such line is only known where its lines get here. A server may be quiet for days, so an arm without
 lines in the window is looked up in the store's index: a stream that was heard of within ``heard_within_s`` makes zero
@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import aiohttp
 import msgspec
@@ -188,7 +188,7 @@ class LokiSource:
                     found[(place, at)] = nothing(metric, Availability.NO_SERIES, why)
                 else:
                     more = {"container": series.container} if series.container else {}
-                    span = (query.start_s - self._delay_s, query.end_s - self._delay_s)
+                    span = (query.start_s - self._delay_s - series.lookback_s, query.end_s - self._delay_s)
                     sides = {
                         arm: _Side(tuple(sorted({**more, **labels[arm]}.items())), series.patterns, *span)
                         for arm in Arm
@@ -257,9 +257,7 @@ class LokiSource:
         before = f"for {duration(ask.series.stable_before_s)}"
         if not turn.found_n[canary]:
             return lines.counted(ask.metric, Counter(), Counter(), Counter(), before=before)
-        earlier = _Side(
-            stable.labels, stable.patterns, stable.start_s - max(1.0, ask.series.stable_before_s), stable.start_s
-        )
+        earlier = replace(stable, start_s=stable.start_s - max(1.0, ask.series.stable_before_s), end_s=stable.start_s)
         counts: list[Counter[str]] = []
         for answer in await self._told((canary, stable, earlier), turn):
             if answer.failure or answer.warning:

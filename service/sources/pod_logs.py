@@ -182,7 +182,7 @@ class PodLogSource:
             if not pods[arm]:
                 said = f"namespace {namespace} has no pods of the {arm} with the labels {selector}"
                 return nothing(metric, Availability.NO_SERIES, said)
-        span = (query.start_s, query.end_s)
+        span = (query.start_s - series.lookback_s, query.end_s)
         canary = await self._logs(namespace, pods[Arm.CANARY], series, span, before_s=0.0)
         before = f"for {duration(series.stable_before_s)}"
         if not canary.inside:

@@ -14,7 +14,7 @@ from service.model.names import Arm
 from service.model.observation import Availability, CategoryCounts, Counts, FailureCounts, HistogramCounts, Reading
 from service.model.preset import NAME, CounterSeries, ErrorSeries, LatencySeries, PredictionSeries
 from service.sources import lines
-from service.sources.counter import Growth, Labels, Series, growth
+from service.sources.counter import Growth, Labels, Series, counted_by, growth
 
 LONGEST_MATCHED = 256
 """A label value longer than this is no status, so no pattern is tried on it: it bounds the time of any pattern."""
@@ -75,31 +75,18 @@ def read(
             further = growth(others, start_s, end_s, beside=(*main, *other.series))
             grown[arm.arm] = (*found.series, *further.series)
     if isinstance(what, LineCounterSeries):
-        return _lines(metric, what, grown, arms[1].series, start_s)
+        counts = [_lines(metric, what, arm.series, end_s) for arm in arms]
+        return lines.counted(metric, counts[0], counts[1], Counter(), before="since its pods began")
     return of_growth(metric, what, grown[Arm.CANARY], grown[Arm.STABLE])
 
 
-def _lines(
-    metric: str,
-    what: LineCounterSeries,
-    grown: Mapping[Arm, Sequence[Growth]],
-    stable: Sequence[Series],
-    start_s: float,
-) -> Reading:
-    """Lines that something else counted. What stable's counters stood at before the window is known of stable."""
-    by_arm: dict[Arm, Counter[str]] = {}
-    for arm, listed in grown.items():
-        by_arm[arm] = Counter()
-        for one in listed:
-            if _name(what, one.labels) == what.lines:
-                by_arm[arm][_subject(what, metric, one.labels)] += one.count
-    before: Counter[str] = Counter()
-    for series in stable:
-        if _name(what, series.labels) == what.lines:
-            stood = [value for at, value in series.samples if at <= start_s and 0 < value < math.inf]
-            before[_subject(what, metric, series.labels)] += math.ceil(max(stood, default=0))
-    canary = +by_arm[Arm.CANARY]
-    return lines.counted(metric, canary, by_arm[Arm.STABLE], before, before="since its pods began")
+def _lines(metric: str, what: LineCounterSeries, series: Sequence[Series], end_s: float) -> Counter[str]:
+    """Lines of one arm by what they are about, since its pods began."""
+    out: Counter[str] = Counter()
+    for one in series:
+        if _name(what, one.labels) == what.lines:
+            out[_subject(what, metric, one.labels)] += counted_by(one.samples, end_s)
+    return +out
 
 
 def _subject(what: LineCounterSeries, metric: str, labels: Mapping[str, str]) -> str:

@@ -26,7 +26,15 @@ from tests.stories import place
 SET = PatternSet.model_validate(
     yaml.safe_load((Path(__file__).parents[3] / "config" / "logs" / "tensorflow.yaml").read_text())
 )
-PRESET = MetricsPreset(name="tf", metrics={"logs": LogSeries(sets=("tensorflow",)).with_sets({"tensorflow": SET})})
+
+
+def preset(**changes: Any) -> MetricsPreset:
+    """TensorFlow's patterns, looked for in the window alone unless told otherwise."""
+    series = LogSeries.model_validate({"sets": ["tensorflow"], "lookback": 0} | changes)
+    return MetricsPreset(name="tf", metrics={"logs": series.with_sets({"tensorflow": SET})})
+
+
+PRESET = preset()
 NOW = 1_000_000.0
 DELAY_S = 10.0
 MISSING = "Op type not registered '{}' in binary running on pod. Make sure the Op and Kernel are registered."
@@ -40,10 +48,10 @@ async def loki() -> AsyncIterator[LokiApi]:
 
 
 @asynccontextmanager
-async def reader(loki: LokiApi, preset: MetricsPreset = PRESET, **changes: Any) -> AsyncIterator[LokiSource]:
+async def reader(loki: LokiApi, of: MetricsPreset = PRESET, **changes: Any) -> AsyncIterator[LokiSource]:
     given: dict[str, Any] = {"clock": SystemClock(), "timeout_s": 5.0, "delay_s": DELAY_S, "heard_within_s": 86400.0}
     async with aiohttp.ClientSession() as session:
-        yield LokiSource(session, loki.url, {"tf": preset}, **(given | changes))
+        yield LokiSource(session, loki.url, {"tf": of}, **(given | changes))
 
 
 def window(end: float = NOW, service: str = "ranker", **changes: Any) -> WindowQuery:
@@ -100,6 +108,17 @@ async def test_the_same_line_of_stable_is_known_in_the_window_and_before_it(loki
     }
     assert dict(zip(reading.counts.names, reading.counts.only_on_canary(), strict=True))["missing-opkernel C"] == 1
     assert sum(reading.counts.only_on_canary()) == 1
+
+
+async def test_what_was_written_before_the_first_window_counts_for_a_while(loki: LokiApi) -> None:
+    alive(loki)
+    loki.write(MISSING.format("A"), at_s=NOW - 300, app="ranker", version="v2")
+    loki.write(MISSING.format("B"), at_s=NOW - 400, app="ranker", version="v2")
+    (reading,) = await read(loki)
+    assert reading.counts == NONE
+    (reading,) = await read(loki, of=preset(lookback="5m"))
+    assert isinstance(reading.counts, LineCounts)
+    assert reading.counts.names == ("missing-opkernel A",)
 
 
 async def test_a_healthy_store_without_such_lines_is_zero(loki: LokiApi) -> None:
@@ -230,19 +249,12 @@ async def test_what_is_shown_of_a_line_is_plain_text(loki: LokiApi) -> None:
 
 
 async def test_own_patterns_come_before_the_sets_and_a_container_narrows(loki: LokiApi) -> None:
-    series = LogSeries.model_validate(
-        {
-            "sets": ["tensorflow"],
-            "patterns": [{"name": "panic", "any_of": [r"(?i)panic in \"(?P<subject>[a-z\\]+)\""]}],
-            "container": "serving",
-        }
-    ).with_sets({"tensorflow": SET})
-    preset = MetricsPreset(name="tf", metrics={"logs": series})
+    own = {"name": "panic", "any_of": [r"(?i)panic in \"(?P<subject>[a-z\\]+)\""]}
     for version in ("v1", "v2"):
         loki.write("up", at_s=NOW - 30, app="ranker", version=version, container="serving")
     loki.write('PANIC in "a\\b"', at_s=NOW - 30, app="ranker", version="v2", container="serving")
     loki.write('PANIC in "proxy"', at_s=NOW - 30, app="ranker", version="v2", container="istio-proxy")
-    (reading,) = await read(loki, preset=preset)
+    (reading,) = await read(loki, of=preset(patterns=[own], container="serving"))
     assert reading.counts == LineCounts(("panic a\\b",), (1,), (0,), (0,))
 
 

@@ -24,7 +24,8 @@ from tests.stories import place
 SET = PatternSet.model_validate(
     yaml.safe_load((Path(__file__).parents[3] / "config" / "logs" / "tensorflow.yaml").read_text())
 )
-PRESET = MetricsPreset(name="tf", metrics={"logs": LogSeries(sets=("tensorflow",)).with_sets({"tensorflow": SET})})
+LINES = LogSeries.model_validate({"sets": ["tensorflow"], "lookback": 0}).with_sets({"tensorflow": SET})
+PRESET = MetricsPreset(name="tf", metrics={"logs": LINES})
 NAMESPACE = "ml-serving"
 MISSING = "Op type not registered '{}' in binary running on pod. Make sure the Op and Kernel are registered."
 PLACER = """\
@@ -126,6 +127,14 @@ async def test_healthy_quiet_pods_are_zero_and_lines_of_other_minutes_are_not_th
     assert (await cluster.read(tmp_path)).counts == NONE
 
 
+async def test_what_a_pod_wrote_before_the_first_window_counts_for_a_while(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.write("canary-0", MISSING.format("A"), 300)
+    cluster.write("canary-0", MISSING.format("B"), 400)
+    series = LINES.model_copy(update={"lookback_s": 300.0})
+    reading = await cluster.read(tmp_path, MetricsPreset(name="tf", metrics={"logs": series}))
+    assert reading.counts == LineCounts(("missing-opkernel A",), (1,), (0,), (0,))
+
+
 async def test_an_arm_without_pods_is_no_zero(cluster: Cluster, tmp_path: Path) -> None:
     del cluster.api.objects[("pods", NAMESPACE, "canary-0")]
     reading = await cluster.read(tmp_path)
@@ -146,7 +155,7 @@ async def test_a_container_that_waits_to_start_has_written_nothing(cluster: Clus
 
 
 async def test_a_container_that_the_preset_names_and_no_pod_has_is_no_zero(cluster: Cluster, tmp_path: Path) -> None:
-    series = PRESET.metrics["logs"].model_copy(update={"container": "server"})
+    series = LINES.model_copy(update={"container": "server"})
     reading = await cluster.read(tmp_path, MetricsPreset(name="tf", metrics={"logs": series}))
     assert (reading.availability, reading.counts) == (Availability.AWAY, None)
     assert "pod canary-0 has no container server, but serving; name one in the preset" in reading.detail
@@ -159,7 +168,7 @@ async def test_a_sidecars_lines_are_not_the_servers(cluster: Cluster, tmp_path: 
     cluster.write("canary-0", MISSING.format("Server"), 30, "serving")
     preset = PRESET
     if named:
-        series = PRESET.metrics["logs"].model_copy(update={"container": "serving"})
+        series = LINES.model_copy(update={"container": "serving"})
         preset = MetricsPreset(name="tf", metrics={"logs": series})
     reading = await cluster.read(tmp_path, preset)
     assert isinstance(reading.counts, LineCounts)

@@ -71,19 +71,30 @@ def test_a_counter_of_lines_that_is_not_there_is_zero_only_where_lines_are_count
         assert "log_lines_total has no series" in missing.detail
 
 
-def test_the_first_line_of_an_op_counts_and_what_stable_has_counted_before_is_known() -> None:
+def test_lines_are_counted_since_the_pods_began_also_those_before_the_first_scrape() -> None:
     found = reading(
         COUNTED_LINES,
         [
             lines("c", (55, 10), (110, 20)),
-            lines("c", (110, 1), op="New"),
             lines("c", (55, 2), (110, 5), op="Old"),
-            lines("c", (55, 2), (110, 2), op="Past"),
+            lines("c", (110, 1), op="New"),
+            # A pod that was scraped for the first time in this window, and a container that was restarted in it.
+            lines("d", (100, 4), (110, 4)),
+            lines("d", (100, 1), (110, 1), op="AtStart"),
+            lines("c", (55, 3), (100, 1), (110, 2), op="Again"),
+            lines("c", (110, 0), op="Never"),
         ],
-        [lines("s", (55, 10), (110, 10)), lines("s", (55, 4), (110, 4), op="Old")],
+        [lines("s", (55, 10), (110, 10)), lines("s", (55, 4), (110, 4), op="Old"), lines("s", (130, 4), op="New")],
     )
-    assert found.counts == LineCounts(("m Old", "m New"), (3, 1), (0, 0), (4, 0))
-    assert found.detail.startswith("m New: 1 of the canary, none of stable since its pods began")
+    assert isinstance(found.counts, LineCounts)
+    rows = zip(found.counts.names, found.counts.canary, found.counts.stable, strict=True)
+    assert {name: row for name, *row in rows} == {
+        "m Old": [5, 4],
+        "m New": [1, 0],
+        "m AtStart": [1, 0],
+        "m Again": [5, 0],
+    }
+    assert found.detail.startswith("m Again: 5 of the canary, none of stable since its pods began")
 
 
 def test_the_first_failure_of_a_known_instance_counts_and_later_silence_is_not_stale() -> None:
