@@ -55,6 +55,7 @@ class MetricKind(StrEnum):
     LATENCY = "latency"  # bucket counts: rank and tail evidence
     ERRORS = "errors"  # failures of a total: conditional CUSUM
     PREDICTIONS = "predictions"  # counts by class or score bucket: KL betting
+    RESOURCE = "resource"  # what each pod uses: canary pods against stable pods
     VALUE = "value"  # one number an arm (rate, gauge or ratio): only for guards
 
 
@@ -70,13 +71,14 @@ class MetricRule(Value):
     """A required metric that is blind or not yet safe keeps the rollout from advancing."""
     margin: float | None = Field(default=None, ge=0)
     """What is tolerated before a difference counts as harm: latency a slow-down ratio (1.05 = 5 % slower), errors an
-    odds ratio, predictions nats of KL. None: the library's default for the kind."""
+    odds ratio, predictions nats of KL, resources a ratio (1.2 = a fifth more) or, of a share, a difference. None: the
+    library's default for the kind."""
     weight: float | None = Field(default=None, gt=0)
     """Share of the combined evidence given to this metric; None: the library's default for the kind."""
 
     @model_validator(mode="after")
     def _comparable(self) -> Self:
-        if self.kind is not MetricKind.VALUE and self.name != self.kind.value:
+        if self.kind not in (MetricKind.VALUE, MetricKind.RESOURCE) and self.name != self.kind.value:
             raise ValueError(f"metric {self.name!r} of kind {self.kind} must be named {self.kind.value!r}")
         if self.margin is not None and self.kind in (MetricKind.LATENCY, MetricKind.ERRORS) and self.margin < 1:
             raise ValueError(

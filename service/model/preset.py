@@ -133,10 +133,78 @@ class ValueExpression(Value):
         return self
 
 
+class ResourceSeries(Value):
+    """What each pod uses, or what happens to it: canary pods are compared with stable pods at equal age and load."""
+
+    kind: Literal["resource"] = "resource"
+    series: SeriesName
+    counter: bool = False
+    """The series only grows: a window's value is its growth. Otherwise it is a gauge, and the value its mean."""
+    over: SeriesName | None = None
+    """Divided by the same of this series, pod by pod: throttled periods over all periods."""
+    measures: Literal["load", "share", "memory", "device-memory", "events", "ready"]
+    """How pods are compared. ``load`` grows with traffic (CPU seconds, GPU utilisation) and is compared as a ratio at
+    equal load; ``share`` lies between 0 and 1 and is compared as a difference; ``memory`` is compared as a ratio and
+    watched for a leak, ``device-memory`` for a sudden step as well; ``events`` are rare and counted (restarts, OOM
+    kills); ``ready`` is 1 or 0 a pod, and every time it ends is an event."""
+    unit: Annotated[str, StringConstraints(max_length=20)] = ""
+    """For people: ``s``, ``MiB``."""
+    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Multiplies every sample: 0.01 makes a share of percent."""
+    limit: tuple[SeriesName, ...] = Field(default=(), max_length=4)
+    """The pod's limit is the sum of these series (used and free device memory); a limit of 0 is none."""
+    pods_are: Literal["sum", "max", "min", "mean"] = "sum"
+    """A pod's value of several series: containers add up, of several GPUs the fullest may count."""
+    pod_label: LabelName = "pod"
+    """Names the pod. Where an exporter is scraped with its own labels kept, this is ``exported_pod``."""
+    namespace_label: LabelName | None = "namespace"
+    labels: dict[LabelName, str] = {}
+    """Further matchers."""
+    without: dict[LabelName, tuple[str, ...]] = {}
+    """Series with one of these values are left out: ``{container: ["", POD]}``. An absent label is empty."""
+    not_supported: tuple[float, ...] = Field(default=(), max_length=10)
+    """Values (before scaling) by which an exporter says that it has none, such as DCGM's 9223372036854775794."""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if NAME in self.labels or NAME in self.without:
+            raise ValueError(f"labels and without may not hold {NAME}; the series' names stand by themselves")
+        if self.limit and self.measures not in ("memory", "device-memory"):
+            raise ValueError(f"limit belongs to memory and device-memory, not to {self.measures!r}")
+        if self.measures == "ready" and (self.counter or self.over):
+            raise ValueError("ready is a gauge of 1 and 0, so it takes neither counter nor over")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The series to read, the value's first."""
+        return (self.series, *((self.over,) if self.over else ()), *self.limit)
+
+
+class PodSeries(Value):
+    """A series with an element a pod that tells which arm the pod belongs to, for resources that do not say it.
+
+    ``kube_pod_labels`` of kube-state-metrics is one, where it is allowed to show the label (--metric-labels-allowlist).
+    """
+
+    series: SeriesName = "kube_pod_labels"
+    by: dict[LabelName, LabelName] = Field(min_length=1)
+    """Label of the arms -> label of this series: ``{version: label_version}``. The others do not apply to it."""
+    labels: dict[LabelName, str] = {}
+    """Further matchers."""
+    pod_label: LabelName = "pod"
+    namespace_label: LabelName | None = "namespace"
+    started: SeriesName | None = "kube_pod_start_time"
+    """When the pod started, in seconds since the epoch, with the same pod labels. None: ages are counted from when a
+    pod is first seen, and stable's pods of the first window are taken for old."""
+
+
 CounterSeries: TypeAlias = LatencySeries | ErrorSeries | PredictionSeries
 """Metrics that are counted from raw samples."""
 
-Series = Annotated[LatencySeries | ErrorSeries | PredictionSeries | ValueExpression, Field(discriminator="kind")]
+Series = Annotated[
+    LatencySeries | ErrorSeries | PredictionSeries | ValueExpression | ResourceSeries, Field(discriminator="kind")
+]
 
 
 class MetricsPreset(Value):
@@ -145,7 +213,9 @@ class MetricsPreset(Value):
     name: DnsLabel
     description: str = ""
     labels: dict[LabelName, str] = {}
-    """Matchers added to both arms, such as the reporter to count only once."""
+    """Matchers added to both arms, such as the reporter to count only once. Resources take their own instead."""
+    pods: PodSeries | None = None
+    """How the pods of each arm are known. None: the resources' series themselves carry the labels of the arms."""
     metrics: dict[DnsLabel, Series] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -153,6 +223,6 @@ class MetricsPreset(Value):
         if NAME in self.labels:
             raise ValueError(f"labels holds {NAME}; the series' names stand in the metrics")
         for name, series in self.metrics.items():
-            if series.kind != "value" and name != series.kind:
+            if series.kind not in ("value", "resource") and name != series.kind:
                 raise ValueError(f"metric {name!r} is of kind {series.kind!r}, so it must be named {series.kind!r}")
         return self
