@@ -123,7 +123,7 @@ async def _metric_store(cluster: ClusterSettings, loaded: list[tuple[Catalog, di
         for series in presets[preset].metrics.values()
         if not isinstance(series, ValueExpression)
         for name in series.names
-    }
+    } | {preset.pods.series for _, presets in loaded for name in used if (preset := presets[name]).pods}
     absent = await absent_series(cluster.prometheus.url, names, token=token, timeout_s=cluster.prometheus.timeout_s)
     return f"{said}; no series yet of {', '.join(absent)}" if absent else f"{said}; has all {len(names)} series"
 

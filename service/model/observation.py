@@ -68,7 +68,30 @@ class ArmValues:
     stable: float | None
 
 
-Counts: TypeAlias = HistogramCounts | FailureCounts | CategoryCounts | ArmValues
+@dataclass(frozen=True, slots=True)
+class PodValue:
+    """What one pod used in the window."""
+
+    pod: str
+    value: float | None
+    """None where the exporter has none, which is not 0."""
+    limit: float | None = None
+    age_s: float | None = None
+    """Since the pod's start; None where that is not told."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodValues:
+    """One resource of the pods of both arms, of which each has a value of one pod at least."""
+
+    measures: str
+    """How pods are compared; see ``preset.ResourceSeries``."""
+    unit: str
+    canary: tuple[PodValue, ...]
+    stable: tuple[PodValue, ...]
+
+
+Counts: TypeAlias = HistogramCounts | FailureCounts | CategoryCounts | ArmValues | PodValues
 
 
 @dataclass(frozen=True, slots=True)

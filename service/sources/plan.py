@@ -23,9 +23,11 @@ from service.model.preset import (
     LatencySeries,
     MetricsPreset,
     PredictionSeries,
+    ResourceSeries,
     ValueExpression,
 )
 from service.sources import promql
+from service.sources.pods import PodAsk, arm_labels
 
 WINDOWS_SUMMED = 12
 """Of a metric, so many different windows are summed up however few rollouts share them. Windows beyond these are only
@@ -143,6 +145,8 @@ class Plan:
 
     batches: tuple[Batch, ...]
     wanted: tuple[Wanted, ...]
+    pods: tuple[tuple[PodAsk, ...], ...]
+    """Resources by pod: asks of one preset and one window, which share their questions."""
     known: Mapping[Slot, Reading]
 
 
@@ -160,14 +164,19 @@ def plan(
     known: dict[Slot, Reading] = {}
     groups: dict[tuple[str, str, tuple[str, ...]], list[Ask]] = defaultdict(list)
     values: dict[tuple[str, float], list[tuple[Slot, str, Arm]]] = defaultdict(list)
+    pods: dict[tuple[str, float, float], list[PodAsk]] = defaultdict(list)
     for place, query in enumerate(queries):
         preset = presets.get(query.place.metrics)
+        resources: dict[str, Slot] = {}
         for at, metric in enumerate(query.metrics):
             slot = (place, at)
             series = preset.metrics.get(metric) if preset else None
             if preset is None or series is None:
                 why = f"preset {query.place.metrics!r} has no metric {metric!r}"
                 known[slot] = Reading(metric, Availability.NO_SERIES, None, why)
+                continue
+            if isinstance(series, ResourceSeries):
+                resources[metric] = slot
                 continue
             labels = {
                 Arm.CANARY: {**preset.labels, **query.place.canary_labels},
@@ -183,10 +192,19 @@ def plan(
             else:
                 keys = tuple(sorted({*labels[Arm.CANARY], *labels[Arm.STABLE]}))
                 groups[(preset.name, metric, keys)].append(Ask(slot, metric, labels, query.start_s, query.end_s))
+        if preset is not None and resources:
+            where = {Arm.CANARY: query.place.canary_labels, Arm.STABLE: query.place.stable_labels}
+            labels = arm_labels(preset, where)
+            fault = _fault(labels)
+            if fault:
+                known |= {slot: Reading(m, Availability.NO_SERIES, None, fault) for m, slot in resources.items()}
+            else:
+                one = PodAsk(preset, resources, labels, query.start_s, query.end_s)
+                pods[(preset.name, query.start_s, query.end_s)].append(one)
     batches: list[Batch] = []
     for (preset_name, metric, keys), asks in groups.items():
         what = presets[preset_name].metrics[metric]
-        assert not isinstance(what, ValueExpression)
+        assert not isinstance(what, ValueExpression | ResourceSeries)
         to_sum, raw = _parted(asks, what, keys) if summed(what.names[0]) else ([], asks)
         for alike in to_sum:
             batches += (
@@ -195,7 +213,12 @@ def plan(
             )
         batches += (Batch(what, part, keys, reach) for part in _chunks(raw, reach.lookback_s))
     wanted = tuple(Wanted(text, at_s, tuple(slots)) for (text, at_s), slots in values.items())
-    return Plan(tuple(batches), wanted, known)
+    shared = (
+        tuple(asks[i : i + ROLLOUTS_PER_QUERY])
+        for asks in pods.values()
+        for i in range(0, len(asks), ROLLOUTS_PER_QUERY)
+    )
+    return Plan(tuple(batches), wanted, tuple(shared), known)
 
 
 def _fault(labels: Mapping[Arm, Mapping[str, str]]) -> str:
