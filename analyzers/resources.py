@@ -3,8 +3,8 @@
 One row is one resource of one rollout. Whatever is looked at is first made one number a pod, the same function of each
 pod's own values over the same windows: their mean, the slope of their floor, or how far they jumped. If the release is
 harmless, canary pods are further pods of the same law, so the difference of the arms' means over its standard error,
-with the spread between the pods within each arm, is Student's t with (pods - 2) degrees of freedom (normal pods; the
-law of what the pods share, of noise and of its correlation over time does not matter). So one look has an exact
+with the spread between the stable pods, is Student's t with (stable pods - 1) degrees of freedom (normal pods; the law
+of what the pods share, of noise and of its correlation over time does not matter). So one look has an exact
 p-value, and Bonferroni's inequality over a number of looks that is fixed in advance gives
 P(a harmless release is ever called harmful) <= false_alarm, however the looks depend on each other.
 Source: reference statistics-calibrated.md, «pod-t»; the looks at growing distances, the guards of the slope and the
@@ -18,15 +18,16 @@ What would be mistaken for harm, and is not:
 
 - A young pod warms up. A pod counts once it is ``SETTLED_S`` old, or while all pods of both arms are about equally
   young. A slope counts a pod from ``LEAK_SETTLED_S`` on, and only where the canary already uses more than stable pods
-  (by one standard error), which are full by then, and where its later half rises at least half as fast as its earlier
-  one: what fills up rises ever more slowly. A jump is what lies above the rise of the windows before it.
+  (by ``ABOVE`` standard errors), which are full by then, and where its later half rises at least half as fast as its
+  earlier one: what fills up rises ever more slowly. A jump is what lies above the rise of the windows before it.
 - A pod is replaced: what was known of it is forgotten, and arms are only compared over windows that both have.
 - Load differs. If use is a + b * load with a, b >= 0, the most that a harmless canary can use is known from the range
   of b that stable's own windows leave open; only what lies above that counts.
 - Garbage collection makes saw teeth. Slopes are taken of block minima.
 
-Few pods say little of their own spread: below ten of them, the missing degrees of freedom are filled with pods that
-differ by ``SPREAD`` (8 %); there the promise rests on pods that differ by no more.
+Few pods say little of their own spread. Below nine stable pods canary pods are asked for it as well, which makes one
+odd canary pod of several harder to see; and below ten in all, the missing degrees of freedom are filled with pods that
+differ by ``SPREAD`` (8 %), so that the promise rests on pods that differ by no more.
 
 Events are rare, so no spread can be learned. Given that one happened, it happened to a canary pod with the canary's
 share of exposure; bets that the odds are higher multiply (a nonnegative martingale), so that Ville's inequality holds
@@ -99,6 +100,7 @@ HALF_NOISE = 2.0**1.5
 """Spread of slopes that is assumed where few pods show it, for a span of an hour: the error of a slope falls with the
 span's power of 3/2. Beside it, the least that is believed, an hour."""
 SLOPE_FLOOR = 0.0005
+ABOVE = 1.5
 STILL_RISING = 0.5
 """A leak's later half rises at least by this part of its earlier half, one standard error of each taken off."""
 
@@ -209,7 +211,8 @@ class ResourceVerdict:
     harmful : sticky. blind : no canary pod or no stable pod has a value in this window. waiting : there are values, but
     no pods of equal age, or no load, to compare. log_p : minus the log of the p-value for the whole rollout, as of the
     last look; harmful is when it reaches -log(false_alarm). by : which test it is of (MEAN, RECENT, LEAK, LAST).
-    effect : canary to stable at equal load, a ratio or a difference of shares; of events, the ratio of rates.
+    effect : canary to stable at equal load, a ratio or a difference of shares, in the windows that ``by`` is of; of
+    events, the ratio of rates.
     canary, stable : means of this window, in the resource's unit. slope_per_hour : the canary's growth over stable's,
     as a part of what it uses. to_limit_s : until the canary's fullest pod is at its limit at that slope.
     events_canary, events_stable, exposure_canary, exposure_stable : so far; exposure in pods times windows.
@@ -239,7 +242,7 @@ def _fields(config: ResourceConfig) -> dict[str, tuple[int, ...]]:
     """State of one row: field -> shape; () is one number."""
     out: dict[str, tuple[int, ...]] = {
         "format": (), "t": (), "hit": (), "compared": (), "log_p": (4,), "looks": (4,), "looked": (4,),
-        "effect": (),
+        "effect": (4,),
     }  # fmt: skip
     if config.counts:
         out |= {"bets": (len(ODDS),), "spent": (), "events": (2,), "exposure": (2,)}
@@ -318,9 +321,10 @@ class ResourceMonitor:
         nothing = np.full(self.rows, np.nan)
         means = [_mean(values, seen & arm) for arm in (_IS_CANARY, ~_IS_CANARY)]
         slope, to_limit = (st[name].copy() if name in st else nothing for name in ("slope", "to_limit"))
-        effect = st["effect"].copy()
+        by = np.full(self.rows, LAST) if self.config.counts else st["log_p"].argmax(1)
+        effect = st["effect"][np.arange(self.rows), np.where(by == LEAK, MEAN, by)]
         with np.errstate(invalid="ignore"):
-            tame = (effect <= self.config.tolerated) & ~(slope > SLOPE_MARGIN) | self.config.counts
+            tame = (st["effect"][:, MEAN] <= self.config.tolerated) & ~(slope > SLOPE_MARGIN) | self.config.counts
         events, exposure = (
             st[name].copy() if name in st else np.full((self.rows, 2), np.nan) for name in ("events", "exposure")
         )
@@ -329,7 +333,7 @@ class ResourceMonitor:
             blind=blind,
             waiting=waiting,
             log_p=st["log_p"].max(1),
-            by=st["log_p"].argmax(1),
+            by=by,
             effect=effect,
             canary=means[0],
             stable=means[1],
@@ -424,10 +428,9 @@ class ResourceMonitor:
         difference, _, log_p = _student(
             of_pod, counted, self._margin(), SPREAD[config.as_ratio], FLOOR[config.as_ratio]
         )
-        # The effect that is shown is of the last windows as well as of all: the larger one.
         windows = n.max(1)
         shown = here.any(1) & (windows >= FIRST_LOOK)
-        st["effect"][shown] = (np.exp(difference) if config.as_ratio else difference)[shown]
+        st["effect"][shown, MEAN] = (np.exp(difference) if config.as_ratio else difference)[shown]
         due = shown & (windows >= np.maximum(GROWTH * st["looked"][:, MEAN], FIRST_LOOK))
         self._look(st, MEAN, due, log_p, _looks_growing(config.planned_windows, FIRST_LOOK))
         st["looked"][due, MEAN] = windows[due]
@@ -437,7 +440,10 @@ class ResourceMonitor:
         if due.any():
             of_pod = st["block_total"] / np.maximum(st["block_n"], 1.0)
             counted = 2 * st["block_n"] >= config.recent_windows
-            _, _, log_p = _student(of_pod, counted, self._margin(), SPREAD[config.as_ratio], FLOOR[config.as_ratio])
+            difference, _, log_p = _student(
+                of_pod, counted, self._margin(), SPREAD[config.as_ratio], FLOOR[config.as_ratio]
+            )
+            st["effect"][due, RECENT] = (np.exp(difference) if config.as_ratio else difference)[due]
             self._look(st, RECENT, due, log_p, max(1, (config.planned_windows or UNPLANNED) // config.recent_windows))
             st["block_n"][due] = st["block_total"][due] = 0.0
             st["block_t"][due] = 0.0
@@ -557,7 +563,7 @@ class ResourceMonitor:
         last = np.where(used, np.arange(BLOCKS), -1).max(1)
         level = np.take_along_axis(points, last[:, None, None], axis=2)[:, :, 0]
         above, above_error, _ = _student(level, counted & np.isfinite(level), 0.0, SPREAD[True], FLOOR[True])
-        leaking = rising & (above > above_error)
+        leaking = rising & (above > ABOVE * above_error)
         of_row = np.full(self.rows, np.nan)
         of_row[due] = np.where(leaking, log_p, 0.0)
         self._look(st, LEAK, np.isfinite(of_row), of_row, _looks_growing(config.planned_windows, BLOCK * LEAST_BLOCKS))
@@ -600,6 +606,7 @@ class ResourceMonitor:
         above = np.where(ok, level[0] - level[1] - level_spread, -1.0) > 0
         log_p = -_log_t_tail((difference - self._margin()) / error, np.maximum(seen / 4.0, 3.0))
         due = ok & (seen >= LEAST_JUMPS)
+        st["effect"][due, LAST] = np.exp(difference[due])
         self._look(st, LAST, due, np.where(above, log_p, 0.0), self.config.planned_windows or UNPLANNED)
         st["jump_square"][...] = np.where(ok, JUMP_MEMORY * st["jump_square"] + squares, st["jump_square"])
         seen[...] = np.where(ok, JUMP_MEMORY * seen + freedom, seen)
@@ -646,7 +653,7 @@ class ResourceMonitor:
         st["log_p"][:, LAST] = np.maximum(np.log(evidence), 0.0)
         (xc, xs), (ec, es) = st["events"].T, st["exposure"].T
         with np.errstate(divide="ignore", invalid="ignore"):
-            st["effect"][...] = np.where((xc + xs > 0) & (ec > 0) & (es > 0), (xc / ec) / ((xs + 0.5) / es), np.nan)
+            st["effect"][:, LAST] = np.where((xc + xs > 0) & (ec > 0) & (es > 0), (xc / ec) / ((xs + 0.5) / es), np.nan)
 
 
 def row_length(config: ResourceConfig) -> int:
@@ -696,15 +703,18 @@ def _student(
 ) -> tuple[Array, Array, Array]:
     """(difference, its standard error, -log p) of canary pods against stable pods, from one number a pod.
 
-    t = (mean canary - mean stable - margin) / (s sqrt(1/k + 1/m)), s within both arms; with ``assumed`` as the spread
-    of pods that are missing to ``LEAST_FREEDOM`` degrees of freedom. NaN where an arm has no pod.
+    t = (mean canary - mean stable - margin) / (s sqrt(1/k + 1/m)), s of the stable pods; where they are too few for
+    ``LEAST_FREEDOM`` degrees of freedom, of the pods within both arms, and with ``assumed`` as the spread of those that
+    are still missing. NaN where an arm has no pod.
     """
     arms = [(of_pod[:, arm], counted[:, arm]) for arm in (_CANARY, _STABLE)]
     k, m = (here.sum(1) for _, here in arms)
     difference = _mean(*arms[0]) - _mean(*arms[1])
-    own = np.maximum(k - 1.0, 0.0) + np.maximum(m - 1.0, 0.0)
+    of_stable = np.maximum(m - 1.0, 0.0)
+    of_canary = np.maximum(k - 1.0, 0.0) * (of_stable < LEAST_FREEDOM)
+    own = of_canary + of_stable
     missing = np.maximum(LEAST_FREEDOM - own, 0.0)
-    squares = sum(np.maximum(here.sum(1) - 1.0, 0.0) * _spread(x, here) ** 2 for x, here in arms)
+    squares = sum(n * _spread(x, here) ** 2 for n, (x, here) in zip((of_canary, of_stable), arms, strict=True))
     s = np.sqrt((squares + missing * assumed**2) / (own + missing))
     error = np.maximum(s, floor) * np.sqrt(1.0 / np.maximum(k, 1) + 1.0 / np.maximum(m, 1))
     return difference, error, -_log_t_tail((difference - margin) / error, own + missing)
