@@ -393,7 +393,7 @@ class ResourceMonitor:
             y = np.log(values) if config.as_ratio else values.copy()
         here = seen & _of_one_age(seen, age_s, SETTLED_S)
         if config.measures == "load":
-            explained = self._explained(st, values, seen & (age_s >= SETTLED_S), load)
+            explained = self._explained(st, values, here, load)
             y[:, _CANARY] -= explained[:, None]
             here &= np.isfinite(explained)[:, None]
         both: Flags = np.asarray(here[:, _CANARY].any(1) & here[:, _STABLE].any(1))
@@ -463,13 +463,13 @@ class ResourceMonitor:
 
     # Load
 
-    def _explained(self, st: dict[str, Array], values: Array, settled: Flags, load: Array) -> Array:
+    def _explained(self, st: dict[str, Array], values: Array, here: Flags, load: Array) -> Array:
         """(R,) log of the most that load explains of canary over stable; NaN where load is not known.
 
         With use = a + b * load, a >= 0 and b >= 0, b lies between 0 and use / load of stable. Least squares over
         stable's own windows, forgetting slowly, narrow that to ``LOAD_ERRORS`` standard errors.
         """
-        v = _mean(values, settled & ~_IS_CANARY)
+        v = _mean(values, here & ~_IS_CANARY)
         at_canary, at_stable = load[:, 0], load[:, 1]
         ok = np.isfinite(v) & (v > 0) & (at_stable > 0) & (at_canary >= 0)
         n, ml, mv, cll, clv, cvv = st["load"].T

@@ -280,14 +280,12 @@ def _together(how: str, values: Sequence[float]) -> float:
 
 
 def _level(samples: Samples, start_s: float, end_s: float, stale_after_s: float) -> float | None:
-    """The mean of a gauge's samples in the window; where there is none, the last one before, if it is fresh."""
+    """The mean of a gauge's samples in the window, or the last one before it; None where it is no longer sampled."""
     good = [(at, value) for at, value in samples if at <= end_s and math.isfinite(value)]
+    if not good or max(good)[0] < end_s - stale_after_s:
+        return None
     inside = [value for at, value in good if at > start_s]
-    if inside:
-        return math.fsum(inside) / len(inside)
-    if good and max(good)[0] >= end_s - stale_after_s:
-        return max(good)[1]
-    return None
+    return math.fsum(inside) / len(inside) if inside else max(good)[1]
 
 
 def _grown(samples: Samples, start_s: float, end_s: float, stale_after_s: float) -> float | None:

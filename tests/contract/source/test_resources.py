@@ -10,7 +10,7 @@ import pytest
 
 from service.model.observation import Availability, PodValues, Reading
 from service.model.preset import MetricsPreset
-from tests.contract.source.stores import SCRAPE_S, Store, lab_store, read, real_store, window
+from tests.contract.source.stores import Store, lab_store, read, real_store, window
 
 CPU = {
     "kind": "resource", "series": "container_cpu_usage_seconds_total", "counter": True, "measures": "load",
@@ -155,7 +155,7 @@ async def test_a_missing_exporter_a_missing_arm_and_an_exporter_that_stopped_are
     store.forget(container="serving", pod="c-1")
     for _ in range(4):
         end = await store.scraped()
-    ((reading,),) = await read(store, window(end - SCRAPE_S, end, "memory"), preset=PRESET)
+    ((reading,),) = await read(store, window(start, end, "memory"), preset=PRESET)
     assert reading.availability is Availability.STALE
     assert "older than the window's end" in reading.detail
 
