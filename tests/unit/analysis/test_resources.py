@@ -192,3 +192,17 @@ def test_use_is_compared_at_the_load_of_each_arm() -> None:
             rows[name] = one.monitor or b""
             assert not (one.harmful and name == "as load")
     assert one.harmful
+
+
+def test_a_row_of_the_release_before_is_read_and_one_without_resources_is_as_it_was() -> None:
+    layout, numbers = Layout((0.1, 0.5), ("a", "b"), True), np.array([1.5, -2.0])
+    before = pack(layout, numbers)
+    head = b'[[0.1, 0.5], ["a", "b"], true]'
+    assert before == len(head).to_bytes(4, "little") + head + numbers.tobytes()
+    assert resources_in(before) == b""
+    packed = pack(layout, numbers, b"pods")
+    back, row = unpack(packed)
+    assert back == layout
+    np.testing.assert_array_equal(row, numbers)
+    assert resources_in(packed) == b"pods"
+    assert begun(packed)
