@@ -67,7 +67,7 @@ def main() -> None:
     for measures in ("load", "memory", "device-memory", "events"):
         per_second, size = rate_of_pods(measures, 250)
         print(f"pods' {measures}, 2 of 18: {per_second:,.0f} rows a second of one core "
-              f"({per_second * sort_s:,.0f} in the time of sorting a million floats), {size:,} bytes a row")  # fmt: skip
+              f"({per_second * sort_s:,.0f} in the time of sorting a million), {size:,} bytes a row")  # fmt: skip
     code = "import time; b = time.perf_counter(); import analyzers; print(time.perf_counter() - b)"
     taken = [
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) for _ in range(5)
