@@ -112,6 +112,13 @@ class PodValues:
     canary: tuple[PodValue, ...]
     stable: tuple[PodValue, ...]
 
+    @property
+    def means(self) -> tuple[float | None, float | None]:
+        """(canary, stable) over the pods that have a value."""
+        known = [[one.value for one in arm if one.value is not None] for arm in (self.canary, self.stable)]
+        canary, stable = (sum(values) / len(values) if values else None for values in known)
+        return canary, stable
+
 
 Counts: TypeAlias = HistogramCounts | FailureCounts | CategoryCounts | ArmValues | LineCounts | PodValues
 

@@ -202,7 +202,7 @@ def read_pods(
             unsupported += refused
             listed.append(PodValue("/".join(part for part in pod if part), value, limit, found.age_s.get(pod)))
         if without == len(listed):
-            why = _nothing(what, arm, found.pods[arm], of_pod, unsupported, ask)
+            why = _nothing(what, arm, found.pods[arm], of_pod, unsupported, ask, stale_after_s)
             return Reading(metric, why[0], None, why[1][:DETAIL_CHARS])
         if without:
             said.append(f"{without} of {len(listed)} {arm} pods have no value")
@@ -220,6 +220,7 @@ def _nothing(
     of_pod: Mapping[Pod, Sequence[Series]],
     unsupported: int,
     ask: PodAsk,
+    stale_after_s: float,
 ) -> tuple[Availability, str]:
     if not pods:
         return (
@@ -230,14 +231,13 @@ def _nothing(
         return Availability.NO_SERIES, f"{what.series} says of the {arm}'s pods that it is not supported"
     last = [_last_s(one.samples, ask.end_s) for pod in pods for one in of_pod.get(pod, ())]
     known = [at for at in last if at is not None]
-    if known:
-        age = f"{ask.end_s - max(known):.0f} s older than the window's end"
-        return (
-            Availability.STALE,
-            f"{what.series} of the {arm}'s {len(pods)} pods has no growth or sample; newest is {age}",
-        )
-    named = f"{what.pod_label}={promql.string(pods[0][1])}"
-    return Availability.NO_SERIES, f"{what.series} has no series of the {arm}'s {len(pods)} pods, such as {{{named}}}"
+    if not known:
+        such = f"{what.pod_label}={promql.string(pods[0][1])}"
+        return Availability.NO_SERIES, f"{what.series} has no series of the {arm}'s pods, such as {{{such}}}"
+    if max(known) >= ask.end_s - stale_after_s:
+        return Availability.NO_SERIES, f"{what.over or what.series} of the {arm}'s pods shows nothing in this window"
+    age = f"{ask.end_s - max(known):.0f} s older than the window's end"
+    return Availability.STALE, f"the newest sample of {what.series} of the {arm}'s pods is {age}"
 
 
 def _value(
@@ -280,14 +280,12 @@ def _together(how: str, values: Sequence[float]) -> float:
 
 
 def _level(samples: Samples, start_s: float, end_s: float, stale_after_s: float) -> float | None:
-    """The mean of a gauge's samples in the window; where there is none, the last one before, if it is fresh."""
+    """The mean of a gauge's samples in the window, or the last one before it; None where it is no longer sampled."""
     good = [(at, value) for at, value in samples if at <= end_s and math.isfinite(value)]
+    if not good or max(good)[0] < end_s - stale_after_s:
+        return None
     inside = [value for at, value in good if at > start_s]
-    if inside:
-        return math.fsum(inside) / len(inside)
-    if good and max(good)[0] >= end_s - stale_after_s:
-        return max(good)[1]
-    return None
+    return math.fsum(inside) / len(inside) if inside else max(good)[1]
 
 
 def _grown(samples: Samples, start_s: float, end_s: float, stale_after_s: float) -> float | None:

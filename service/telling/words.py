@@ -16,7 +16,7 @@ from service.model.names import Mode
 from service.model.observation import Availability
 from service.model.policy import BudgetEnd, Guard, MetricKind, MetricRule
 from service.model.rollout import Phase, RolloutState, Waiting
-from service.model.stimulus import MetricEvidence
+from service.model.stimulus import MetricEvidence, ResourceEvidence
 
 LONGEST_NAME = 40
 LONGEST_SUMMARY = 1024
@@ -98,7 +98,8 @@ def ratio(x: float) -> str:
 
 def label(rule: MetricRule) -> str:
     """What people call the metric."""
-    return rule.label or {"latency": "slow requests", "value": rule.name}.get(rule.kind.value, rule.kind.value)
+    by_kind = {"latency": "slow requests", "value": rule.name, "resource": rule.name}
+    return rule.label or by_kind.get(rule.kind.value, rule.kind.value)
 
 
 def metric_clause(evidence: MetricEvidence, rule: MetricRule) -> str:
@@ -106,6 +107,8 @@ def metric_clause(evidence: MetricEvidence, rule: MetricRule) -> str:
     name = label(rule)
     if not evidence.availability.usable:
         return f"{name} cannot be judged: {unseen(evidence)}"
+    if evidence.resource is not None:
+        return f"{name} {resource_clause(evidence, evidence.resource)}"
     if evidence.effect is None:
         if evidence.value_canary is not None:
             stable = "" if evidence.value_stable is None else f", stable's {significant(evidence.value_stable)}"
@@ -130,6 +133,30 @@ def metric_clause(evidence: MetricEvidence, rule: MetricRule) -> str:
         canary = f"{count(evidence.events_canary)} of {count(evidence.n_canary)}"
         counts = f", {canary} against {count(evidence.events_stable)} of {count(evidence.n_stable)}"
     return f"{name} {ratio(evidence.effect)} stable's{interval}{limit}{counts}"
+
+
+def resource_clause(evidence: MetricEvidence, found: ResourceEvidence) -> str:
+    """What canary pods use, or what happened to them, against stable pods; a leak with its time to the limit."""
+    pods = f"{found.pods_canary} canary pods against {found.pods_stable} stable pods"
+    if found.by == "events":
+        canary, stable = evidence.events_canary or 0, evidence.events_stable or 0
+        return f"{count(canary)} on {found.pods_canary} canary pods, {count(stable)} on {found.pods_stable} stable pods"
+    if evidence.effect is None:
+        return f"not yet compared at equal age and load; {pods}"
+    limit = "" if evidence.limit is None else f", limit {significant(evidence.limit, 3)}"
+    if found.measures == "share":
+        said = (
+            f"{significant(100 * abs(evidence.effect))} points {'above' if evidence.effect > 0 else 'below'} stable's"
+        )
+        limit = "" if evidence.limit is None else f", limit {significant(100 * evidence.limit, 3)}"
+    else:
+        said = f"{ratio(evidence.effect)} stable's"
+    if found.by == "jump":
+        said = f"jumped to {ratio(evidence.effect)} what it was, and stable's did not"
+    if found.by == "slope" and found.slope_per_hour is not None:
+        left = "" if found.to_limit_s is None else f", at the limit in {duration(found.to_limit_s)}"
+        return f"grows {significant(100 * found.slope_per_hour)} % an hour over stable's{left}; {said}; {pods}"
+    return f"{said}{limit}; {pods}"
 
 
 def unseen(evidence: MetricEvidence) -> str:
