@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -110,8 +111,8 @@ def configure(folder: Path, database: str, parts: tuple[str, str, str], store_ur
     for kind, body in (("policies", POLICY), ("targets", [TARGET])):
         (folder / "config" / kind).mkdir(parents=True, exist_ok=True)
         (folder / "config" / kind / "scale.yaml").write_text(yaml.safe_dump(body))
-    (folder / "config" / "metrics").mkdir(exist_ok=True)
-    (folder / "config" / "metrics" / "http.yaml").write_text((ROOT / "config/metrics/http.yaml").read_text())
+    for kind in ("metrics", "logs"):
+        shutil.copytree(ROOT / "config" / kind, folder / "config" / kind, dirs_exist_ok=True)
     (folder / "key").write_text("k" * 32)
     return {
         "mode": "enforce",
