@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import aiohttp
 from aiokafka import AIOKafkaConsumer
@@ -16,11 +17,11 @@ from aiokafka.errors import KafkaError
 from service.actuators.cluster import LOGS_NEEDED, NEEDED, Right, connect, rights
 from service.api.auth import read_tokens
 from service.app.clock import SystemClock
-from service.app.labelling import lacking, needs
+from service.app.labelling import lacking, names_of, narrowed, needs
 from service.app.run import connection_of
 from service.model.catalog import Catalog
 from service.model.lines import LogSeries
-from service.model.preset import MetricsPreset, ValueExpression
+from service.model.preset import MetricsPreset
 from service.model.target import Target
 from service.ring.ports import PortError, Refused, Unavailable
 from service.settings import ClusterSettings, Settings, SettingsError, load, load_catalog, read_secret
@@ -72,11 +73,12 @@ async def _run(settings: Settings) -> list[Finding]:
     await look("database", lambda: _database(settings))
     await look("event bus", lambda: _event_bus(settings))
     for name, cluster in settings.all_clusters().items():
-        await look(f"metric store of {name}", lambda c=cluster: _metric_store(c, loaded))  # type: ignore[misc]
-        await look(f"labels in {name}", lambda c=cluster, n=name: _labels(c, n, loaded))  # type: ignore[misc]
+        seen = _watched(name, loaded)
+        await look(f"metric store of {name}", lambda c=cluster, w=seen: _metric_store(c, w))  # type: ignore[misc]
+        await look(f"labels in {name}", lambda c=cluster, w=seen: _labels(c, w))  # type: ignore[misc]
         if cluster.loki is not None:
-            await look(f"log store of {name}", lambda c=cluster, n=name: _log_store(c, n, loaded))  # type: ignore[misc]
-        needed = (*NEEDED, *LOGS_NEEDED) if cluster.loki is None and _watches_logs(name, loaded) else NEEDED
+            await look(f"log store of {name}", lambda c=cluster, w=seen: _log_store(c, w))  # type: ignore[misc]
+        needed = (*NEEDED, *LOGS_NEEDED) if cluster.loki is None and _of_logs(seen) else NEEDED
         namespaces = sorted({t.namespace for t in loaded[0][0].targets if "*" not in t.namespace}) if loaded else []
         for namespace in namespaces:
             await look(f"rights in {name}/{namespace}", lambda c=cluster, n=namespace, w=needed: _rights(c, n, w))  # type: ignore[misc]
@@ -125,38 +127,43 @@ def _reader(cluster: ClusterSettings, session: aiohttp.ClientSession) -> Prometh
     )
 
 
-async def _metric_store(cluster: ClusterSettings, loaded: list[tuple[Catalog, dict[str, MetricsPreset]]]) -> str:
-    """Its version, and which series of the presets in use it has none of yet (a new service may be to come)."""
+Watched: TypeAlias = Sequence[tuple[Target, MetricsPreset]]
+"""A cluster's targets, each with what of its preset its policies look at."""
+
+
+def _watched(cluster: str, loaded: list[tuple[Catalog, dict[str, MetricsPreset]]]) -> Watched:
+    out = []
+    for catalog, presets in loaded:
+        for target in catalog.targets:
+            if fnmatch.fnmatchcase(cluster, target.cluster):
+                policies = [catalog.policies[name] for name in (target.policy, *target.allowed_policies)]
+                metrics = {rule.name for policy in policies for rule in policy.metrics}
+                out.append((target, narrowed(presets[target.metrics], metrics)))
+    return out
+
+
+def _of_logs(watched: Watched) -> list[Target]:
+    return [target for target, one in watched if any(isinstance(s, LogSeries) for s in one.metrics.values())]
+
+
+async def _metric_store(cluster: ClusterSettings, watched: Watched) -> str:
+    """Its version, and which series that policies look at it has none of yet (a new service may be to come)."""
     async with aiohttp.ClientSession() as session:
         said = f"{cluster.prometheus.url} {await _reader(cluster, session).check()}"
-    used = {target.metrics for catalog, _ in loaded for target in catalog.targets}
-    names = {
-        name
-        for _, presets in loaded
-        for preset in used
-        for series in presets[preset].metrics.values()
-        if not isinstance(series, ValueExpression | LogSeries)
-        for name in series.names
-    } | {preset.pods.series for _, presets in loaded for name in used if (preset := presets[name]).pods}
+    names = {name for _, preset in watched for name in names_of(preset)}
     token = read_secret(cluster.prometheus.token_file)
     absent = await absent_series(cluster.prometheus.url, names, token=token, timeout_s=cluster.prometheus.timeout_s)
     return f"{said}; no series yet of {', '.join(absent)}" if absent else f"{said}; has all {len(names)} series"
 
 
-async def _labels(cluster: ClusterSettings, name: str, loaded: list[tuple[Catalog, dict[str, MetricsPreset]]]) -> str:
+async def _labels(cluster: ClusterSettings, watched: Watched) -> str:
     async with aiohttp.ClientSession() as session:
-        source = _reader(cluster, session)
-        said = [await labels_of(source, presets, _targets(catalog, name)) for catalog, presets in loaded]
-    return "; ".join(said)
+        return await labels_of(_reader(cluster, session), watched)
 
 
-async def labels_of(source: PrometheusSource, presets: Mapping[str, MetricsPreset], targets: Sequence[Target]) -> str:
-    """Whether the series of presets in use carry the labels by which targets tell the arms apart; raises Refused."""
-    asked = [
-        need
-        for preset in sorted({target.metrics for target in targets})
-        for need in needs(presets[preset], [target for target in targets if target.metrics == preset])
-    ]
+async def labels_of(source: PrometheusSource, watched: Watched) -> str:
+    """Whether the series that are looked at carry the labels by which targets tell the arms apart; raises Refused."""
+    asked = list(dict.fromkeys(need for target, preset in watched for need in needs(target, preset)))
     counts = {need: await source.lacking_n(need.series, need.label, dict(need.labels)) for need in asked[:MOST_NEEDS]}
     faults = lacking(counts)
     if faults:
@@ -165,24 +172,7 @@ async def labels_of(source: PrometheusSource, presets: Mapping[str, MetricsPrese
     return f"{there_n} of {len(asked)} pairs of a series and a label are there, and no series lacks its label"
 
 
-def _targets(catalog: Catalog, cluster: str) -> list[Target]:
-    return [target for target in catalog.targets if fnmatch.fnmatchcase(cluster, target.cluster)]
-
-
-def _watches_logs(cluster: str, loaded: list[tuple[Catalog, dict[str, MetricsPreset]]]) -> bool:
-    """Whether a policy of a target there looks at log lines."""
-    return any(
-        isinstance(presets[target.metrics].metrics.get(metric.name), LogSeries)
-        for catalog, presets in loaded
-        for target in _targets(catalog, cluster)
-        for policy in (target.policy, *target.allowed_policies)
-        for metric in catalog.policies[policy].metrics
-    )
-
-
-async def _log_store(
-    cluster: ClusterSettings, name: str, loaded: list[tuple[Catalog, dict[str, MetricsPreset]]]
-) -> str:
+async def _log_store(cluster: ClusterSettings, watched: Watched) -> str:
     loki = cluster.loki
     assert loki is not None
     async with aiohttp.ClientSession() as session:
@@ -195,9 +185,7 @@ async def _log_store(
             token=read_secret(loki.token_file),
             timeout_s=loki.timeout_s,
         )
-        watched = _watches_logs(name, loaded)
-        targets = [target for catalog, _ in loaded for target in _targets(catalog, name)]
-        return f"{loki.url} {await streams_of(source, targets if watched else [])}"
+        return f"{loki.url} {await streams_of(source, _of_logs(watched))}"
 
 
 async def streams_of(source: LokiSource, targets: Sequence[Target]) -> str:

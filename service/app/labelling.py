@@ -6,7 +6,7 @@ Servers know nothing of versions, so the label is put on by whoever scrapes them
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from service.model.lines import LogSeries
@@ -30,33 +30,44 @@ class Need:
     """Each of these series must carry it. Otherwise some may be of other services or of no pod, and one must."""
 
 
-def needs(preset: MetricsPreset, targets: Iterable[Target]) -> list[Need]:
-    """Every label by which these targets look for the preset's series; expressions of people's own are left to them."""
-    found: dict[Need, None] = {}
-    for target in targets:
-        wanted = sorted({*target.labels, *target.stable_labels, *target.canary_labels})
-        fixed = {k: v for k, v in target.labels.items() if _LITERAL.fullmatch(v)}
-        for series in preset.metrics.values():
-            match series:
-                case ValueExpression() | LogSeries():
-                    continue
-                case ResourceSeries():
-                    by_pods = preset.pods is not None
-                    labels = [] if by_pods else [(label, relabelling(label)) for label in wanted]
-                    labels += [(label, POD_LABEL) for label in (series.pod_label, series.namespace_label) if label]
-                    known = dict(series.labels) if by_pods else {**series.labels, **fixed}
-                case _:
-                    labels = [(label, relabelling(label)) for label in sorted({*preset.labels, *wanted})]
-                    known = {**preset.labels, **fixed}
-            everywhere = bool(fixed) and not isinstance(series, ResourceSeries)
-            for name in series.names:
-                found |= dict.fromkeys(_needs(name, labels, known, everywhere=everywhere))
-        if preset.pods is not None and any(isinstance(s, ResourceSeries) for s in preset.metrics.values()):
-            shown = [
-                (preset.pods.by[label], allowing(preset.pods.by[label])) for label in wanted if label in preset.pods.by
-            ]
-            found |= dict.fromkeys(_needs(preset.pods.series, shown, preset.pods.labels))
-    return list(found)
+def narrowed(preset: MetricsPreset, metrics: Collection[str]) -> MetricsPreset:
+    """The preset with those metrics only that policies look at; the others need nothing."""
+    kept = {name: series for name, series in preset.metrics.items() if name in metrics}
+    pods = preset.pods if any(isinstance(series, ResourceSeries) for series in kept.values()) else None
+    return preset.model_copy(update={"metrics": kept, "pods": pods})
+
+
+def names_of(preset: MetricsPreset) -> set[str]:
+    """The series that the preset names; expressions of people's own are left to them."""
+    counted = (s for s in preset.metrics.values() if not isinstance(s, ValueExpression | LogSeries))
+    return {name for series in counted for name in series.names} | ({preset.pods.series} if preset.pods else set())
+
+
+def needs(target: Target, preset: MetricsPreset) -> list[Need]:
+    """Every label by which this target looks for the preset's series."""
+    found: list[Need] = []
+    wanted = sorted({*target.labels, *target.stable_labels, *target.canary_labels})
+    fixed = {k: v for k, v in target.labels.items() if _LITERAL.fullmatch(v)}
+    for series in preset.metrics.values():
+        match series:
+            case ValueExpression() | LogSeries():
+                continue
+            case ResourceSeries():
+                by_pods = preset.pods is not None
+                labels = [] if by_pods else [(label, relabelling(label)) for label in wanted]
+                labels += [(label, POD_LABEL) for label in (series.pod_label, series.namespace_label) if label]
+                known = dict(series.labels) if by_pods else {**series.labels, **fixed}
+            case _:
+                labels = [(label, relabelling(label)) for label in sorted({*preset.labels, *wanted})]
+                known = {**preset.labels, **fixed}
+        everywhere = bool(fixed) and not isinstance(series, ResourceSeries)
+        for name in series.names:
+            found += _needs(name, labels, known, everywhere=everywhere)
+    if preset.pods is not None:
+        by = preset.pods.by
+        shown = [(by[label], allowing(by[label])) for label in wanted if label in by]
+        found += _needs(preset.pods.series, shown, preset.pods.labels)
+    return found
 
 
 def _needs(

@@ -190,11 +190,11 @@ async def test_the_doctor_says_which_series_lack_which_label_and_what_to_add(ser
     presets = {server.preset: preset_of(server.preset)}
     async with scraped(server) as (world, source):
         world.scrape()
-        assert "no series lacks its label" in await doctor.labels_of(source, presets, [target])
+        assert "no series lacks its label" in await doctor.labels_of(source, [(target, presets[server.preset])])
     async with scraped(server, labelled=False) as (world, source):
         world.scrape()
         with pytest.raises(Refused) as refused:
-            await doctor.labels_of(source, presets, [target])
+            await doctor.labels_of(source, [(target, presets[server.preset])])
         said = str(refused.value)
         bare = {name for name, labels, _ in world.series() if server.label not in labels}
     used = {name for one in presets[server.preset].metrics.values() if hasattr(one, "names") for name in one.names}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from service.app.labelling import Need, lacking, needs, relabelling
+from service.app.labelling import Need, lacking, names_of, narrowed, needs, relabelling
 from service.model.preset import MetricsPreset
 from service.model.target import Target
 
@@ -41,7 +41,8 @@ def target(**changes: Any) -> Target:
 
 
 def test_every_series_needs_every_label_and_only_what_is_fixed_narrows_the_search() -> None:
-    found = needs(PRESET, [target(), target(service="other")])
+    found = needs(target(), PRESET)
+    assert found == needs(target(service="other"), PRESET)
     assert {(need.series, need.label) for need in found} == {
         (series, label) for series in "rf" for label in ("app", "job", "reporter", "version")
     }
@@ -57,7 +58,7 @@ def test_resources_need_pods_and_the_series_that_tells_whose_they_are() -> None:
         "pods": {"by": {"version": "label_version"}},
         "metrics": {"memory": {"kind": "resource", "series": "m", "measures": "memory", "limit": ["l"]}},
     }
-    found = needs(MetricsPreset.model_validate(given), [target()])
+    found = needs(target(), MetricsPreset.model_validate(given))
     assert [(need.series, need.label) for need in found] == [
         ("m", "pod"), ("m", "namespace"), ("l", "pod"), ("l", "namespace"), ("kube_pod_labels", "label_version")
     ]  # fmt: skip
@@ -67,7 +68,23 @@ def test_resources_need_pods_and_the_series_that_tells_whose_they_are() -> None:
         "start kube-state-metrics with --metric-labels-allowlist=pods=[version]"
     )
     own = MetricsPreset.model_validate({**given, "pods": None})
-    assert {need.label for need in needs(own, [target()])} == {"app", "job", "version", "pod", "namespace"}
+    assert {need.label for need in needs(target(), own)} == {"app", "job", "version", "pod", "namespace"}
+
+
+def test_what_no_policy_looks_at_needs_nothing() -> None:
+    given = {
+        "name": "p",
+        "pods": {"by": {"version": "label_version"}},
+        "metrics": {
+            "memory": {"kind": "resource", "series": "m", "measures": "memory"},
+            "errors": {"kind": "errors", "requests": "r", "failed": [{"code": "5.."}]},
+            "logs": {"kind": "logs", "sets": ["tensorflow"]},
+        },
+    }
+    preset = MetricsPreset.model_validate(given)
+    assert names_of(narrowed(preset, {"errors", "logs", "other"})) == {"r"}
+    assert names_of(narrowed(preset, {"errors", "memory"})) == {"r", "m", "kube_pod_labels"}
+    assert {need.series for need in needs(target(), narrowed(preset, {"errors"}))} == {"r"}
 
 
 def test_the_sentence_names_series_numbers_and_the_relabelling_for_each_label() -> None:
