@@ -70,6 +70,8 @@ class LogSeries(Value):
     patterns: tuple[LinePattern, ...] = Field(default=(), max_length=20)
     container: DnsLabel | None = None
     """The container whose lines are read; None: the pod's default container, or in a log store all of them."""
+    quoted: bool = True
+    """Whether one of the lines is shown to people, cut; off where lines may hold what nobody should read."""
     lookback_s: Annotated[Seconds, Field(le=3600)] = Field(default=300.0, alias="lookback")
     """Lines are counted in the window and so long before it, so that the first window shows what pods wrote when they
     started. Where the next release's streams carry the same labels, it must be shorter than what lies between two."""

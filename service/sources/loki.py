@@ -263,7 +263,7 @@ class LokiSource:
             if answer.failure or answer.warning:
                 return _trouble(ask.metric, answer)
             counts.append(_by_kind(answer, canary))
-        sample = await self._sample(canary, turn)
+        sample = await self._sample(canary, turn) if ask.series.quoted else ""
         return lines.counted(ask.metric, *counts, sample=sample, before=before)
 
     async def _told(self, sides: Sequence[_Side], turn: _Turn) -> Sequence[Answer]:

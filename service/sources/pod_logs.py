@@ -191,7 +191,12 @@ class PodLogSource:
             return lines.counted(metric, Counter(), Counter(), Counter(), before=before)
         stable = await self._logs(namespace, pods[Arm.STABLE], series, span, before_s=series.stable_before_s)
         reading = lines.counted(
-            metric, canary.inside, stable.inside, stable.before, sample=canary.sample, before=before
+            metric,
+            canary.inside,
+            stable.inside,
+            stable.before,
+            sample=canary.sample if series.quoted else "",
+            before=before,
         )
         assert isinstance(reading.counts, LineCounts)
         if stable.cut and any(reading.counts.only_on_canary()):

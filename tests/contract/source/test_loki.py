@@ -85,6 +85,14 @@ async def test_a_missing_op_on_the_canary_is_counted_with_its_name_and_a_line_to
     assert reading.detail.startswith('missing-opkernel FancyOp: 2 of the canary, none of stable for 1 h; "Op type not')
 
 
+async def test_a_line_is_not_shown_where_the_preset_forbids_it(loki: LokiApi) -> None:
+    alive(loki)
+    loki.write(MISSING.format("FancyOp") + " secret", at_s=NOW - 30, app="ranker", version="v2")
+    (reading,) = await read(loki, of=preset(quoted=False))
+    assert reading.detail == "missing-opkernel FancyOp: 1 of the canary, none of stable for 1 h"
+    assert not any(path.endswith("query_range") for path, _ in loki.asked)
+
+
 async def test_the_same_line_of_stable_is_known_in_the_window_and_before_it(loki: LokiApi) -> None:
     alive(loki)
     for version, op, at_s in (

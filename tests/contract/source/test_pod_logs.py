@@ -107,6 +107,13 @@ async def test_the_placers_message_of_several_lines_is_one_line_with_the_ops_nam
     assert reading.detail.startswith("missing-opkernel FancyOp: 1 of the canary, none of stable for 1 h")
 
 
+async def test_a_line_is_not_shown_where_the_preset_forbids_it(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.write("canary-0", MISSING.format("FancyOp") + " secret", 30)
+    preset = MetricsPreset(name="tf", metrics={"logs": LINES.model_copy(update={"quoted": False})})
+    reading = await cluster.read(tmp_path, preset)
+    assert reading.detail == "missing-opkernel FancyOp: 1 of the canary, none of stable for 1 h"
+
+
 async def test_what_any_pod_of_stable_wrote_then_or_before_is_known_of_stable(cluster: Cluster, tmp_path: Path) -> None:
     for op in "ABC":
         cluster.write("canary-0", MISSING.format(op), 30)
