@@ -201,6 +201,15 @@ class Outside:
         if self._session is not None:
             await self._session.close()
 
+    def base(self, host: str) -> str:
+        """Where ``host`` or ``host:port`` is asked: by HTTPS, or by HTTP where the operator listed it so."""
+        try:
+            url = URL(f"http://{host}")
+            name, port = url.raw_host or "", url.port or 80
+        except ValueError as error:
+            raise Refused(f"{readable(host)!r} is no host or host:port") from error
+        return f"{'http' if self._allowed.is_plain(name, port) else 'https'}://{host}"
+
     async def get(
         self,
         url: str,

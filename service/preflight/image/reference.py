@@ -82,7 +82,8 @@ class ImageReference:
         return replace(reference, tag=tag or (None if digest else reference.tag), digest=digest)._checked(text)
 
     def _checked(self, text: str) -> Self:
-        if not _HOST.fullmatch(self.registry):
+        port = self.registry.rpartition(":")[2] if not self.registry.endswith("]") and ":" in self.registry else "1"
+        if not _HOST.fullmatch(self.registry) or not 1 <= int(port) <= 65535:
             raise ValueError(f"image reference {text!r}: {self.registry!r} is no host or host:port")
         if len(self.repository) > 255 or not all(_PART.fullmatch(part) for part in self.repository.split("/")):
             raise ValueError(f"image reference {text!r}: {self.repository!r} is no repository (lower-case parts)")

@@ -2,13 +2,15 @@
 
 import time
 
-from tests.real.parts import building, tensorflow
+from tests.real.parts import building, registry, tensorflow
 
 PARTS = {
     "kafka": building.kafka_jars,
     "kube-apiserver": building.apiserver,
     "prometheus": building.prometheus,
     "postgres": building.postgres,
+    "docker-registry": registry.distribution,
+    "registry with referrers": registry.with_referrers,
     **{f"tensorflow {name}": environment.python for name, environment in tensorflow.ENVIRONMENTS.items()},
 }
 

@@ -65,21 +65,26 @@ def prometheus() -> Path:
     named = os.environ.get("SERINUS_TEST_PROMETHEUS") or shutil.which("prometheus")
     if named:
         return Path(named)
-    return made("prometheus", [], _fetch_prometheus) / "usr" / "bin" / "prometheus"
+    return debian("prometheus", "a Prometheus on PATH, or named by SERINUS_TEST_PROMETHEUS") / "usr/bin/prometheus"
 
 
-def _fetch_prometheus(folder: Path) -> None:
-    apt = tool("apt-get", "a Prometheus on PATH, or named by SERINUS_TEST_PROMETHEUS")
-    downloads = folder / "deb"
-    downloads.mkdir()
-    try:
-        run([apt, "download", "prometheus"], cwd=downloads)
-    except PartMissing:
-        # A new machine has no package lists yet.
-        run([apt, "update"])
-        run([apt, "download", "prometheus"], cwd=downloads)
-    (package,) = downloads.glob("prometheus_*.deb")
-    run(["dpkg", "-x", str(package), str(folder)])
+def debian(package: str, what: str) -> Path:
+    """A package of Debian, unpacked and not installed; PartMissing says ``what`` is needed where there is no apt."""
+
+    def fetch(folder: Path) -> None:
+        apt = tool("apt-get", what)
+        downloads = folder / "deb"
+        downloads.mkdir()
+        try:
+            run([apt, "download", package], cwd=downloads)
+        except PartMissing:
+            # A new machine has no package lists yet.
+            run([apt, "update"])
+            run([apt, "download", package], cwd=downloads)
+        (file,) = downloads.glob(f"{package}_*.deb")
+        run(["dpkg", "-x", str(file), str(folder)])
+
+    return made(package, [], fetch)
 
 
 def postgres() -> Path:
