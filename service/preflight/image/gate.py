@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from string import Template
 
 from service.model.gates.image import ImageGate, ImageSubject
@@ -37,55 +37,72 @@ class ImageLook:
     async def look(self, rule: ImageGate, subject: ImageSubject, of: Candidate) -> GateReport:
         """The gate's answer. Raises nothing for what registries or events do."""
         try:
-            canary_name, notes = _asked_for(_filled(subject.canary, of), of)
+            candidate, notes = _asked_for(_filled(subject.canary, of), of)
         except ValueError as error:
-            return _could_not_look(f"The candidate's image is not known: {error}", "see the target's image templates")
+            return _could_not_look(f"The candidate's image is not known: {error}", "See the target's image templates.")
+        stable: ImageReference | str
         try:
-            async with asyncio.timeout(rule.within_s):
-                return await self._look(rule, subject, of, canary_name, notes)
-        except TimeoutError:
-            return _could_not_look(
-                f"The images of {of.service.name} could not be read within {rule.within_s:g} s",
-                f"see whether {canary_name.registry} answers from here",
-                _facts_of(from_name(canary_name)),
-            )
+            stable = ImageReference.parse(_filled(subject.stable, of))
+        except ValueError as error:
+            stable = str(error)
+        return await self.compared(rule, candidate, stable, subject.platform, notes=notes)
 
-    async def _look(
-        self, rule: ImageGate, subject: ImageSubject, of: Candidate, canary_name: ImageReference, notes: list[str]
+    async def compared(
+        self,
+        rule: ImageGate,
+        candidate: ImageReference,
+        stable: ImageReference | str,
+        platform: str,
+        *,
+        notes: Sequence[str] = (),
     ) -> GateReport:
-        registry = Registry(self._outside, self._credentials)
+        """The answer for two references; ``stable`` may be the reason why there is none. Raises nothing either."""
+        found = await self._read(candidate, platform, rule.within_s, notes)
+        if isinstance(found, GateReport):
+            return found
+        why = stable if isinstance(stable, str) else ""
+        if isinstance(stable, ImageReference):
+            other = await self._read(stable, platform, rule.within_s, notes)
+            if isinstance(other, Identity):
+                return judged(rule, other, found, notes)
+            why = other.sentence
+        return _could_not_look(f"Nothing to compare with, for stable: {why}", "", _facts_of(found), notes)
+
+    async def alone(self, candidate: ImageReference, platform: str, *, within_s: float) -> GateReport:
+        """What one image is, compared with nothing. Raises nothing either."""
+        found = await self._read(candidate, platform, within_s, ())
+        if isinstance(found, GateReport):
+            return found
+        told = ", ".join(f"{name} {seen.value}" for name, seen in found.found.items())
+        lines = [*(_sentence(text) for text in found.disagreements), *_places(found)]
+        return _report(Finding.PASSED, f"{told or 'The image tells no version'}.", "", lines, _facts_of(found))
+
+    async def _read(
+        self, reference: ImageReference, platform: str, within_s: float, notes: Sequence[str]
+    ) -> Identity | GateReport:
+        """The image's identity, or the answer that says why there is none."""
+        facts = _facts_of(from_name(reference))
         try:
-            canary = identify(await registry.image(canary_name, subject.platform))
+            async with asyncio.timeout(within_s):
+                return identify(await Registry(self._outside, self._credentials).image(reference, platform))
         except NoSuchPlatform as error:
-            return _report(
-                Finding.FAILED,
-                f"The candidate does not run on the nodes: {error}",
-                f"Build it for {subject.platform}, or correct the platform of the target.",
-                notes,
-                _facts_of(from_name(canary_name)),
-            )
+            to_do = f"Build it for {platform}, or correct the platform of the target."
+            return _report(Finding.FAILED, f"It does not run on the nodes: {error}", to_do, notes, facts)
         except PortError as error:
-            return _could_not_look(
-                f"The candidate's image could not be read: {error}", "", _facts_of(from_name(canary_name)), notes
-            )
-        try:
-            stable_name = ImageReference.parse(_filled(subject.stable, of))
-            stable = identify(await registry.image(stable_name, subject.platform))
-        except (ValueError, PortError) as error:
-            return _could_not_look(
-                f"Stable's image could not be read, so nothing is compared: {error}", "", _facts_of(canary), notes
-            )
-        return judged(rule, stable, canary, notes)
+            return _could_not_look(f"The image could not be read: {error}", "", facts, notes)
+        except TimeoutError:
+            sentence = f"The image {reference} could not be read within {within_s:g} s"
+            return _could_not_look(sentence, f"See whether {reference.registry} answers from here.", facts, notes)
 
 
-def judged(rule: ImageGate, stable: Identity, canary: Identity, notes: list[str] | None = None) -> GateReport:
+def judged(rule: ImageGate, stable: Identity, canary: Identity, notes: Sequence[str] = ()) -> GateReport:
     """The answer for two images that were read. Pure."""
     difference = compare(stable, canary)
     forbidden = [concern for concern in difference.concerns if concern.risk in rule.fail_on]
     open_risks = [risk for risk in difference.undecided if risk in rule.fail_on]
     others = [concern for concern in difference.concerns if concern.risk not in rule.fail_on]
     lines = [
-        *(notes or ()),
+        *notes,
         *(f"{c.sentence}. To do: {c.to_do}. Source: {c.source}." for c in (*forbidden, *others)),
         *_remarks(difference),
     ]
@@ -167,25 +184,29 @@ def _what_changed(difference: Difference) -> str:
     if difference.same_image:
         return "Both arms run the same image."
     changed = [f"{change.name} {change}" for change in difference.changes if change.differs]
-    told = f"; {len(difference.concerns)} known risks are told" if difference.concerns else ""
-    return f"{_joined(changed) or 'No version that the images tell changed'}{told}."
+    risks = ", ".join(dict.fromkeys(concern.risk.value for concern in difference.concerns))
+    return (
+        f"{_joined(changed) or 'No version that the images tell changed'}{f'; known risks: {risks}' if risks else ''}."
+    )
 
 
 def _remarks(difference: Difference) -> Iterator[str]:
     if difference.environment_changed:
         names = ", ".join(readable(name, 40) for name in difference.environment_changed[:20])
         yield f"Environment changed in {names}."
-    derived = [
-        f"{change.name} from {seen.where}"
-        for change in difference.changes
-        for seen in (change.canary,)
-        if seen is not None and "(" in seen.where
-    ]
-    if derived:
-        yield f"Not read but known from tables: {'; '.join(derived)}."
-    unread = [change.name for change in difference.changes if change.stable is None or change.canary is None]
-    if unread:
-        yield f"Told by one image only: {', '.join(unread)}."
+    yield from _read_in(difference)
+
+
+def _read_in(difference: Difference) -> Iterator[str]:
+    """For every value where it was read, a line each."""
+    for change in difference.changes:
+        old, new = (seen.where if seen else "not told" for seen in (change.stable, change.canary))
+        yield f"Source of {change.name}: {new}" + ("." if old == new else f"; of stable's: {old}.")
+
+
+def _places(identity: Identity) -> Iterator[str]:
+    for name, seen in identity.found.items():
+        yield f"Source of {name}: {seen.where}."
 
 
 def _facts_of(identity: Identity) -> dict[str, str]:
@@ -207,20 +228,20 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
-def _joined(parts: Iterator[str] | dict[str, None] | list[str], by: str = ", ") -> str:
+def _joined(parts: Iterable[str], by: str = ", ") -> str:
     return by.join(parts)
 
 
 def _could_not_look(
-    sentence: str, to_do: str, facts: dict[str, str] | None = None, notes: list[str] | None = None
+    sentence: str, to_do: str, facts: dict[str, str] | None = None, notes: Sequence[str] = ()
 ) -> GateReport:
-    return _report(Finding.COULD_NOT_LOOK, sentence, to_do, notes or [], facts or {})
+    return _report(Finding.COULD_NOT_LOOK, sentence, to_do, notes, facts or {})
 
 
-def _report(finding: Finding, sentence: str, to_do: str, lines: list[str], facts: dict[str, str]) -> GateReport:
+def _report(finding: Finding, sentence: str, to_do: str, lines: Sequence[str], facts: dict[str, str]) -> GateReport:
     """Cut to what a report may hold."""
     if not to_do and finding is not Finding.PASSED:
-        to_do = "Put right what the sentence names, then resume the rollout or send the event again."
+        to_do = "Put right what the sentence names, then let the gate look again."
     return GateReport(
         gate="image",
         finding=finding,

@@ -126,7 +126,7 @@ def identify(image: Image) -> Identity:
 def from_name(reference: ImageReference) -> Identity:
     """What the tag alone says, for when the registry cannot be read."""
     evidence = list(_from_reference(reference, TAG, f"tag {reference.tag}"))
-    return Identity(reference, _completed(_best(evidence), reference, accelerated=False, legacy_keras=False))
+    return Identity(reference, _completed(_best(evidence), reference, accelerated=False, legacy_keras=None))
 
 
 # --- where versions stand ---
@@ -332,9 +332,12 @@ def _disagreements(evidence: list[_Evidence], found: Mapping[str, Seen]) -> Iter
 
 
 def _completed(
-    found: dict[str, Seen], reference: ImageReference, *, accelerated: bool, legacy_keras: bool
+    found: dict[str, Seen], reference: ImageReference, *, accelerated: bool, legacy_keras: bool | None
 ) -> dict[str, Seen]:
-    """With what follows from the versions that were found, in the order in which they are shown."""
+    """With what follows from the versions that were found, in the order in which they are shown.
+
+    legacy_keras : whether the environment asks for Keras 2; None where it was not read
+    """
     if TENSORFLOW not in found and NGC in found and _is_ngc_tensorflow(reference):
         release = found[NGC].value
         if release in tables.NGC_TENSORFLOW:
@@ -349,17 +352,17 @@ def _completed(
             )
     if TENSORFLOW not in found and SERVING in found and found[SERVING].exact:
         minor = ".".join(found[SERVING].value.split(".")[:2])
-        found[TENSORFLOW] = Seen(minor, f"TensorFlow Serving {minor} is built on it")
+        found[TENSORFLOW] = Seen(minor, f"TensorFlow Serving {minor}, which is built on it")
     tensorflow = found.get(TENSORFLOW)
     minor_version = tensorflow.numbers[:2] if tensorflow is not None else ()
     if tensorflow is not None and len(minor_version) == 2:
-        self_built = NGC in found
         build = tables.TENSORFLOW_BUILDS.get(minor_version)
         asks_gpu = accelerated or "gpu" in (reference.tag or "").split("-")
-        if build is not None and asks_gpu and not self_built:
+        if build is not None and asks_gpu and NGC not in found:
             for name, value in ((CUDA, build.cuda), (CUDNN, build.cudnn)):
                 found.setdefault(
-                    name, Seen(value, f"TensorFlow {tensorflow.value} ({tables.TENSORFLOW_BUILDS_SOURCE})")
+                    name,
+                    Seen(value, f"TensorFlow {tensorflow.value}, built with it ({tables.TENSORFLOW_BUILDS_SOURCE})"),
                 )
         if SERVING not in found and TRITON not in found:
             _complete_python_side(found, tensorflow, minor_version, legacy_keras=legacy_keras)
@@ -367,21 +370,21 @@ def _completed(
 
 
 def _complete_python_side(
-    found: dict[str, Seen], tensorflow: Seen, minor_version: tables.Release, *, legacy_keras: bool
+    found: dict[str, Seen], tensorflow: Seen, minor_version: tables.Release, *, legacy_keras: bool | None
 ) -> None:
-    """NumPy and Keras, which come with TensorFlow's package. The servers hold neither."""
-    if NUMPY not in found and minor_version in tables.TENSORFLOW_NUMPY:
+    """NumPy and Keras, which come with TensorFlow's package. The servers hold neither; NVIDIA builds its own."""
+    if NUMPY not in found and NGC not in found and minor_version in tables.TENSORFLOW_NUMPY:
         found[NUMPY] = Seen(
             tables.TENSORFLOW_NUMPY[minor_version],
-            f"TensorFlow {tensorflow.value} allows it ({tables.TENSORFLOW_NUMPY_SOURCE})",
+            f"TensorFlow {tensorflow.value}, which allows it ({tables.TENSORFLOW_NUMPY_SOURCE})",
             exact=False,
         )
     if legacy_keras:
         found[KERAS] = Seen("2", "environment TF_USE_LEGACY_KERAS")
-    elif KERAS not in found:
+    elif KERAS not in found and (legacy_keras is False or minor_version < tables.KERAS_3_SINCE):
         keras_3 = minor_version >= tables.KERAS_3_SINCE
         found[KERAS] = Seen(
-            "3" if keras_3 else "2", f"TensorFlow {tensorflow.value} brings it ({tables.KERAS_3_SOURCE})"
+            "3" if keras_3 else "2", f"TensorFlow {tensorflow.value}, which brings it ({tables.KERAS_3_SOURCE})"
         )
 
 

@@ -39,12 +39,15 @@ TENSORFLOW_NUMPY: dict[Release, str] = {
     (2, 13): ">=1.22,<=1.24.3",
     (2, 14): ">=1.23.5",
     (2, 15): ">=1.23.5,<2.0.0",
+    (2, 16): ">=1.23.5,<2.0.0",
+    (2, 17): ">=1.23.5,<2.0.0",
     (2, 18): ">=1.26.0,<2.1.0",
     (2, 19): ">=1.26.0,<2.2.0",
     (2, 20): ">=1.26.0",
     (2, 21): ">=1.26.0",
 }
-TENSORFLOW_NUMPY_SOURCE = "the requirements of the TensorFlow package"
+TENSORFLOW_NUMPY_SOURCE = "the package's requirements"
+"""Of tensorflow-cpu 2.12.0 to 2.21.0; on Python 3.12 those of 2.16 and 2.17 begin at 1.26.0."""
 
 TENSORFLOW_OPS: dict[tuple[Release, Release], tuple[int, int, int]] = {
     ((2, 12), (2, 13)): (0, 12, 28),

@@ -35,7 +35,7 @@ def test_the_first_users_upgrade_is_told_with_its_known_risks() -> None:
     report = judged(ImageGate(), identify(stable), identify(canary))
     assert report.finding is Finding.PASSED
     assert report.sentence == (
-        "TensorFlow 2.12.0 -> 2.13.0, NumPy >=1.22,<1.24 -> >=1.22,<=1.24.3; 2 known risks are told."
+        "TensorFlow 2.12.0 -> 2.13.0, NumPy >=1.22,<1.24 -> >=1.22,<=1.24.3; known risks: tensorflow_ops, numpy_minor."
     )
     assert report.facts["TensorFlow"] == "2.12.0 -> 2.13.0"
     assert report.facts["CUDA"] == "11.8"
@@ -158,8 +158,7 @@ def test_a_report_of_the_longest_image_fits_its_bounds() -> None:
     long = "x" * 100_000
     canary = image(
         "r.example/" + "/".join(["abcdefgh"] * 20) + ":" + "t" * 128,
-        environment={f"V{n}" * 20: long for n in range(500)}
-        | dict.fromkeys(("CUDA_VERSION", "TF_XLA_FLAGS"), long),
+        environment={f"V{n}" * 20: long for n in range(500)} | dict.fromkeys(("CUDA_VERSION", "TF_XLA_FLAGS"), long),
         user=long,
         start=(long,) * 50,
         labels={long: long},
