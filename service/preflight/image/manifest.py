@@ -118,6 +118,8 @@ class Image:
     """Of the manifest for the platform."""
     index_digest: str | None
     """Of the multi-arch index, where there is one; it is what a deployment pins."""
+    config_digest: str
+    """Of the configuration, which Docker calls the image's id."""
     platform: str
     created: str
     user: str
@@ -194,6 +196,7 @@ def image(
         reference=reference,
         digest=digest,
         index_digest=index_digest,
+        config_digest=manifest.config.digest,
         platform=str(platform),
         created=found.created or "",
         user=process.user or "",

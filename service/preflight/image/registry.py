@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import msgspec
 from yarl import URL
@@ -59,6 +60,15 @@ class Content:
     digest: str
     body: bytes
     document: Index | Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The content of an artifact that refers to an image."""
+
+    body: bytes
+    created: datetime | None
+    """When the artifact says that it was made; None where it does not."""
 
 
 class _Token(msgspec.Struct, frozen=True):
@@ -130,7 +140,7 @@ class Registry:
         return answer.body
 
     async def referrers(self, reference: ImageReference, artifact_type: str = "") -> tuple[Descriptor, ...]:
-        """What was attached to the image of the reference's digest (reports, signatures), newest API first.
+        """What was attached to the image of the reference's digest: reports, signatures.
 
         artifact_type : only these; empty: all
         A registry without the referrers API is asked for the tag that stands in for it. Nothing attached is ().
@@ -163,6 +173,27 @@ class Registry:
             found = list(document.manifests or ())[:MAX_ATTACHED_N] if isinstance(document, Index) else []
         typed = [await self._typed(reference, descriptor) for descriptor in found]
         return tuple(d for d in typed if not artifact_type or d.artifact_type == artifact_type)
+
+    async def attached(
+        self, reference: ImageReference, artifact_type: str, platform: str, *, limit_bytes: int
+    ) -> Attached:
+        """The newest artifact of a type that was attached to an image, or to the index that it comes from.
+
+        Raises NotFound where nothing of the type is attached, TooLarge past ``limit_bytes``, and what ``image`` raises.
+        """
+        known = await self.image(reference, platform)
+        found: tuple[Descriptor, ...] = ()
+        for digest in (known.digest, known.index_digest):
+            found += await self.referrers(reference.at(digest), artifact_type) if digest else ()
+        if not found:
+            raise NotFound(f"nothing of type {readable(artifact_type)} is attached to {reference}")
+        newest = max(found, key=lambda descriptor: _created(descriptor) or datetime.min.replace(tzinfo=UTC))
+        artifact = (await self.manifest(reference.at(newest.digest))).document
+        layers = artifact.layers if isinstance(artifact, Manifest) else []
+        chosen = [layer for layer in layers if layer.media_type == artifact_type] or layers
+        if len(chosen) != 1:
+            raise Malformed(f"the artifact {newest.digest} at {reference} holds {len(chosen)} contents instead of one")
+        return Attached(await self.blob(reference, chosen[0], limit_bytes=limit_bytes), _created(newest))
 
     async def _typed(self, reference: ImageReference, descriptor: Descriptor) -> Descriptor:
         """With the artifact's type: some registries tell that of its empty configuration, so the manifest is asked."""
@@ -246,6 +277,14 @@ class Registry:
         if not _TOKEN.fullmatch(token):
             raise Malformed(f"{granted.url} sent no token")
         return f"Bearer {token}"
+
+
+def _created(descriptor: Descriptor) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat((descriptor.annotations or {})["org.opencontainers.image.created"])
+    except (KeyError, ValueError):
+        return None
+    return moment if moment.tzinfo else None
 
 
 def _challenges(headers: list[str]) -> dict[str, dict[str, str]]:

@@ -102,7 +102,8 @@ class LoopbackRegistry:
                 and document.get("subject", {}).get("digest") == subject
             ):
                 artifact = document.get("artifactType") or document["config"]["mediaType"]
-                found.append({"mediaType": kind, "digest": key, "size": len(body), "artifactType": artifact})
+                descriptor = {"mediaType": kind, "digest": key, "size": len(body), "artifactType": artifact}
+                found.append({**descriptor, "annotations": document.get("annotations", {})})
         return found
 
 
@@ -189,8 +190,11 @@ class Pusher:
             repository, tag, {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": list(manifests)}
         )
 
-    async def attached(self, repository: str, subject: Mapping[str, Any], kind: str, report: bytes) -> dict[str, Any]:
-        """An artifact that refers to ``subject``; its descriptor."""
+    async def attached(
+        self, repository: str, subject: Mapping[str, Any], kind: str, report: bytes, created: str = ""
+    ) -> dict[str, Any]:
+        """An artifact that refers to ``subject``; its descriptor, with its annotations and type."""
+        annotations = {"org.opencontainers.image.created": created} if created else {}
         empty = await self.blob(repository, b"{}")
         document = {
             "schemaVersion": 2,
@@ -199,8 +203,10 @@ class Pusher:
             "config": {"mediaType": "application/vnd.oci.empty.v1+json", **empty},
             "layers": [{"mediaType": kind, **await self.blob(repository, report)}],
             "subject": {key: subject[key] for key in ("mediaType", "digest", "size")},
+            "annotations": annotations,
         }
-        return await self.manifest(repository, "", document)
+        descriptor = await self.manifest(repository, "", document)
+        return {**descriptor, "artifactType": kind, "annotations": annotations}
 
 
 async def hang(_: web.Request) -> web.StreamResponse:

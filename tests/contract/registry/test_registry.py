@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,28 @@ async def test_what_is_attached_to_an_image_is_found_by_its_type(place: Place) -
             await registry.blob(reference, layer, limit_bytes=11)
 
 
+async def test_the_newest_report_is_found_at_the_image_and_at_its_index(place: Place) -> None:
+    amd = await place.push.image(REPOSITORY, "")
+    index = await place.push.index(REPOSITORY, "multi", amd)
+    reports = [
+        (amd, await place.push.attached(REPOSITORY, amd, SARIF, b"undated")),
+        (amd, await place.push.attached(REPOSITORY, amd, SARIF, b"old", "2026-11-01T00:00:00Z")),
+        (index, await place.push.attached(REPOSITORY, index, SARIF, b"new", "2026-11-20T00:00:00+01:00")),
+    ]
+    if not place.referrers:
+        for subject in (amd, index):
+            theirs = [report for of, report in reports if of is subject]
+            await place.push.index(REPOSITORY, subject["digest"].replace(":", "-"), *theirs)
+    async with place.read() as registry:
+        found = await registry.attached(place.named(":multi"), SARIF, "linux/amd64", limit_bytes=100)
+        assert found.body == b"new"
+        assert found.created == datetime(2026, 11, 19, 23, tzinfo=UTC)
+        with pytest.raises(TooLarge):
+            await registry.attached(place.named(":multi"), SARIF, "linux/amd64", limit_bytes=2)
+        with pytest.raises(NotFound, match="nothing of type"):
+            await registry.attached(place.named(":multi"), "application/json", "linux/amd64", limit_bytes=100)
+
+
 async def test_nothing_attached_is_an_empty_answer(place: Place) -> None:
     subject = await place.push.image(REPOSITORY, "1")
     async with place.read() as registry:
@@ -229,6 +252,14 @@ async def test_a_token_is_asked_for_once_and_with_the_right_to_pull_only() -> No
         f"Bearer {TOKEN}",
         f"Bearer {TOKEN}",
     ]
+
+
+async def test_a_token_that_the_registry_does_not_take_is_not_asked_for_again_and_again() -> None:
+    async with served(LoopbackRegistry("token")) as ours, Outside(Allowed.listed([f"http://{ours.host}"])) as outside:
+        ours.faults["/token"] = sends(b'{"token": "another"}')
+        with pytest.raises(Refused, match="answers 401"):
+            await Registry(outside, logins(ours.host)).image(ImageReference.parse(f"{ours.host}/a:1"), "linux/amd64")
+    assert [path.partition("?")[0] for path, _ in ours.asked] == ["/v2/a/manifests/1", "/token", "/v2/a/manifests/1"]
 
 
 @pytest.mark.parametrize(

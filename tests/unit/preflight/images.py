@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.preflight.image.manifest import Descriptor, Image
+from service.preflight.image.manifest import Descriptor, Image, digest_of
 from service.preflight.image.reference import ImageReference
 
 
@@ -20,8 +20,9 @@ def image(
     reference = ImageReference.parse(name)
     return Image(
         reference=reference,
-        digest="sha256:" + f"{abs(hash(name)):064x}"[:64],
+        digest=digest_of(name.encode()),
         index_digest=None,
+        config_digest=digest_of(b"config"),
         platform=platform,
         created="2026-11-01T00:00:00Z",
         user=user,
