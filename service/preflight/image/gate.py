@@ -134,6 +134,8 @@ def facts_of_both(stable: Identity, canary: Identity, difference: Difference) ->
     facts |= {
         "User": _arrow(_user(stable), _user(canary)),
         "Platform": _arrow(stable.platform, canary.platform),
+        "Built": _arrow(stable.created or "not told", canary.created or "not told"),
+        "Revision": _arrow(stable.revision or "not told", canary.revision or "not told"),
         "Size": _arrow(size(stable.size_bytes), size(canary.size_bytes)),
         "Layers": f"{difference.shared_layers_n} of {len(canary.layers)} shared, {size(difference.new_bytes)} new",
         "Stable image": str(stable.reference.at(stable.digest)),
@@ -212,7 +214,7 @@ def _places(identity: Identity) -> Iterator[str]:
 def _facts_of(identity: Identity) -> dict[str, str]:
     facts = {name: seen.value for name, seen in identity.found.items()}
     if identity.digest:
-        facts |= {"User": _user(identity), "Size": size(identity.size_bytes)}
+        facts |= {"User": _user(identity), "Size": size(identity.size_bytes), "Built": identity.created or "not told"}
     return {**facts, "Canary image": str(identity.reference)}
 
 

@@ -58,6 +58,10 @@ class Identity:
     digest: str = ""
     platform: str = ""
     user: str = ""
+    created: str = ""
+    """When it was built, in the builder's words."""
+    revision: str = ""
+    """The commit that it was built from, where its label says so."""
     start: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     """All of it, for comparing. Values may be secrets: only names and the settings of ``difference`` are shown."""
@@ -117,6 +121,8 @@ def identify(image: Image) -> Identity:
         digest=image.digest,
         platform=image.platform,
         user=readable(image.user, 60),
+        created=readable(image.created, 40),
+        revision=readable(image.labels.get(_REVISION, ""), 60),
         start=image.start,
         environment=image.environment,
         layers=image.layers,
@@ -162,6 +168,7 @@ _LABELS = {
     "tensorflow_serving_github_branchtag": SERVING,
 }
 
+_REVISION = "org.opencontainers.image.revision"
 _BASE_NAME = "org.opencontainers.image.base.name"
 _SYSTEM_NAME, _SYSTEM_VERSION = "org.opencontainers.image.ref.name", "org.opencontainers.image.version"
 """Ubuntu's images say here what they are, and images built on them inherit it: the version is the system's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -12,13 +13,14 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.preflight.outside import MAX_ERROR_BYTES, Allowed, NotAllowed, Outside, TooLarge, is_public, readable
 from service.ring.ports import Refused, Unavailable
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+SEEDED = settings(deadline=None, derandomize=True)
 QUICK = {"limit_bytes": 1000, "timeout_s": 10.0}
 
 
@@ -258,6 +260,36 @@ async def test_a_host_that_hangs_costs_the_time_that_was_given(path: str) -> Non
             await outside.get(f"http://127.0.0.1:{port}{path}", limit_bytes=10, timeout_s=0.2)
 
 
+async def test_a_name_that_is_never_resolved_costs_the_time_that_was_given() -> None:
+    class Never(Names):
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+        ) -> list[ResolveResult]:
+            await asyncio.Event().wait()
+            return []
+
+    async with Outside(resolver=Never) as outside:
+        with pytest.raises(Unavailable, match=r"within 0\.2 s"):
+            await outside.get("https://registry.example/", limit_bytes=10, timeout_s=0.2)
+
+
+async def test_headers_without_end_are_not_read() -> None:
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        with contextlib.suppress(ConnectionError):
+            for number in range(100_000):
+                writer.write(b"X-%d: %s\r\n" % (number, b"a" * 1000))
+                await writer.drain()
+        writer.close()
+
+    listener = await asyncio.start_server(endless, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    async with listener, Outside(Allowed.listed(["http://127.0.0.1"])) as outside:
+        with pytest.raises(Unavailable, match="cannot be read"):
+            await outside.get(f"http://127.0.0.1:{port}/", **QUICK)
+
+
 async def test_a_closed_port_and_a_broken_answer_are_unavailable() -> None:
     async def broken(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -289,6 +321,7 @@ def test_an_entry_of_another_form_stops_the_start_up(entry: str) -> None:
         Allowed.listed([entry])
 
 
+@SEEDED
 @given(st.ip_addresses(v=4))
 def test_an_ipv4_address_is_judged_the_same_in_every_ipv6_coat(address: object) -> None:
     inner = ip_address(str(address))
