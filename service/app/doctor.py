@@ -12,10 +12,10 @@ import aiohttp
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
-from service.actuators.cluster import connect, rights
 from service.api.auth import read_tokens
 from service.app.clock import SystemClock
 from service.app.run import connection_of
+from service.cluster import connect, rights
 from service.model.catalog import Catalog
 from service.model.preset import MetricsPreset, ValueExpression
 from service.ring.ports import PortError, Refused, Unavailable

@@ -20,7 +20,6 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
-from service.actuators.cluster import connect
 from service.actuators.istio import IstioMesh
 from service.alerts.pagerduty import NobodyPaged, PagerDutyPager
 from service.analysis.tick import PAST_ROLLOUTS, NoSource, Tick
@@ -33,6 +32,7 @@ from service.app.metrics import Counted, OwnMetrics
 from service.app.observed_store import observed
 from service.app.supervisor import run_until
 from service.app.tracing import open_tracer
+from service.cluster import connect
 from service.dispatch.clockwork import Clockwork
 from service.dispatch.dispatcher import Dispatcher
 from service.events.connection import Connection
