@@ -161,9 +161,10 @@ def _open_regular(file: Path, name: str) -> tuple[BinaryIO, os.stat_result]:
     except OSError as error:
         raise Refused(f"report {name!r} cannot be opened: {error.strerror}") from error
     state = os.fstat(descriptor)
-    if not stat.S_ISREG(state.st_mode) or state.st_size > MAX_REPORT_BYTES:
+    regular = stat.S_ISREG(state.st_mode)
+    if not regular or state.st_size > MAX_REPORT_BYTES:
         os.close(descriptor)
-        why = f"has {state.st_size} bytes; at most {MAX_REPORT_BYTES} are read" if state.st_size else "is no file"
+        why = f"has {state.st_size} bytes; at most {MAX_REPORT_BYTES} are read" if regular else "is no file"
         raise Refused(f"report {name!r} {why}")
     return os.fdopen(descriptor, "rb", buffering=0), state
 
