@@ -1,6 +1,6 @@
-"""The API server's side of what Serinus asks: VirtualServices, Deployments, EndpointSlices, access reviews.
+"""The API server's side of what Serinus asks: VirtualServices, Deployments, pods, EndpointSlices, access reviews.
 
-Held to the same contract test as a real kube-apiserver with Istio's CRDs (tests/contract/mesh).
+Held to the same contract tests as a real kube-apiserver with Istio's CRDs (tests/contract/mesh, .../workloads).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class KubeApi(Served):
         self.asked_n = 0
         """Patches that have come in."""
         self.forbidden: set[str] = set()
-        """Namespaces that may not be read."""
+        """Namespaces and plurals that may not be read."""
         self._version = 1
         self._on_change = on_change or (lambda _: None)
 
@@ -77,12 +77,13 @@ class KubeApi(Served):
             web.get(base, self._list),
             web.get(base + "/{name}", self._get),
             web.patch(base + "/{name}", self._patch),
+            web.get("/api/v1/namespaces/{namespace}/{plural:pods}", self._list),
             web.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", self._review),
         ]
 
     async def _list(self, request: web.Request) -> web.Response:
         plural, namespace = request.match_info["plural"], request.match_info["namespace"]
-        if namespace in self.forbidden:
+        if self.forbidden & {namespace, plural}:
             return _status(403, "Forbidden", "as told")
         wanted = dict(part.split("=", 1) for part in request.query.get("labelSelector", "").split(",") if part)
         after, limit = request.query.get("continue", ""), int(request.query.get("limit") or 0)
