@@ -93,7 +93,7 @@ async def _looked(
     class Files:
         """The two files of the command line, under names that a target could have."""
 
-        def opened(self, place: ReportPlace, _: str) -> AbstractAsyncContextManager[Opened]:
+        def opened(self, place: ReportPlace, *_: str) -> AbstractAsyncContextManager[Opened]:
             file = files[place.file or ""] or Path()
             return opened_file(file, str(file))
 
@@ -109,10 +109,10 @@ async def _looked(
     class Told:
         """The image's user as the command line says it."""
 
-        async def known(self, _: str) -> KnownImage:
+        async def known(self, *_: str) -> KnownImage:
             return KnownImage(frozenset(), image_user or "")
 
-        async def attached(self, reference: str, media_type: str, *, limit_bytes: int) -> Attached:
+        async def attached(self, *_: str, limit_bytes: int) -> Attached:
             raise Refused("no registry is asked")
 
     subject = SecuritySubject(

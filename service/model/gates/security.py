@@ -30,6 +30,9 @@ ReportUrl = Annotated[
 ]
 """Where a report is served. No user and no password: such an address would end up in logs. May hold templates."""
 
+ImageName = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9._/:@+${}-]+$")]
+"""An image reference. May hold templates."""
+
 MediaType = Annotated[
     str,
     StringConstraints(max_length=255, pattern=r"^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*$"),
@@ -122,6 +125,8 @@ class SecurityGate(Value):
     """The report must name the digest of the very image. A report that names another one is never taken."""
     posture: Posture | None = Posture()
     """null: the Deployment is not looked at."""
+    within_s: float = Field(default=100.0, gt=0, le=110)
+    """Longest time for all that is read, in seconds. A whole look may take two minutes."""
 
     @property
     def needs_report(self) -> bool:
@@ -158,6 +163,14 @@ class SecuritySubject(Value):
     namespace: Named = "${namespace}"
     container: Named | None = None
     """The container that is the candidate; None: every container of the Deployment's template."""
+    image: ImageName | None = None
+    """The candidate's image, for example ``registry.example/ml/ranker:${canary_version}``; None: as the Deployment has
+    it. Registries are asked about images that the target or the Deployment names, never about one that only an event
+    names; of the event's artifact the digest is taken where it is of the same repository."""
+    platform: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+/[a-z0-9]+(/[a-z0-9]+)?$", max_length=40)] = (
+        "linux/amd64"
+    )
+    """What the nodes are; picks from a multi-arch index."""
 
     @model_validator(mode="after")
     def _stable_by_place(self) -> Self:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
+from string import Template
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from pydantic import ValidationError
 
 from service.model.gates.report import Candidate, Finding, GateReport
 from service.model.gates.security import Posture, ReportPlace, SecurityGate, SecuritySubject
@@ -15,10 +20,10 @@ from service.preflight.security import limits, posture, provenance
 from service.preflight.security.checks import Check, Outcome
 from service.preflight.security.picking import Malformed
 from service.preflight.security.posture import NoSpec
-from service.preflight.security.reports import Nothing, Report, short
+from service.preflight.security.reports import Nothing, Report, digests_of, short
 from service.preflight.security.sources import Images, KnownImage, Opened, read
 from service.preflight.security.workload import Pod, Workload
-from service.ring.ports import PortError, Refused
+from service.ring.ports import PortError, Refused, Unavailable
 
 MAX_LINES_N = 40
 MAX_LINE_N = 480
@@ -36,7 +41,7 @@ class Workloads(Protocol):
 class Sources(Protocol):
     """Where reports come from."""
 
-    def opened(self, place: ReportPlace, reference: str) -> AbstractAsyncContextManager[Opened]:
+    def opened(self, place: ReportPlace, reference: str, platform: str) -> AbstractAsyncContextManager[Opened]:
         """The report at a place. Raises ``PortError``."""
 
 
@@ -74,11 +79,20 @@ class SecurityLook:
     async def look(self, rule: SecurityGate, subject: SecuritySubject, of: Candidate) -> GateReport:
         """The gate's answer. What cannot be read is COULD_NOT_LOOK, never an exception."""
         answer = _Answer()
+        try:
+            subject = _filled(subject, of)
+        except ValueError as error:
+            said = f"the target cannot be filled in for this release: {error}"
+            answer.checks.append(Check(Outcome.UNSEEN, said, "see the templates of the target's security gate"))
+            return _answered(answer)
+        # What was seen before the time is over still counts.
+        deadline = asyncio.get_running_loop().time() + rule.within_s
+        there = await self._workload(rule, subject, of, deadline, answer)
         containers = None if subject.container is None else [subject.container]
-        there = await self._workload(rule, subject, of, answer)
         named = there.images(containers) if there else {}
-        known = await self._known([of.artifact, *named.values()], answer)
-        report = await self._report(rule, subject, of, named, there, known, answer)
+        asked = [_pinned(subject.image, of.artifact)] if subject.image else []
+        known = await self._known([*asked, *named.values()], subject.platform, deadline, answer)
+        report = await self._report(rule, subject, of, asked, named, there, known, deadline, answer)
         if there is not None and rule.posture is not None:
             users = {name: known[image].user for name, image in named.items() if image in known}
             if report is not None and report.image_user is not None:
@@ -92,7 +106,7 @@ class SecurityLook:
         return _answered(answer)
 
     async def _workload(
-        self, rule: SecurityGate, subject: SecuritySubject, of: Candidate, answer: _Answer
+        self, rule: SecurityGate, subject: SecuritySubject, of: Candidate, deadline: float, answer: _Answer
     ) -> Workload | None:
         if subject.deployment is None:
             if rule.posture is not None:
@@ -105,7 +119,8 @@ class SecurityLook:
         try:
             if cluster is None:
                 raise Refused(f"cluster {of.service.cluster} is not one that is read")
-            return await cluster.workload(subject.namespace, subject.deployment)
+            async with _until(deadline, f"Deployment {subject.namespace}/{subject.deployment}"):
+                return await cluster.workload(subject.namespace, subject.deployment)
         except PortError as error:
             if rule.posture is not None:
                 to_do = "see that the Deployment exists before the event is sent, and that the Role allows get on it"
@@ -114,13 +129,16 @@ class SecurityLook:
                 answer.lines.append(str(error))
             return None
 
-    async def _known(self, references: Sequence[str], answer: _Answer) -> dict[str, KnownImage]:
+    async def _known(
+        self, references: Sequence[str], platform: str, deadline: float, answer: _Answer
+    ) -> dict[str, KnownImage]:
         known: dict[str, KnownImage] = {}
         if self._images is None:
             return known
         for reference in list(dict.fromkeys(filter(None, references)))[:MAX_IMAGES_N]:
             try:
-                known[reference] = await self._images.known(reference)
+                async with _until(deadline, reference):
+                    known[reference] = await self._images.known(reference, platform)
             except PortError as error:
                 answer.lines.append(f"the registry could not be asked about {reference}: {error}")
         return known
@@ -130,9 +148,11 @@ class SecurityLook:
         rule: SecurityGate,
         subject: SecuritySubject,
         of: Candidate,
+        asked: Sequence[str],
         named: Mapping[str, str],
         there: Workload | None,
         known: Mapping[str, KnownImage],
+        deadline: float,
         answer: _Answer,
     ) -> Report | None:
         if not rule.needs_report:
@@ -141,10 +161,10 @@ class SecurityLook:
             to_do = "set report in the target, or limits: {} and secrets: null in the policy"
             answer.checks.append(Check(Outcome.UNSEEN, "the target names no scan report", to_do))
             return None
-        images = list(dict.fromkeys(named.values()))
-        reference = of.artifact or (images[0] if len(images) == 1 else "")
+        images = list(dict.fromkeys([*asked, *named.values()]))
+        reference = images[0] if asked or len(images) == 1 else ""
         try:
-            report, written = await self._read(subject.report, reference)
+            report, written = await self._read(subject.report, reference, subject.platform, deadline)
         except (PortError, Malformed, Nothing) as error:
             to_do = "see that the scan of this release ran, and where it writes its report"
             answer.checks.append(Check(Outcome.UNSEEN, f"no report: {error}", to_do))
@@ -152,13 +172,11 @@ class SecurityLook:
         stable, no_stable = None, "the target names none"
         if rule.only_new and subject.stable_report is not None:
             try:
-                stable, _ = await self._read(subject.stable_report, "")
+                stable, _ = await self._read(subject.stable_report, "", subject.platform, deadline)
             except (PortError, Malformed, Nothing) as error:
                 no_stable = str(error)
         now = self._now()
-        digests = frozenset().union(*(one.digests for one in known.values()))
-        pulled = [one for pod in there.pods for name in named if (one := pod.image_ids.get(name))] if there else []
-        references = [one for one in (of.artifact, *images, *pulled) if one]
+        references, digests = _image_of([*named.values(), *_pulled(there, named)], asked, of.artifact, known)
         ours = provenance.of_this_image(report, rule, references=references, digests=digests)
         fresh = provenance.of_today(report, rule, now=now, written=written)
         held = limits.hold(report, rule, today=now.date(), stable=stable, no_stable=no_stable)
@@ -169,9 +187,57 @@ class SecurityLook:
             answer.facts["scanned image"] = short(min(report.digests))
         return report
 
-    async def _read(self, place: ReportPlace, reference: str) -> tuple[Report, datetime | None]:
-        async with self._sources.opened(place, reference) as opened:
+    async def _read(
+        self, place: ReportPlace, reference: str, platform: str, deadline: float
+    ) -> tuple[Report, datetime | None]:
+        async with _until(deadline, "the report"), self._sources.opened(place, reference, platform) as opened:
             return await read(opened), opened.written
+
+
+@asynccontextmanager
+async def _until(deadline: float, what: str) -> AsyncIterator[None]:
+    """Give up at this moment of the loop's clock, with an error that says of what."""
+    limit = asyncio.timeout_at(deadline)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise Unavailable(f"{what} could not be read before the gate's time was over") from error
+
+
+def _filled(subject: SecuritySubject, of: Candidate) -> SecuritySubject:
+    """The subject with its templates filled in. Raises ValueError."""
+    values = {"service": of.service.name, "namespace": of.service.namespace, "canary_version": of.version}
+    if of.stable_version is not None:
+        values["stable_version"] = of.stable_version
+    in_urls = {name: quote(value, safe="") for name, value in values.items()}
+
+    def fill(given: Any, name: str = "") -> Any:
+        if isinstance(given, str):
+            return Template(given).substitute(in_urls if name == "url" else values)
+        return {key: fill(value, key) for key, value in given.items()} if isinstance(given, dict) else given
+
+    try:
+        return SecuritySubject.model_validate(fill(subject.model_dump(mode="json")))
+    except KeyError as error:
+        raise ValueError(f"it needs {error.args[0]}, which the event does not give") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _pinned(image: str, artifact: str) -> str:
+    """The target's image, with the digest that the event names for the same repository."""
+    name, _, digest = artifact.partition("@")
+    same = _repository(name) == _repository(image.partition("@")[0])
+    return f"{image}@{digest}" if digest and same and "@" not in image else image
+
+
+def _repository(name: str) -> str:
+    head, slash, last = name.rpartition("/")
+    return f"{head}{slash}{last.partition(':')[0]}"
 
 
 def _judge_posture(
@@ -207,6 +273,25 @@ def _judge_posture(
         answer.lines.append(f"the first {len(there.pods)} pods were looked at; there are more")
     elif not there.pods:
         answer.lines.append("no pod runs yet, so the Deployment's template was looked at")
+
+
+def _image_of(
+    runs: Sequence[str], asked: Sequence[str], artifact: str, known: Mapping[str, KnownImage]
+) -> tuple[list[str], frozenset[str]]:
+    """How the candidate's image is called, and its digests: by what runs, else by the target, else by the event.
+
+    What an event says of an image is no evidence of what runs.
+    """
+    for references in (runs, asked, [artifact]):
+        called = [one for one in references if one]
+        digests = digests_of(*called).union(*(known[one].digests for one in called if one in known))
+        if digests:
+            return called, digests
+    return [one for one in (*runs, *asked, artifact) if one], frozenset()
+
+
+def _pulled(there: Workload | None, names: Collection[str]) -> list[str]:
+    return [image for name in names for image in _ids(there, name)] if there else []
 
 
 def _ids(there: Workload, container: str) -> list[str]:

@@ -25,18 +25,16 @@ def of_this_image(
 ) -> Check:
     """Whether the report is of the candidate's image.
 
-    references : how the event, the Deployment and the pods call the image
-    digests : what else is known of it: its manifest's, its index' or its configuration's
+    references : how the image is called
+    digests : those of its manifest, its index or its configuration, as far as they are known beside its names
     """
     known = digests_of(*references) | frozenset(digests)
     if report.digests & known:
         return Check(Outcome.GOOD, f"the report is of this image ({short(min(report.digests & known))})")
     if report.digests and known:
-        said = (
-            f"the report is of image {_shorts(report.digests)}, and the candidate's is {_shorts(known)}; an index and "
-            f"the image of one platform in it have different digests"
-        )
-        return Check(Outcome.UNSEEN, said, SCAN_AGAIN)
+        said = f"the report is of image {_shorts(report.digests)}, and the candidate's is {_shorts(known)}"
+        to_do = f"{SCAN_AGAIN} (an index and the image of one platform in it have different digests)"
+        return Check(Outcome.UNSEEN, said, to_do)
     ours, theirs = {_tagged(one) for one in references} - {None}, {_tagged(one) for one in report.names} - {None}
     called = readable(report.names[0], 120) if report.names else ""
     if not known and not ours:

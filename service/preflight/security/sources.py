@@ -26,8 +26,8 @@ from service.ring.ports import Refused, Unavailable
 
 MAX_REPORT_BYTES = 512 * 1024 * 1024
 MAX_ATTACHED_BYTES = 64 * 1024 * 1024
-TIMEOUT_S = 180.0
-"""For a whole report, from opening it to its last finding."""
+TIMEOUT_S = 110.0
+"""For a whole report; the gate's own limit may be shorter."""
 
 PIECE_BYTES = 256 * 1024
 
@@ -53,10 +53,10 @@ class Attached:
 class Images(Protocol):
     """The registries. Both raise ``PortError``."""
 
-    async def known(self, reference: str) -> KnownImage:
+    async def known(self, reference: str, platform: str) -> KnownImage:
         """What the image's registry says of it."""
 
-    async def attached(self, reference: str, media_type: str, *, limit_bytes: int) -> Attached:
+    async def attached(self, reference: str, platform: str, media_type: str, *, limit_bytes: int) -> Attached:
         """The newest artifact of this type that refers to the image, verified against its digest."""
 
 
@@ -86,13 +86,13 @@ class ReportSources:
         self._outside = outside
         self._images = images
 
-    def opened(self, place: ReportPlace, reference: str) -> AbstractAsyncContextManager[Opened]:
+    def opened(self, place: ReportPlace, reference: str, platform: str) -> AbstractAsyncContextManager[Opened]:
         """Open the report at a place; ``reference`` is the image whose registry is asked. Raises PortError."""
         if place.file is not None:
             return self._file(place.file)
         if place.url is not None:
             return self._url(place.url)
-        return self._referrer(place.referrer or "", reference)
+        return self._referrer(place.referrer or "", reference, platform)
 
     @asynccontextmanager
     async def _file(self, name: str) -> AsyncIterator[Opened]:
@@ -117,13 +117,13 @@ class ReportSources:
             yield Opened(answer.url, _http_date(answer.headers.get("Last-Modified", "")), answer.chunks())
 
     @asynccontextmanager
-    async def _referrer(self, media_type: str, reference: str) -> AsyncIterator[Opened]:
+    async def _referrer(self, media_type: str, reference: str, platform: str) -> AsyncIterator[Opened]:
         what = f"{media_type} attached to {readable(reference)}"
         if self._images is None:
             raise Refused(f"report {what}: registries are not asked here")
         if not reference:
             raise Refused(f"a report of type {media_type} is looked for at the candidate's image, which is not known")
-        attached = await self._images.attached(reference, media_type, limit_bytes=MAX_ATTACHED_BYTES)
+        attached = await self._images.attached(reference, platform, media_type, limit_bytes=MAX_ATTACHED_BYTES)
         yield Opened(what, attached.created, _pieces_of(attached.body))
 
 
@@ -138,16 +138,13 @@ async def opened_file(file: Path, name: str) -> AsyncIterator[Opened]:
 
 
 async def read(opened: Opened) -> Report:
-    """The report. Raises PortError, Malformed, Nothing, and Unavailable when it takes longer than TIMEOUT_S."""
+    """The report. Raises PortError, Malformed, Nothing."""
     reader = ReportReader()
     try:
-        async with asyncio.timeout(TIMEOUT_S):
-            async for piece in opened.pieces:
-                # In a thread, so that others of the loop are served between the slices of a large report.
-                await asyncio.to_thread(reader.feed, piece)
-            return await asyncio.to_thread(reader.close)
-    except TimeoutError as error:
-        raise Unavailable(f"{opened.what} could not be read within {TIMEOUT_S:g} s") from error
+        async for piece in opened.pieces:
+            # In a thread, so that others of the loop are served between the slices of a large report.
+            await asyncio.to_thread(reader.feed, piece)
+        return await asyncio.to_thread(reader.close)
     except Malformed as error:
         raise Malformed(f"{opened.what} is no report that can be read: {error}") from error
     except Nothing as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Callable
@@ -81,12 +82,13 @@ class Registry:
         self.report = attached
         self.asked: list[tuple[str, str]] = []
 
-    async def known(self, reference: str) -> KnownImage:
+    async def known(self, reference: str, platform: str) -> KnownImage:
+        assert platform == "linux/amd64"
         if reference not in self.images:
             raise Unavailable("the registry is away")
         return self.images[reference]
 
-    async def attached(self, reference: str, media_type: str, *, limit_bytes: int) -> Attached:
+    async def attached(self, reference: str, platform: str, media_type: str, *, limit_bytes: int) -> Attached:
         self.asked.append((reference, media_type))
         if self.report is None:
             raise Refused(f"nothing of type {media_type} is attached to {reference}")
@@ -196,6 +198,14 @@ async def test_the_image_that_the_pods_pulled_tells_whether_the_report_is_of_it(
     assert same.finding is Finding.PASSED
     other = await look(folder, deployed(pod("a", SAFE, f"ghcr.io/ml/tf@{OTHER}")))
     assert other.finding is Finding.COULD_NOT_LOOK
+
+
+async def test_what_an_event_says_of_the_image_counts_less_than_what_runs(folder: Path) -> None:
+    of = candidate(f"{IMAGE}@{DIGEST}")
+    report = await look(folder, deployed(image=f"{IMAGE}@{OTHER}"), of=of)
+    assert (report.finding, "the candidate's is c3c3c3c3c3c3" in report.sentence) == (Finding.COULD_NOT_LOOK, True)
+    assert (await look(folder, deployed(pod("a", SAFE, f"x@{OTHER}")), of=of)).finding is Finding.COULD_NOT_LOOK
+    assert (await look(folder, deployed(), of=of)).finding is Finding.PASSED
 
 
 async def test_the_registry_tells_digests_and_the_user_of_the_image(folder: Path) -> None:
@@ -367,12 +377,54 @@ async def test_a_report_that_is_attached_in_the_registry_is_asked_for_at_the_can
     subject = SUBJECT.model_copy(update={"report": ReportPlace(referrer="application/sarif+json")})
     images = Registry({}, text(trivy_sarif(CLEAN)))
     assert (await look(folder, subject=subject, images=images)).finding is Finding.PASSED
-    artifact = f"{IMAGE}@{DIGEST}"
-    assert (await look(folder, subject=subject, images=images, of=candidate(artifact))).finding is Finding.PASSED
-    assert images.asked == [(IMAGE, "application/sarif+json"), (artifact, "application/sarif+json")]
+    named = subject.model_copy(update={"image": "ghcr.io/ml/tf:${canary_version}", "deployment": None})
+    rule = SecurityGate(posture=None)
+    for artifact in (f"ghcr.io/ml/tf@{DIGEST}", f"evil.example/ml/tf@{DIGEST}", f"ghcr.io/ml/other@{DIGEST}"):
+        of = candidate(artifact)
+        assert (await look(folder, subject=named, images=images, of=of, rule=rule)).finding is Finding.PASSED
+    assert images.asked == [
+        (reference, "application/sarif+json") for reference in (IMAGE, f"{IMAGE}@{DIGEST}", IMAGE, IMAGE)
+    ]
     nothing = await look(folder, subject=subject, images=Registry())
     assert "nothing of type application/sarif+json is attached" in nothing.sentence
     assert "registries are not asked here" in (await look(folder, subject=subject)).sentence
+
+
+async def test_templates_are_filled_with_the_release_and_what_they_give_is_checked_again(folder: Path) -> None:
+    put(folder, trivy(CLEAN), "tf-2.13.0.json")
+    subject = SUBJECT.model_copy(
+        update={"report": ReportPlace(file="${service}-${canary_version}.json"), "namespace": "${namespace}"}
+    )
+    assert (await look(folder, subject=subject)).finding is Finding.PASSED
+    sideways = subject.model_copy(update={"deployment": "tf-${canary_version}"})
+    of = candidate().model_copy(update={"version": "2.13.0+cu12"})
+    report = await look(folder, subject=sideways, of=of)
+    assert report.finding is Finding.COULD_NOT_LOOK
+    assert report.sentence.startswith("The target cannot be filled in for this release: deployment:")
+    stable = subject.model_copy(update={"stable_report": ReportPlace(file="${stable_version}.json")})
+    report = await look(folder, subject=stable, of=candidate().model_copy(update={"stable_version": None}))
+    assert "it needs stable_version, which the event does not give" in report.sentence
+
+
+async def test_a_registry_and_an_address_that_hang_are_left_when_the_time_is_over(folder: Path) -> None:
+    class Hanging(Registry):
+        async def known(self, reference: str, platform: str) -> KnownImage:
+            await asyncio.sleep(3600)
+            raise AssertionError
+
+    rule = SecurityGate(within_s=0.05)
+    report = await look(folder, deployed(context={"runAsUser": 0}), rule=rule, images=Hanging())
+    assert report.finding is Finding.FAILED
+    assert any("before the gate's time was over" in line for line in report.lines)
+
+    async def hang(_: web.Request) -> web.Response:
+        await asyncio.sleep(3600)
+        raise AssertionError
+
+    async with served(hang) as (outside, subject):
+        report = await look(folder, subject=subject, outside=outside, rule=rule)
+    assert report.finding is Finding.COULD_NOT_LOOK
+    assert report.sentence == "No report: the report could not be read before the gate's time was over."
 
 
 async def test_an_answer_stays_within_its_bounds_whatever_was_found(folder: Path) -> None:
