@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from service.model.gates.security import SecurityGate
 
 MAX_YAML_BYTES = 1_000_000
+MAX_YAML_NODES_N = 200_000
+"""Aliases let a few lines stand for billions of values."""
 
 
 def security(
@@ -173,11 +175,19 @@ def _yaml(file: Path) -> list[Any]:
             text = stream.read(MAX_YAML_BYTES + 1)
         if len(text) > MAX_YAML_BYTES:
             _refuse(f"{file} has more than {MAX_YAML_BYTES} bytes")
-        return list(yaml.safe_load_all(text))
+        found = list(yaml.safe_load_all(text))
     except OSError as error:
         _refuse(f"{file} cannot be read: {error.strerror}")
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         _refuse(f"{file} is no YAML: {' '.join(str(error).split())[:200]}")
+    left, nodes_n = list(found), 0
+    while left:
+        one = left.pop()
+        nodes_n += 1
+        if nodes_n > MAX_YAML_NODES_N:
+            _refuse(f"{file} stands for more than {MAX_YAML_NODES_N} values")
+        left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+    return found
 
 
 def _refuse(sentence: str) -> NoReturn:

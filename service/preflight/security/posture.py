@@ -11,6 +11,7 @@ The container's security context comes before the pod's, and both before the ima
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -258,7 +259,7 @@ def _first(name: str, container: Mapping[str, Any], pod: Mapping[str, Any], kind
         value = context.get(name)
         if value is not None:
             if type(value) is not kind:
-                raise NoSpec(f"{name} of the {who} is {readable(repr(value), 40)}, not a {_TYPES[kind]}")
+                raise NoSpec(f"{name} of the {who} is {readable(reprlib.repr(value), 40)}, not a {_TYPES[kind]}")
             return value, who
     return None, ""
 
@@ -267,7 +268,7 @@ def _flag(context: Mapping[str, Any], name: str) -> bool | None:
     value = context.get(name)
     if value is not None and not isinstance(value, bool):
         # A text "true" in a manifest is refused by the API server; taken for a yes here it would be a false pass.
-        raise NoSpec(f"{name} is {readable(repr(value), 40)}, not true or false")
+        raise NoSpec(f"{name} is {readable(reprlib.repr(value), 40)}, not true or false")
     return value
 
 
@@ -282,7 +283,7 @@ def _map(value: object, where: str) -> Mapping[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise NoSpec(f"{where} is {readable(repr(value), 40)}, not a mapping")
+        raise NoSpec(f"{where} is {readable(reprlib.repr(value), 40)}, not a mapping")
     return value
 
 
@@ -290,5 +291,5 @@ def _list(value: object, where: str) -> Sequence[Any]:
     if value is None:
         return ()
     if not isinstance(value, list | tuple):
-        raise NoSpec(f"{where} is {readable(repr(value), 40)}, not a list")
+        raise NoSpec(f"{where} is {readable(reprlib.repr(value), 40)}, not a list")
     return value
