@@ -130,7 +130,7 @@ async def _looked(
         stable_version=None,
         artifact=image,
     )
-    look = SecurityLook(Files(), {"manifest": Manifest()}, images=None if image_user is None else Told())
+    look = SecurityLook(Files(), Manifest(), images=None if image_user is None else Told())
     return await look.look(rule, subject, of)
 
 

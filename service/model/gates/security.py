@@ -154,7 +154,6 @@ class ReportPlace(Value):
 class SecuritySubject(Value):
     """Where the reports and the candidate's Deployment are."""
 
-    gate: Literal["security"] = "security"
     report: ReportPlace | None = None
     stable_report: ReportPlace | None = None
     """Stable's report, for ``only_new``."""

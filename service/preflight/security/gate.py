@@ -7,11 +7,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from string import Template
-from typing import Any, Protocol
-from urllib.parse import quote
-
-from pydantic import ValidationError
+from typing import Protocol
 
 from service.model.gates.report import Candidate, Finding, GateReport
 from service.model.gates.security import Posture, ReportPlace, SecurityGate, SecuritySubject
@@ -23,7 +19,7 @@ from service.preflight.security.posture import NoSpec
 from service.preflight.security.reports import Nothing, Report, digests_of, short
 from service.preflight.security.sources import Images, KnownImage, Opened, read
 from service.preflight.security.workload import Pod, Workload
-from service.ring.ports import PortError, Refused, Unavailable
+from service.ring.ports import PortError, Unavailable
 
 MAX_LINES_N = 40
 MAX_LINE_N = 480
@@ -32,7 +28,7 @@ MAX_IMAGES_N = 5
 
 
 class Workloads(Protocol):
-    """One cluster's Deployments."""
+    """The Deployments of one cluster."""
 
     async def workload(self, namespace: str, deployment: str) -> Workload:
         """The Deployment with its pods. Raises ``PortError``."""
@@ -58,7 +54,7 @@ class SecurityLook:
     """Looks for the security gate.
 
     sources : where reports come from
-    workloads : clusters by their name; one that is missing cannot be looked at
+    workloads : the cluster's Deployments
     images : registries, for the image's user and digests; None: what the pods and the report say has to do
     now : the present moment, in UTC
     """
@@ -66,7 +62,7 @@ class SecurityLook:
     def __init__(
         self,
         sources: Sources,
-        workloads: Mapping[str, Workloads],
+        workloads: Workloads,
         *,
         images: Images | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -79,15 +75,9 @@ class SecurityLook:
     async def look(self, rule: SecurityGate, subject: SecuritySubject, of: Candidate) -> GateReport:
         """The gate's answer. What cannot be read is COULD_NOT_LOOK, never an exception."""
         answer = _Answer()
-        try:
-            subject = _filled(subject, of)
-        except ValueError as error:
-            said = f"the target cannot be filled in for this release: {error}"
-            answer.checks.append(Check(Outcome.UNSEEN, said, "see the templates of the target's security gate"))
-            return _answered(answer)
         # What was seen before the time is over still counts.
         deadline = asyncio.get_running_loop().time() + rule.within_s
-        there = await self._workload(rule, subject, of, deadline, answer)
+        there = await self._workload(rule, subject, deadline, answer)
         containers = None if subject.container is None else [subject.container]
         named = there.images(containers) if there else {}
         asked = [_pinned(subject.image, of.artifact)] if subject.image else []
@@ -106,7 +96,7 @@ class SecurityLook:
         return _answered(answer)
 
     async def _workload(
-        self, rule: SecurityGate, subject: SecuritySubject, of: Candidate, deadline: float, answer: _Answer
+        self, rule: SecurityGate, subject: SecuritySubject, deadline: float, answer: _Answer
     ) -> Workload | None:
         if subject.deployment is None:
             if rule.posture is not None:
@@ -115,12 +105,9 @@ class SecurityLook:
                     Check(Outcome.UNSEEN, said, "set deployment in the target, or posture: null in the policy")
                 )
             return None
-        cluster = self._workloads.get(of.service.cluster)
         try:
-            if cluster is None:
-                raise Refused(f"cluster {of.service.cluster} is not one that is read")
             async with _until(deadline, f"Deployment {subject.namespace}/{subject.deployment}"):
-                return await cluster.workload(subject.namespace, subject.deployment)
+                return await self._workloads.workload(subject.namespace, subject.deployment)
         except PortError as error:
             if rule.posture is not None:
                 to_do = "see that the Deployment exists before the event is sent, and that the Role allows get on it"
@@ -205,27 +192,6 @@ async def _until(deadline: float, what: str) -> AsyncIterator[None]:
         if not limit.expired():
             raise
         raise Unavailable(f"{what} could not be read before the gate's time was over") from error
-
-
-def _filled(subject: SecuritySubject, of: Candidate) -> SecuritySubject:
-    """The subject with its templates filled in. Raises ValueError."""
-    values = {"service": of.service.name, "namespace": of.service.namespace, "canary_version": of.version}
-    if of.stable_version is not None:
-        values["stable_version"] = of.stable_version
-    in_urls = {name: quote(value, safe="") for name, value in values.items()}
-
-    def fill(given: Any, name: str = "") -> Any:
-        if isinstance(given, str):
-            return Template(given).substitute(in_urls if name == "url" else values)
-        return {key: fill(value, key) for key, value in given.items()} if isinstance(given, dict) else given
-
-    try:
-        return SecuritySubject.model_validate(fill(subject.model_dump(mode="json")))
-    except KeyError as error:
-        raise ValueError(f"it needs {error.args[0]}, which the event does not give") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def _pinned(image: str, artifact: str) -> str:

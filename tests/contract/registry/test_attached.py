@@ -21,6 +21,7 @@ from service.preflight.outside import Allowed, Outside
 from service.preflight.registries import CREATED, RegistryImages
 from service.preflight.security.gate import SecurityLook
 from service.preflight.security.sources import ReportSources
+from service.preflight.security.workload import Workload
 from service.ring.ports import Refused
 from tests.contract.registry.serving import OCI_MANIFEST, TOKEN, LoopbackRegistry, Pusher, served
 from tests.real.parts.registry import PASSWORD, USER, GoRegistry, with_referrers
@@ -77,9 +78,16 @@ async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
         yield Place(ours.host, Pusher(ours.host, f"Bearer {TOKEN}"), logins)
 
 
+class NoWorkloads:
+    """No gate here asks for a Deployment."""
+
+    async def workload(self, namespace: str, deployment: str) -> Workload:
+        raise AssertionError
+
+
 async def gate(place: Place, images: RegistryImages, artifact: str = "") -> GateReport:
-    look = SecurityLook(ReportSources(images=images), {}, images=images, now=lambda: NOW)
-    subject = SecuritySubject(report=ReportPlace(referrer=SARIF), image=f"{place.host}/ml/tf:${{canary_version}}")
+    look = SecurityLook(ReportSources(images=images), NoWorkloads(), images=images, now=lambda: NOW)
+    subject = SecuritySubject(report=ReportPlace(referrer=SARIF), image=f"{place.host}/ml/tf:2.13.0")
     service = ServiceKey(cluster="c", namespace="ml", name="tf")
     of = Candidate(service=service, version="2.13.0", stable_version=None, artifact=artifact)
     return await look.look(SecurityGate(posture=None), subject, of)

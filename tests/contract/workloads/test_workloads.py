@@ -127,7 +127,7 @@ async def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 
 async def posture(world: World, name: str, **rule: Any) -> tuple[Finding, str]:
-    look = SecurityLook(ReportSources(), {"c": KubernetesWorkloads(world.reads)})
+    look = SecurityLook(ReportSources(), KubernetesWorkloads(world.reads))
     gate = SecurityGate(limits={}, secrets=None, posture=Posture(**rule))
     subject = SecuritySubject(deployment=name, namespace=NAMESPACE)
     service = ServiceKey(cluster="c", namespace=NAMESPACE, name=name)

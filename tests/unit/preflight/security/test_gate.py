@@ -42,8 +42,8 @@ SAFE = {"runAsUser": 1000, "readOnlyRootFilesystem": True, "allowPrivilegeEscala
 SUBJECT = SecuritySubject(report=ReportPlace(file="scan.json"), deployment="tf", namespace="ml", container="tf")
 
 
-def candidate(artifact: str = "", cluster: str = "default") -> Candidate:
-    service = ServiceKey(cluster=cluster, namespace="ml", name="tf")
+def candidate(artifact: str = "") -> Candidate:
+    service = ServiceKey(cluster="default", namespace="ml", name="tf")
     return Candidate(service=service, version="2.13.0", stable_version="2.12.0", artifact=artifact)
 
 
@@ -118,8 +118,7 @@ async def look(
     outside: Outside | None = None,
 ) -> GateReport:
     sources = ReportSources(folder=folder, outside=outside, images=images)
-    clusters = {"default": Cluster(there or deployed())}
-    gate = SecurityLook(sources, clusters, images=images, now=lambda: NOW)
+    gate = SecurityLook(sources, Cluster(there or deployed()), images=images, now=lambda: NOW)
     return await gate.look(rule or SecurityGate(), subject, of or candidate())
 
 
@@ -264,8 +263,6 @@ async def test_a_cluster_that_cannot_be_read_is_no_pass(folder: Path) -> None:
         report = await look(folder, trouble)
         assert report.finding is Finding.COULD_NOT_LOOK
         assert str(trouble) in report.sentence
-    elsewhere = await look(folder, of=candidate(cluster="other"))
-    assert "cluster other is not one that is read" in elsewhere.sentence
     unlisted = workload({"spec": {"template": {"spec": {"containers": [{"name": "tf", "securityContext": SAFE}]}}}},
                         unlisted="the pods cannot be listed")  # fmt: skip
     assert (await look(folder, unlisted)).finding is Finding.COULD_NOT_LOOK
@@ -377,7 +374,7 @@ async def test_a_report_that_is_attached_in_the_registry_is_asked_for_at_the_can
     subject = SUBJECT.model_copy(update={"report": ReportPlace(referrer="application/sarif+json")})
     images = Registry({}, text(trivy_sarif(CLEAN)))
     assert (await look(folder, subject=subject, images=images)).finding is Finding.PASSED
-    named = subject.model_copy(update={"image": "ghcr.io/ml/tf:${canary_version}", "deployment": None})
+    named = subject.model_copy(update={"image": IMAGE, "deployment": None})
     rule = SecurityGate(posture=None)
     for artifact in (f"ghcr.io/ml/tf@{DIGEST}", f"evil.example/ml/tf@{DIGEST}", f"ghcr.io/ml/other@{DIGEST}"):
         of = candidate(artifact)
@@ -388,22 +385,6 @@ async def test_a_report_that_is_attached_in_the_registry_is_asked_for_at_the_can
     nothing = await look(folder, subject=subject, images=Registry())
     assert "nothing of type application/sarif+json is attached" in nothing.sentence
     assert "registries are not asked here" in (await look(folder, subject=subject)).sentence
-
-
-async def test_templates_are_filled_with_the_release_and_what_they_give_is_checked_again(folder: Path) -> None:
-    put(folder, trivy(CLEAN), "tf-2.13.0.json")
-    subject = SUBJECT.model_copy(
-        update={"report": ReportPlace(file="${service}-${canary_version}.json"), "namespace": "${namespace}"}
-    )
-    assert (await look(folder, subject=subject)).finding is Finding.PASSED
-    sideways = subject.model_copy(update={"deployment": "tf-${canary_version}"})
-    of = candidate().model_copy(update={"version": "2.13.0+cu12"})
-    report = await look(folder, subject=sideways, of=of)
-    assert report.finding is Finding.COULD_NOT_LOOK
-    assert report.sentence.startswith("The target cannot be filled in for this release: deployment:")
-    stable = subject.model_copy(update={"stable_report": ReportPlace(file="${stable_version}.json")})
-    report = await look(folder, subject=stable, of=candidate().model_copy(update={"stable_version": None}))
-    assert "it needs stable_version, which the event does not give" in report.sentence
 
 
 async def test_a_registry_and_an_address_that_hang_are_left_when_the_time_is_over(folder: Path) -> None:
