@@ -170,8 +170,8 @@ class SecurityLook:
         answer.checks += [*held.checks, ours, fresh]
         answer.lines += [*held.lines, *report.remarks]
         answer.facts |= held.facts | {"report": f"{report.scanner}: {len(report.found)} findings"}
-        if report.digests:
-            answer.facts["scanned image"] = short(min(report.digests))
+        if report.digests or report.config_digest:
+            answer.facts["scanned image"] = short(min(report.digests, default=report.config_digest))
         return report
 
     async def _read(
@@ -244,14 +244,15 @@ def _judge_posture(
 def _image_of(
     runs: Sequence[str], asked: Sequence[str], artifact: str, known: Mapping[str, KnownImage]
 ) -> tuple[list[str], frozenset[str]]:
-    """How the candidate's image is called, and its digests: by what runs, else by the target, else by the event.
+    """How the candidate's image is called, and what registries know of it: by what runs, else by the target, else by
+    the event.
 
     What an event says of an image is no evidence of what runs.
     """
     for references in (runs, asked, [artifact]):
         called = [one for one in references if one]
-        digests = digests_of(*called).union(*(known[one].digests for one in called if one in known))
-        if digests:
+        digests = frozenset[str]().union(*(known[one].digests for one in called if one in known))
+        if digests or digests_of(*called):
             return called, digests
     return [one for one in (*runs, *asked, artifact) if one], frozenset()
 

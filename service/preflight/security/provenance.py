@@ -26,13 +26,15 @@ def of_this_image(
     """Whether the report is of the candidate's image.
 
     references : how the image is called
-    digests : those of its manifest, its index or its configuration, as far as they are known beside its names
+    digests : its registry's: of its manifest, its index and its configuration; empty: the registry was not asked
     """
     known = digests_of(*references) | frozenset(digests)
-    if report.digests & known:
-        return Check(Outcome.GOOD, f"the report is of this image ({short(min(report.digests & known))})")
-    if report.digests and known:
-        said = f"the report is of image {_shorts(report.digests)}, and the candidate's is {_shorts(known)}"
+    theirs_all = report.digests | ({report.config_digest} - {""})
+    if same := theirs_all & known:
+        return Check(Outcome.GOOD, f"the report is of this image ({short(min(same))})")
+    # Without the registry, the digest of a configuration has nothing to be held against.
+    if known and (told := theirs_all if digests else report.digests):
+        said = f"the report is of image {_shorts(told)}, and the candidate's is {_shorts(known)}"
         to_do = f"{SCAN_AGAIN} (an index and the image of one platform in it have different digests)"
         return Check(Outcome.UNSEEN, said, to_do)
     ours, theirs = {_tagged(one) for one in references} - {None}, {_tagged(one) for one in report.names} - {None}
@@ -60,7 +62,9 @@ def of_this_image(
 def names_it(report: Report, references: Collection[str]) -> bool:
     """Whether the report names one of these images, by digest or by the same tag."""
     ours = {_tagged(one) for one in references} - {None}
-    return bool(report.digests & digests_of(*references)) or not ours.isdisjoint(map(_tagged, report.names))
+    return not digests_of(*references).isdisjoint({*report.digests, report.config_digest}) or not ours.isdisjoint(
+        map(_tagged, report.names)
+    )
 
 
 def of_today(report: Report, rule: SecurityGate, *, now: datetime, written: datetime | None) -> Check:

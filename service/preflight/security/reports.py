@@ -52,7 +52,9 @@ class Report:
     """Name and version, for people."""
     found: list[Found] = field(default_factory=list)
     digests: frozenset[str] = frozenset()
-    """Of the image that was scanned: of its manifest, its index or its configuration, as the scanner has them."""
+    """Of the image that was scanned: of its manifest or its index."""
+    config_digest: str = ""
+    """Of its configuration, by which a scan before the push knows the image."""
     names: tuple[str, ...] = ()
     """How the scanner calls the image; the first is the one that it was given."""
     image_user: str | None = None

@@ -81,6 +81,7 @@ class SarifReader:
         self._found: list[Found] = []
         self._scanners: list[str] = []
         self._digests: set[str] = set()
+        self._config_digest = ""
         self._names: list[str] = []
         self._created: datetime | None = None
         self._suppressed_n = 0
@@ -142,6 +143,7 @@ class SarifReader:
             scanner=", ".join(dict.fromkeys(self._scanners)),
             found=once(self._found),
             digests=frozenset(self._digests),
+            config_digest=self._config_digest,
             names=tuple(self._names),
             created=self._created,
             suppressed_n=self._suppressed_n,
@@ -198,7 +200,8 @@ class SarifReader:
             self._created = min(filter(None, (ended, self._created)), default=None)
         properties = run.get("properties", {})
         image = properties.get("imageName", "")
-        self._digests |= digests_of(image, properties.get("imageID"), *properties.get("repoDigests", ()))
+        self._digests |= digests_of(image, *properties.get("repoDigests", ()))
+        self._config_digest = self._config_digest or "".join(digests_of(properties.get("imageID")))
         self._names += filter(None, (image, *properties.get("repoTags", ())))
         self._found += (_found(one, self._run) for one in self._run.results)
         self._run = _Run()

@@ -104,7 +104,8 @@ class TrivyReader:
         return Report(
             scanner=f"Trivy {root.get('Trivy', {}).get('Version', '')}".strip(),
             found=once(self._found),
-            digests=digests_of(metadata.get("ImageID"), name, *metadata.get("RepoDigests", ())),
+            digests=digests_of(name, *metadata.get("RepoDigests", ())),
+            config_digest="".join(digests_of(metadata.get("ImageID"))),
             names=tuple(filter(None, (name, *metadata.get("RepoTags", ())))),
             image_user=config.get("config", {}).get("User", "") if config else None,
             created=moment_of(root.get("CreatedAt")),

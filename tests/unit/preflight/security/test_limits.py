@@ -182,6 +182,15 @@ def test_a_report_of_this_digest_is_taken_and_one_of_another_never_is() -> None:
     assert other.said.startswith("the report is of image aaaaaaaaaaaa, and the candidate's is bbbbbbbbbbbb")
 
 
+def test_a_scan_before_the_push_is_told_by_the_images_configuration_where_the_registry_or_the_node_knows_it() -> None:
+    report = Report("Trivy", config_digest=DIGESTS[0], names=("tf:2",))
+    assert of_image(report, f"y/tf:2@{DIGESTS[1]}", digests=(DIGESTS[1], DIGESTS[0])).outcome is Outcome.GOOD
+    assert of_image(report, f"docker://{DIGESTS[0]}").said == "the report is of this image (aaaaaaaaaaaa)"
+    assert of_image(report, f"y/tf:2@{DIGESTS[1]}", digests=(DIGESTS[1], DIGESTS[2])).outcome is Outcome.UNSEEN
+    unknown = of_image(report, f"y/tf:2@{DIGESTS[1]}")
+    assert (unknown.outcome, unknown.said) == (Outcome.GOOD, "the report is of tf:2 and names no digest to compare")
+
+
 @pytest.mark.parametrize(
     ("names", "reference", "outcome", "strict"),
     [
