@@ -84,6 +84,7 @@ class GoldenGate(Value):
 class GoldenSubject(Value):
     """Where the recorded requests and both versions are, and what replaying may cost."""
 
+    gate: Literal["golden"] = "golden"
     requests: RequestsPath
     """JSON lines, as ``service.preflight.golden.requests`` describes."""
     stable_url: BaseUrl
