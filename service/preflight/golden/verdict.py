@@ -10,7 +10,7 @@ from scipy.special import betaincinv
 
 from service.model.gates.golden import GoldenGate
 from service.model.gates.report import Finding, GateReport
-from service.preflight.golden.compare import DEFAULT, Difference, Kind, shown
+from service.preflight.golden.compare import DEFAULT, Difference, Distance, Kind, shown
 from service.preflight.golden.tally import Tally
 
 CONFIDENCE = 0.95
@@ -180,10 +180,7 @@ def _facts(tally: Tally, rule: GoldenGate, times: Times, asked_n: int) -> dict[s
     bound = _percent(at_most(tally.differing_n, tally.compared_n))
     facts = {"difference rate": f"{tally.differing_n} of {tally.compared_n} (at most {bound})"}
     if tally.largest:
-        distance, request_id = tally.largest
-        facts["largest difference"] = (
-            f"{distance.absolute:.2g} in {shown(distance.output)} of {request_id}, {distance.said}"
-        )
+        facts["largest difference"] = _where(*tally.largest)
     if not rule.tolerances:
         facts["tolerance"] = f"{DEFAULT.absolute:g} + {DEFAULT.relative:g} of stable's value"
     if tally.ranked_n:
@@ -212,11 +209,13 @@ def _example(tally: Tally, kind: Kind) -> str:
 def _largest(tally: Tally) -> str:
     if tally.largest is None:
         return "no numbers were compared"
-    distance, request_id = tally.largest
-    return (
-        f"the largest difference of numbers is {distance.absolute:.2g}, in {shown(distance.output)} of {request_id}, "
-        f"{distance.said}"
-    )
+    return f"largest difference of numbers: {_where(*tally.largest)}"
+
+
+def _where(distance: Distance, request_id: str) -> str:
+    if not distance.absolute:
+        return "none"
+    return f"{distance.absolute:.2g} in {shown(distance.output)} of {request_id}, {distance.said}"
 
 
 def _requests(n: int) -> str:
