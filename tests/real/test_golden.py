@@ -212,7 +212,7 @@ async def test_the_stand_in_speaks_as_tensorflow_serving_does(
     assert inputs["x"]["dtype"] == "DT_FLOAT"
     assert [one["size"] for one in inputs["x"]["tensor_shape"]["dim"]] == ["-1", "32"]
     status, by_row = await asked("POST", f"{at}:predict", {"instances": [row, row]})
-    status, by_column = await asked("POST", f"{at}/versions/1:predict", {"inputs": {"x": [row]}})
+    status, by_column = await asked("POST", f"{at}/versions/1:predict", {"inputs": {"x": [row, row]}})
     assert by_row["predictions"][1]["scores"] == by_column["outputs"]["scores"][0]
     assert by_row["predictions"][0]["label"] == by_column["outputs"]["label"][0]
     for path, body, expected, words in (

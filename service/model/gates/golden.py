@@ -92,8 +92,9 @@ class GoldenSubject(Value):
     """Must lead to the candidate alone, before it gets traffic: a Service of its own, not the route that is split."""
     protocol: Protocol | None = None
     """None: told by each request's path."""
-    concurrency: int = Field(default=4, ge=1, le=64)
-    """Golden requests under way at once; each has one call under way, to stable or to the canary."""
+    concurrency: int = Field(default=4, ge=1, le=16)
+    """Golden requests under way at once; each has one call under way, to stable or to the canary. It is the load that
+    the gate puts on stable beside its traffic."""
     timeout_s: float = Field(default=10.0, gt=0, le=600)
     """For one answer."""
     first_timeout_s: float = Field(default=120.0, gt=0, le=1800)
@@ -102,5 +103,5 @@ class GoldenSubject(Value):
     """How long both versions are waited for until they say that they are ready."""
     within_s: float = Field(default=900.0, gt=0, le=7200)
     """For all of it together."""
-    max_answer_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024)
-    """Larger answers are not read."""
+    max_answer_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, le=16 * 1024 * 1024)
+    """Larger answers are not read. Four times ``concurrency`` of them may be in memory."""

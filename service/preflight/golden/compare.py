@@ -7,6 +7,7 @@ by their order too where the policy says that an output holds such. NaN equals N
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -51,11 +52,17 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """The largest absolute distance between finite values, within the tolerance or not."""
+    """Two finite values and how far apart they are, within the tolerance or not."""
 
+    of_tolerance: float
+    """1 at the tolerance; infinity for any distance where none is allowed."""
     absolute: float
     output: str
     said: str
+
+    def beyond(self, other: Distance | None) -> bool:
+        """Whether this one is the larger, measured by tolerances: outputs have units of their own."""
+        return other is None or (self.of_tolerance, self.absolute) > (other.of_tolerance, other.absolute)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +110,7 @@ def compare(
         differences += _non_finite(name, a, b, ours.shape)
         both_non_finite |= ours.dtype != "null" and bool(_same_non_finite(a, b).any())
         distance, over = _numbers(name, a, b, ours.shape, tolerance)
-        if distance is not None and (largest is None or distance.absolute > largest.absolute):
+        if distance is not None and distance.beyond(largest):
             largest = distance
         if over is not None and not tolerance.ranking_only:
             differences.append(over)
@@ -117,7 +124,10 @@ def compare(
 
 def tolerance_of(output: str, tolerances: Sequence[Tolerance]) -> Tolerance:
     """The first that matches, else the default."""
-    return next((one for one in tolerances if fnmatch.fnmatchcase(output, one.output)), DEFAULT)
+    # Brackets are part of names, such as boxes[0].
+    return next(
+        (one for one in tolerances if fnmatch.fnmatchcase(output, re.sub(r"([\[?])", r"[\1]", one.output))), DEFAULT
+    )
 
 
 def shown(text: Any) -> str:
@@ -182,17 +192,17 @@ def _numbers(
     finite = np.isfinite(a) & np.isfinite(b)
     if not finite.any():
         return None, None
-    with np.errstate(over="ignore", invalid="ignore"):  # two huge values of either sign are infinitely far apart
+    # Two huge values of either sign are infinitely far apart; and of no tolerance any distance is infinitely much.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         gap = np.where(finite, np.abs(a - b), 0.0)
-        beyond = gap > tolerance.absolute + tolerance.relative * np.abs(np.where(finite, a, 0.0))
-    far = int(np.argmax(gap))
-    distance = Distance(float(gap[far]), name, f"{a[far]:.6g} -> {b[far]:.6g} {_at(far, shape)}")
-    n = int(np.count_nonzero(beyond))
-    if not n:
+        allowed = tolerance.absolute + tolerance.relative * np.abs(np.where(finite, a, 0.0))
+        ratio = np.where(gap > 0, gap / allowed, 0.0)
+    far = int(np.argmax(np.where(ratio == ratio.max(), gap, -1.0)))
+    said = f"{a[far]:.6g} -> {b[far]:.6g} {_at(far, shape)}".rstrip()
+    distance = Distance(float(ratio[far]), float(gap[far]), name, said)
+    if not (n := int(np.count_nonzero(gap > allowed))):
         return distance, None
-    worst = int(np.argmax(np.where(beyond, gap, -1.0)))
-    said = f"{_of(n, a.size)}, most {a[worst]:.6g} -> {b[worst]:.6g} {_at(worst, shape)}"
-    return distance, Difference(Kind.VALUE, name, said)
+    return distance, Difference(Kind.VALUE, name, f"{_of(n, a.size)}, most {said}")
 
 
 def _ranking(

@@ -16,10 +16,10 @@ from service.model.names import Arm
 from service.preflight.golden import answers, requests, verdict
 from service.preflight.golden.replay import Raw, Replay
 from service.preflight.golden.requests import GoldenRequest, RequestsError
-from service.preflight.golden.tally import Reply, Tally, look_at
+from service.preflight.golden.tally import Look, Reply, Tally, look_at
 
 Progress = Callable[[int, int], None]
-"""Told after every request how many of how many are done; from a thread."""
+"""Told after every request how many of how many are done."""
 
 
 class GoldenReplay:
@@ -70,13 +70,16 @@ async def replayed(
     """Replay to both and report; ``subject`` has its templates filled in."""
     tally = Tally()
 
-    def heard(request: GoldenRequest, stable: tuple[Raw, Raw], canary: tuple[Raw, Raw]) -> None:
+    def examine(request: GoldenRequest, stable: tuple[Raw, Raw], canary: tuple[Raw, Raw]) -> Look:
         stables = (_reply(stable[0], request), _reply(stable[1], request))
         canaries = (_reply(canary[0], request), _reply(canary[1], request))
-        tally.add(look_at(request.id, stables, canaries, rule.tolerances))
+        return look_at(request.id, stables, canaries, rule.tolerances)
+
+    def heard(look: Look) -> None:
+        tally.add(look)
         progress(tally.requests_n, len(recorded))
 
-    result = await Replay(session, subject, heard).run(recorded)
+    result = await Replay(session, subject, examine, heard).run(recorded)
     if result.away:
         return verdict.report(
             Finding.COULD_NOT_LOOK,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Generic, TypeVar
 
 import aiohttp
 from yarl import URL
@@ -57,17 +58,29 @@ class Replayed:
     """Why not all requests were replayed."""
 
 
-Heard = Callable[[GoldenRequest, tuple[Raw, Raw], tuple[Raw, Raw]], None]
-"""Told of every request: the two answers of stable and the two of the canary. Runs in a thread, one at a time."""
+T = TypeVar("T")
+
+Examine = Callable[[GoldenRequest, tuple[Raw, Raw], tuple[Raw, Raw]], T]
+"""What the two answers of stable and the two of the canary show. Runs in a thread, one at a time, and keeps nothing."""
 
 
-class Replay:
+class Replay(Generic[T]):
     """One replay of one file to one pair of servers."""
 
-    def __init__(self, session: aiohttp.ClientSession, subject: GoldenSubject, heard: Heard) -> None:
-        """``subject`` has its templates filled in. The session must not keep cookies."""
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        subject: GoldenSubject,
+        examine: Examine[T],
+        heard: Callable[[T], None],
+    ) -> None:
+        """``subject`` has its templates filled in. The session must not keep cookies.
+
+        heard : told what ``examine`` made of each request, on the loop
+        """
         self._session = session
         self._subject = subject
+        self._examine = examine
         self._heard = heard
         self._urls = {Arm.STABLE: subject.stable_url.rstrip("/"), Arm.CANARY: subject.canary_url.rstrip("/")}
         self._unanswered = dict.fromkeys(Arm, 0)
@@ -105,10 +118,11 @@ class Replay:
                 self._unanswered[arm] = self._unanswered[arm] + 1 if raw.status is None else 0
                 if raw.status is not None:
                     self._result.seconds[arm].append(raw.seconds)
+            stable, canary = heard[Arm.STABLE], heard[Arm.CANARY]
             async with self._desk:
-                if not self._result.cut_short:
-                    stable, canary = heard[Arm.STABLE], heard[Arm.CANARY]
-                    await asyncio.to_thread(self._heard, request, (stable[0], stable[1]), (canary[0], canary[1]))
+                self._heard(
+                    await asyncio.to_thread(self._examine, request, (stable[0], stable[1]), (canary[0], canary[1]))
+                )
             for arm, n in self._unanswered.items():
                 if n >= GIVE_UP_AFTER and not self._result.cut_short:
                     self._result.cut_short = f"{arm} left {n} calls in a row unanswered: {heard[arm][-1].failure}"

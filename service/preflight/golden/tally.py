@@ -155,7 +155,7 @@ class Tally:
                 if name in self.new_outputs or len(self.new_outputs) < MAX_NAMES:
                     self.new_outputs[name] += 1
         for beside in look.comparisons:
-            if beside.largest and (self.largest is None or beside.largest.absolute > self.largest[0].absolute):
+            if beside.largest and beside.largest.beyond(self.largest and self.largest[0]):
                 self.largest = (beside.largest, look.id)
         for name, ours, theirs in look.dtypes:
             if name in self.dtypes or len(self.dtypes) < MAX_NAMES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from statistics import median
 
 from scipy.special import betaincinv
@@ -215,7 +216,8 @@ def _largest(tally: Tally) -> str:
 def _where(distance: Distance, request_id: str) -> str:
     if not distance.absolute:
         return "none"
-    return f"{distance.absolute:.2g} in {shown(distance.output)} of {request_id}, {distance.said}"
+    of = "" if distance.of_tolerance == inf else f", {distance.of_tolerance:.2g} times the tolerance"
+    return f"{distance.absolute:.2g} in {shown(distance.output)} of {request_id} ({distance.said}{of})"
 
 
 def _requests(n: int) -> str:

@@ -91,7 +91,7 @@ async def test_another_model_fails_in_every_form_with_the_rate_and_the_largest_d
     # x = 0 is scaled to 0; the batches of predict and infer hold another value beside it.
     expected = 30 if form in ("predict", "infer") else 29
     assert report.facts["difference rate"].startswith(f"{expected} of 30 ")
-    assert "-29, 7.25 -> 7.3225" in report.facts["largest difference"]
+    assert "-29 (7.25 -> 7.3225" in report.facts["largest difference"]
 
 
 async def test_each_side_gets_every_request_twice_and_one_more_first_in_an_order_that_favours_neither(rig: Rig) -> None:

@@ -61,6 +61,17 @@ def test_the_largest_distance_is_told_even_within_the_tolerance_and_with_its_pla
     assert difference.said == "1 of 2 values, most 2 -> 2.5 at [0, 1]"
 
 
+def test_which_distance_is_the_largest_is_measured_by_tolerances() -> None:
+    loose = Tolerance(output="logits", absolute=10, relative=0)
+    largest = beside({"logits": [1.0], "scores": [0.5]}, {"logits": [4.0], "scores": [0.51]}, loose).largest
+    assert largest is not None
+    assert (largest.output, largest.of_tolerance) == ("scores", pytest.approx(0.01 / 6e-5))
+    exact = Tolerance(output="*", absolute=0, relative=0)
+    largest = beside({"y": [1.0, 2.0, 3.0]}, {"y": [1.1, 2.3, 3.0]}, exact).largest
+    assert largest is not None
+    assert (largest.of_tolerance, largest.said) == (np.inf, "2 -> 2.3 at [1]")
+
+
 def test_whole_numbers_texts_and_booleans_must_be_equal() -> None:
     assert kinds({"y": [1_000_000, 2]}, {"y": [1_000_001, 2]}) == [Kind.VALUE]
     assert kinds({"y": ["cat", "dog"]}, {"y": ["cat", "cow"]}) == [Kind.VALUE]
@@ -150,6 +161,11 @@ def test_the_first_tolerance_that_matches_is_used() -> None:
     wide, exact = Tolerance(output="scores", absolute=1), Tolerance(output="*", absolute=0, relative=0)
     assert kinds({"scores": [0.5], "x": [0.5]}, {"scores": [0.6], "x": [0.5]}, wide, exact) == []
     assert kinds({"scores": [0.5]}, {"scores": [0.6]}, exact, wide) == [Kind.VALUE]
+
+
+def test_brackets_and_question_marks_in_a_pattern_are_meant() -> None:
+    assert kinds({"b": [[1.5, 2], [3]]}, {"b": [[1.6, 2], [3]]}, Tolerance(output="b[0]", absolute=1)) == []
+    assert kinds({"b": 1.5}, {"b": 1.6}, Tolerance(output="?", absolute=1)) == [Kind.VALUE]
 
 
 TOP_1 = Tolerance(output="*", absolute=0.01, relative=0, top_k=1, ranking_only=True)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from typing import Any
 
 import pytest
 
 from service.model.gates.golden import GoldenGate, Protocol, Tolerance
 from service.model.gates.report import Finding, GateReport
-from service.preflight.golden.answers import read
+from service.preflight.golden.answers import Unreadable, read
+from service.preflight.golden.compare import Kind
 from service.preflight.golden.tally import Look, Reply, Tally, look_at
 from service.preflight.golden.verdict import Times, at_most, judge
 
@@ -76,8 +78,9 @@ def test_one_difference_fails_where_none_is_allowed_and_names_request_output_and
     report = judged(*same(199), *differing(1))
     assert report.finding is Finding.FAILED
     assert "1 of 200 golden requests differ beyond the tolerance (0.5 %, limit 0 %)" in report.sentence
-    assert "0.25 in 'y' of d-0, 0.5 -> 0.75 at [0]" in report.sentence
-    assert report.facts["largest difference"] == "0.25 in 'y' of d-0, 0.5 -> 0.75 at [0]"
+    largest = "0.25 in 'y' of d-0 (0.5 -> 0.75 at [0], 4.2e+03 times the tolerance)"
+    assert f"largest difference of numbers: {largest}" in report.sentence
+    assert report.facts["largest difference"] == largest
     assert report.lines == ("value in 'y': 1 request, first d-0: 1 of 1 values, most 0.5 -> 0.75 at [0]",)
     assert report.to_do
 
@@ -242,3 +245,37 @@ def test_a_hostile_answer_fills_neither_the_tally_nor_the_report() -> None:
     report = judge(tally, GoldenGate(), Times(), asked_n=100)
     assert len(report.to_json()) < 20_000
     assert "\\u001b" not in report.to_json()
+
+
+def test_no_pair_of_answers_raises_whatever_they_hold() -> None:
+    chosen = random.Random(20261127)
+    leaves = [0, 1, -3, 0.5, 1e308, -1e308, 2**70, None, True, "a", "NaN", "inf", {"b64": "aGk="}, [], {}, [[1.5], [2]]]
+
+    def drawn(depth: int = 0) -> Any:
+        match chosen.randrange(4 if depth < 3 else 1):
+            case 1:
+                return [drawn(depth + 1) for _ in range(chosen.randrange(4))]
+            case 2:
+                return [chosen.choice([0.1, 0.9, 0.5, 1, None, "NaN"]) for _ in range(2)]
+            case 3:
+                return {chosen.choice("abc"): drawn(depth + 1) for _ in range(chosen.randrange(3))}
+            case _:
+                return chosen.choice(leaves)
+
+    def some() -> Reply:
+        if chosen.random() < 0.1:
+            return Reply(failure="answers 503")
+        try:
+            return Reply(read(json.dumps({"y": drawn()}).encode(), Protocol.HTTP_JSON))
+        except Unreadable as error:
+            return Reply(failure=str(error))
+
+    tolerances = (Tolerance(output="y.a*", top_k=2), Tolerance(output="*", absolute=0, relative=0, top_k=1))
+    tally = Tally()
+    for i in range(3000):
+        stable, canary = some(), some()
+        pair = (stable, stable) if i % 2 else (stable, some())
+        tally.add(look_at(f"r-{i}", pair, (canary, canary if i % 3 else some()), tolerances))
+    assert tally.compared_n > 500
+    assert set(Kind) == set(tally.by_kind)
+    assert judge(tally, GoldenGate(), Times(), asked_n=3000).finding is Finding.FAILED
