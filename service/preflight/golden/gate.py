@@ -22,6 +22,10 @@ Progress = Callable[[int, int], None]
 """Told after every request how many of how many are done."""
 
 
+class Unfit(ValueError):
+    """The target cannot be filled in with the names of this release. The message says what to change."""
+
+
 class GoldenReplay:
     """Looks at the answers of both versions to recorded requests. Safe to repeat and to cancel."""
 
@@ -37,26 +41,8 @@ class GoldenReplay:
             recorded = await asyncio.to_thread(
                 requests.read, self._folder / filled.requests, filled.protocol, below=self._folder
             )
-        except KeyError as error:
-            return verdict.report(
-                Finding.COULD_NOT_LOOK,
-                f"The golden requests' target needs {error.args[0]}, which the event of this release does not give.",
-                "let the deployment event name both versions, or write the target without it",
-            )
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            return verdict.report(
-                Finding.COULD_NOT_LOOK,
-                f"With this release's names the golden requests' target is wrong at "
-                f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}.",
-                "change the templates of the target",
-            )
-        except RequestsError as error:
-            return verdict.report(Finding.COULD_NOT_LOOK, f"{error}.", "put the file of golden requests right")
-        except ValueError as error:
-            return verdict.report(
-                Finding.COULD_NOT_LOOK, f"The golden requests' target holds no template: {error}.", "see its $ signs"
-            )
+        except (Unfit, RequestsError) as error:
+            return verdict.report(Finding.COULD_NOT_LOOK, f"{error}.", "put the target or the file of requests right")
         return await replayed(self._session, rule, filled, recorded)
 
 
@@ -106,9 +92,34 @@ def _reply(raw: Raw, request: GoldenRequest) -> Reply:
 
 
 def _filled(subject: GoldenSubject, of: Candidate) -> GoldenSubject:
-    """The subject with its templates filled in; raises KeyError for a version that is not known."""
+    """The subject with its templates filled in; raises Unfit."""
     values = {"service": of.service.name, "namespace": of.service.namespace, "canary_version": of.version}
     if of.stable_version is not None:
         values["stable_version"] = of.stable_version
-    texts = {key: Text(getattr(subject, key)).substitute(values) for key in ("requests", "stable_url", "canary_url")}
-    return GoldenSubject.model_validate(subject.model_dump() | texts)
+    # A version comes from an event. With a dot in it, it could make another host of http://m-${canary_version}.
+    labels = {key: value for key, value in values.items() if "." not in value}
+
+    def address(template: str) -> str:
+        scheme, _, rest = template.partition("://")
+        host, slash, path = rest.partition("/")
+        return f"{scheme}://{Text(host).substitute(labels)}{slash}{Text(path).substitute(values)}"
+
+    try:
+        texts = {
+            "requests": Text(subject.requests).substitute(values),
+            "stable_url": address(subject.stable_url),
+            "canary_url": address(subject.canary_url),
+        }
+        return GoldenSubject.model_validate(subject.model_dump() | texts)
+    except KeyError as error:
+        key = error.args[0]
+        why = "holds a dot and so must not be part of a host" if key in values else "is not given by the event"
+        raise Unfit(f"The golden requests' target needs {key}, which {why}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Unfit(
+            f"With this release's names the golden requests' target is wrong at {where}: {first['msg']}"
+        ) from None
+    except ValueError as error:
+        raise Unfit(f"The golden requests' target holds no template: {error}") from None

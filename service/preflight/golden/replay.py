@@ -16,6 +16,7 @@ from itertools import count
 from typing import Generic, TypeVar
 
 import aiohttp
+from multidict import CIMultiDict
 from yarl import URL
 
 from service.model.gates.golden import GoldenSubject, Protocol
@@ -30,8 +31,9 @@ MAX_FAILURE_BYTES = 2000
 GIVE_UP_AFTER = 5
 """Calls in a row that one side leaves without any answer, before it is left alone."""
 
-AS_SENT = {"Accept": "application/json", "Accept-Encoding": "identity"}
-"""Uncompressed, so that the limit of bytes is one of memory too."""
+AS_SENT = {"Accept": "application/json", "Accept-Encoding": "identity", "Connection": "close"}
+"""Uncompressed, so that the limit of bytes is one of memory too. Each on a connection of its own: one that is used
+again may just have been closed by the server, and as nothing is tried again that would be held against it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,15 @@ class Replay(Generic[T]):
         except (aiohttp.ClientError, OSError, ValueError) as error:
             body, failure = b"", f"no answer: {str(error)[:200] or type(error).__name__}"
         return Raw(body, failure, status, loop.time() - began)
+
+
+def _headers(request: GoldenRequest) -> CIMultiDict[str]:
+    """What every call has, and what was recorded; that may name another content type and nothing of the connection."""
+    headers = CIMultiDict(AS_SENT)
+    if request.body:
+        headers["Content-Type"] = "application/json"
+    headers.update(request.headers)
+    return headers
 
 
 async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:

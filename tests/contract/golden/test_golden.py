@@ -110,7 +110,18 @@ async def test_each_side_gets_every_request_twice_and_one_more_first_in_an_order
     assert "".join(order) == "sc" + "sccs" + "cssc" + "sccs" + "cssc"
     assert rig.stable.asked[0][1] == rig.canary.asked[0][1] == b'{"instances":[0.0,1.5]}'
     sent = rig.stable.asked[0][2]
-    assert (sent["Accept-Encoding"], sent["Content-Type"]) == ("identity", "application/json")
+    assert (sent["Accept-Encoding"], sent["Connection"], sent["Content-Type"]) == (
+        "identity",
+        "close",
+        "application/json",
+    )
+
+
+async def test_recorded_headers_are_sent_and_take_the_place_of_the_usual_ones(rig: Rig) -> None:
+    headers = {"X-Tenant": "a", "content-type": "application/vnd.own+json"}
+    await rig.look([{**line, "headers": headers} for line in PREDICT[:2]])
+    sent = rig.canary.asked[0][2]
+    assert {name: value for name, value in sent.items() if name.lower() in ("x-tenant", "content-type")} == headers
 
 
 async def test_no_more_requests_are_under_way_than_are_allowed(rig: Rig) -> None:
@@ -295,7 +306,12 @@ async def test_the_release_fills_in_the_target(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("subject", "of", "said"),
     [
-        ({"stable_url": "http://${stable_version}:80"}, {"stable_version": None}, "needs stable_version"),
+        (
+            {"stable_url": "http://${stable_version}:80"},
+            {"stable_version": None},
+            "needs stable_version, which is not given",
+        ),
+        ({"canary_url": "http://m-${canary_version}"}, {"version": "x.elsewhere.org"}, "holds a dot and so must not"),
         ({"stable_url": "http://$1:80"}, {}, "holds no template"),
         ({"canary_url": "http://m-${canary_version}:80"}, {"version": "a+b"}, "target is wrong at canary_url"),
         ({"requests": "missing.jsonl"}, {}, "cannot read the golden requests missing.jsonl"),
