@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from string import Template as Text
 
 import aiohttp
-from pydantic import ValidationError
 
 from service.model.gates.golden import GoldenGate, GoldenSubject
 from service.model.gates.report import Candidate, Finding, GateReport
@@ -22,10 +20,6 @@ Progress = Callable[[int, int], None]
 """Told after every request how many of how many are done."""
 
 
-class Unfit(ValueError):
-    """The target cannot be filled in with the names of this release. The message says what to change."""
-
-
 class GoldenReplay:
     """Looks at the answers of both versions to recorded requests. Safe to repeat and to cancel."""
 
@@ -36,14 +30,12 @@ class GoldenReplay:
 
     async def look(self, rule: GoldenGate, subject: GoldenSubject, of: Candidate) -> GateReport:
         """The report; never raises for what the file or the servers do."""
+        file = self._folder / subject.requests
         try:
-            filled = _filled(subject, of)
-            recorded = await asyncio.to_thread(
-                requests.read, self._folder / filled.requests, filled.protocol, below=self._folder
-            )
-        except (Unfit, RequestsError) as error:
-            return verdict.report(Finding.COULD_NOT_LOOK, f"{error}.", "put the target or the file of requests right")
-        return await replayed(self._session, rule, filled, recorded)
+            recorded = await asyncio.to_thread(requests.read, file, subject.protocol, below=self._folder)
+        except RequestsError as error:
+            return verdict.report(Finding.COULD_NOT_LOOK, f"{error}.", "put the file of golden requests right")
+        return await replayed(self._session, rule, subject, recorded)
 
 
 async def replayed(
@@ -53,7 +45,7 @@ async def replayed(
     recorded: tuple[GoldenRequest, ...],
     progress: Progress = lambda done, total: None,
 ) -> GateReport:
-    """Replay to both and report; ``subject`` has its templates filled in."""
+    """Replay to both and report."""
     tally = Tally()
 
     def examine(request: GoldenRequest, stable: tuple[Raw, Raw], canary: tuple[Raw, Raw]) -> Look:
@@ -89,37 +81,3 @@ def _reply(raw: Raw, request: GoldenRequest) -> Reply:
         return Reply(answers.read(raw.body, request.protocol))
     except answers.Unreadable as error:
         return Reply(failure=f"an answer that {error}")
-
-
-def _filled(subject: GoldenSubject, of: Candidate) -> GoldenSubject:
-    """The subject with its templates filled in; raises Unfit."""
-    values = {"service": of.service.name, "namespace": of.service.namespace, "canary_version": of.version}
-    if of.stable_version is not None:
-        values["stable_version"] = of.stable_version
-    # A version comes from an event. With a dot in it, it could make another host of http://m-${canary_version}.
-    labels = {key: value for key, value in values.items() if "." not in value}
-
-    def address(template: str) -> str:
-        scheme, _, rest = template.partition("://")
-        host, slash, path = rest.partition("/")
-        return f"{scheme}://{Text(host).substitute(labels)}{slash}{Text(path).substitute(values)}"
-
-    try:
-        texts = {
-            "requests": Text(subject.requests).substitute(values),
-            "stable_url": address(subject.stable_url),
-            "canary_url": address(subject.canary_url),
-        }
-        return GoldenSubject.model_validate(subject.model_dump() | texts)
-    except KeyError as error:
-        key = error.args[0]
-        why = "holds a dot and so must not be part of a host" if key in values else "is not given by the event"
-        raise Unfit(f"The golden requests' target needs {key}, which {why}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise Unfit(
-            f"With this release's names the golden requests' target is wrong at {where}: {first['msg']}"
-        ) from None
-    except ValueError as error:
-        raise Unfit(f"The golden requests' target holds no template: {error}") from None

@@ -76,7 +76,7 @@ class Replay(Generic[T]):
         examine: Examine[T],
         heard: Callable[[T], None],
     ) -> None:
-        """``subject`` has its templates filled in. The session must not keep cookies.
+        """The session must not keep cookies.
 
         heard : told what ``examine`` made of each request, on the loop
         """
@@ -178,11 +178,7 @@ class Replay(Generic[T]):
                 request.method,
                 URL(self._urls[arm] + request.path, encoded=True),
                 data=request.body or None,
-                headers={
-                    **request.headers,
-                    **AS_SENT,
-                    **({"Content-Type": "application/json"} if request.body else {}),
-                },
+                headers=_headers(request),
                 timeout=aiohttp.ClientTimeout(total=timeout_s),
                 allow_redirects=False,
             ) as response:

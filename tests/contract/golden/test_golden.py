@@ -121,7 +121,8 @@ async def test_recorded_headers_are_sent_and_take_the_place_of_the_usual_ones(ri
     headers = {"X-Tenant": "a", "content-type": "application/vnd.own+json"}
     await rig.look([{**line, "headers": headers} for line in PREDICT[:2]])
     sent = rig.canary.asked[0][2]
-    assert {name: value for name, value in sent.items() if name.lower() in ("x-tenant", "content-type")} == headers
+    assert {(name.lower(), value) for name, value in sent.items()} >= {(k.lower(), v) for k, v in headers.items()}
+    assert [name.lower() for name in sent].count("content-type") == 1
 
 
 async def test_no_more_requests_are_under_way_than_are_allowed(rig: Rig) -> None:
@@ -297,35 +298,10 @@ async def test_a_look_can_be_cancelled_at_any_time(rig: Rig) -> None:
         await task
 
 
-async def test_the_release_fills_in_the_target(rig: Rig) -> None:
-    (rig.folder / "ranker-v2.jsonl").write_text("".join(json.dumps(line) + "\n" for line in PREDICT))
-    report = await rig.look(PREDICT, requests="${service}-${canary_version}.jsonl")
-    assert report.finding is Finding.PASSED
-
-
-@pytest.mark.parametrize(
-    ("subject", "of", "said"),
-    [
-        (
-            {"stable_url": "http://${stable_version}:80"},
-            {"stable_version": None},
-            "needs stable_version, which is not given",
-        ),
-        ({"canary_url": "http://m-${canary_version}"}, {"version": "x.elsewhere.org"}, "holds a dot and so must not"),
-        ({"stable_url": "http://$1:80"}, {}, "holds no template"),
-        ({"canary_url": "http://m-${canary_version}:80"}, {"version": "a+b"}, "target is wrong at canary_url"),
-        ({"requests": "missing.jsonl"}, {}, "cannot read the golden requests missing.jsonl"),
-    ],
-)
-async def test_a_target_that_does_not_fit_the_release_could_not_be_looked_at(
-    rig: Rig, subject: dict[str, str], of: dict[str, Any], said: str
-) -> None:
-    about = GoldenSubject.model_validate(
-        {"requests": "golden.jsonl", "stable_url": rig.stable.url, "canary_url": rig.canary.url, **subject}
-    )
-    report = await GoldenReplay(rig.session, rig.folder).look(GoldenGate(), about, OF.model_copy(update=of))
+async def test_a_missing_file_could_not_be_looked_at_and_is_named_without_its_folder(rig: Rig) -> None:
+    report = await rig.look(PREDICT, requests="missing.jsonl")
     assert report.finding is Finding.COULD_NOT_LOOK
-    assert said in report.sentence
+    assert "cannot read the golden requests missing.jsonl" in report.sentence
     assert str(rig.folder) not in report.sentence
 
 
@@ -339,11 +315,15 @@ async def test_a_target_that_does_not_fit_the_release_could_not_be_looked_at(
         ("stable_url", "http://user:password@host"),
         ("canary_url", "http://host/?x=1"),
         ("canary_url", "http://host/../x y"),
+        ("canary_url", "http://m-${canary_version}.ml:8501"),
+        ("canary_url", "http://m-$stable_version/prefix"),
     ],
 )
 def test_a_target_names_a_file_below_the_folder_and_plain_addresses(key: str, wrong: str) -> None:
     good = {"requests": "a/b.jsonl", "stable_url": "http://s:8501/prefix", "canary_url": "https://[::1]:8501"}
     assert GoldenSubject.model_validate(good).protocol is None
+    for url in ("http://${service}-canary.${namespace}.svc", "http://host/${canary_version}", "http://my_version:80"):
+        assert GoldenSubject.model_validate({**good, "canary_url": url}).canary_url == url
     assert GoldenSubject.model_validate({**good, "protocol": "kserve-v2"}).protocol is Protocol.KSERVE_V2
     with pytest.raises(ValueError, match=key):
         GoldenSubject.model_validate({**good, key: wrong})
