@@ -53,8 +53,10 @@ def wrapped(text: str, indent: str = "", hanging: int = 0) -> str:
     )
 
 
-from service.cli.preflight_image import image  # noqa: E402  # it prints with what is above
+from service.cli.preflight_golden import golden  # noqa: E402  # it prints with what is above
+from service.cli.preflight_image import image  # noqa: E402
 from service.cli.preflight_security import security  # noqa: E402
 
+app.command()(golden)
 app.command()(image)
 app.command()(security)
