@@ -8,18 +8,9 @@ library: whoever loads the model needs every op registered, but a kernel only fo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 
+from service.model.gates.model import Entry
 from service.preflight.saved_model.check import Needs, OpDef, Use
-
-
-class Entry(StrEnum):
-    """Where a client enters a model."""
-
-    SIGNATURES = "signatures"
-    """Through its signatures, as TensorFlow Serving, Triton and KServe do."""
-    FUNCTIONS = "functions"
-    """Through any function of the saved object, as Python that loads the model can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +134,13 @@ class MetaGraph:
             op_defs={name: definition for name, definition in self.op_defs.items() if name in ops},
             uses=uses,
         )
+
+    def restored(self, *, entry: Entry, device: str) -> list[tuple[str, str]]:
+        """Tensors that loading reads from the checkpoint: name and type."""
+        found = list(self.main.restored)
+        for name in self._reach(entry, device):
+            found += self.functions[name].restored
+        return list(dict.fromkeys(found))
 
     def _live_nodes(self, entry: Entry) -> set[str]:
         """Main-graph nodes that a call of a signature, initialisation or restoring runs."""

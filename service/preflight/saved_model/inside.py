@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import os
 import platform
 import sys
@@ -39,8 +40,11 @@ def describe(imports: list[str]) -> dict[str, Any]:
         kind = value.WhichOneof("value")
         if kind == "s":
             return ["string", value.s.decode("utf-8", "replace")]
-        if kind in ("i", "f", "b"):
-            return [{"i": "int", "f": "float", "b": "bool"}[kind], getattr(value, kind)]
+        if kind == "f":
+            # JSON has no infinity.
+            return ["float", value.f if math.isfinite(value.f) else str(value.f)]
+        if kind in ("i", "b"):
+            return [{"i": "int", "b": "bool"}[kind], getattr(value, kind)]
         if kind == "type":
             return ["type", type_name(value.type)]
         if kind == "list":
@@ -48,7 +52,7 @@ def describe(imports: list[str]) -> dict[str, Any]:
                 return ["list", sorted({type_name(one) for one in value.list.type})]
             if value.list.s:
                 return ["list", [one.decode("utf-8", "replace") for one in value.list.s]]
-            return ["list", list(value.list.i) or list(value.list.f) or list(value.list.b)]
+            return ["list", list(value.list.i) or [str(one) for one in value.list.f] or list(value.list.b)]
         return [kind or "none", None]
 
     def values_of(value: Any) -> list[str]:
@@ -113,3 +117,14 @@ def dump(arguments: list[str]) -> None:
     ours = alone()
     json.dump(describe(arguments), ours, separators=(",", ":"))
     ours.close()
+
+
+def answer(needs: Any, device: str, imports: list[str], check: Any, path: str, limit_bytes: int) -> None:
+    """Hold a model's needs against this interpreter and write what is missing, the gravest first, to a small file."""
+    runtime = describe(imports)
+    found = check(needs, runtime, device)
+    said = {"format": 1, "versions": runtime["versions"], "found_n": len(found), "found": found}
+    while len(json.dumps(said, separators=(",", ":")).encode()) > limit_bytes:
+        said["found"] = said["found"][:-1]
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(json.dumps(said, separators=(",", ":")))

@@ -6,6 +6,7 @@ attr_value.proto and saved_object_graph.proto, which never change. Fields that a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from service.preflight.saved_model.check import AttrDef, AttrValue, OpDef, Use
@@ -230,7 +231,7 @@ class _GraphReader:
                 elif key == "shape":
                     for m, inner in content.fields():
                         if m == 7:
-                            shape = _shape(span(inner))
+                            shape = read_shape(span(inner))
         self._graph.variables.append(Variable(name, Tensor(str(dtype), shape)))
 
 
@@ -291,7 +292,8 @@ def _attr_value(message: Span, calls: list[str]) -> AttrValue:
         elif n == 3:
             found = ["int", signed(value)]
         elif n == 4:
-            found = ["float", span(value).float32()]
+            one = span(value).float32()
+            found = ["float", one if math.isfinite(one) else str(one)]
         elif n == 5:
             found = ["bool", bool(number(value))]
         elif n == 6:
@@ -323,6 +325,7 @@ def _list_value(message: Span, calls: list[str]) -> AttrValue:
         elif n == 6:
             found.extend(type_name(one) for one in numbers(value))
         elif n in (4, 7, 8):
+            # Not compared: lists of floats, shapes and tensors.
             kind = "shape"
         elif n == 9:
             kind = "func"
@@ -434,7 +437,7 @@ def _tensor_info(message: Span) -> tuple[Tensor, list[str]]:
         elif n == 2:
             dtype = type_name(number(value))
         elif n == 3:
-            shape = _shape(span(value))
+            shape = read_shape(span(value))
         elif n == 4:
             nodes += [_node_name(span(one).text()) for m, one in span(value).fields() if m in (1, 2, 3)]
         elif n == 5:
@@ -444,7 +447,7 @@ def _tensor_info(message: Span) -> tuple[Tensor, list[str]]:
     return Tensor(dtype, shape), nodes
 
 
-def _shape(message: Span) -> tuple[int, ...] | None:
+def read_shape(message: Span) -> tuple[int, ...] | None:
     dims: list[int] = []
     for n, value in message.fields():
         if n == 2:
@@ -490,7 +493,7 @@ def _variable(message: Span) -> Variable:
         if n == 1:
             dtype = type_name(number(value))
         elif n == 2:
-            shape = _shape(span(value))
+            shape = read_shape(span(value))
         elif n == 6:
             name = span(value).text(8192)
     return Variable(name, Tensor(dtype, shape))
