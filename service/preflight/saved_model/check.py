@@ -64,7 +64,8 @@ class Use(TypedDict):
 class Needs(TypedDict):
     """What a model uses."""
 
-    v1: bool
+    holds_versions: bool
+    """Whether the loader looks at the versions that the graph asks for: a server's does, Python's for V1 graphs."""
     producer: int
     min_consumer: int
     bad_consumers: list[int]
@@ -93,7 +94,7 @@ GRAVITY = (
     "op_unknown", "op_removed", "min_consumer", "bad_consumer", "value_refused", "attr_missing", "types_changed",
     "attr_unknown", "default_changed", "no_kernel",
     # What follows fails nothing.
-    "gpu_unseen", "jit_unseen", "min_consumer_v2", "no_gpu_kernel",
+    "gpu_unseen", "jit_unseen", "versions_ignored", "no_gpu_kernel",
 )  # fmt: skip
 """All codes, the gravest first."""
 
@@ -112,11 +113,10 @@ def check(needs: Needs, runtime: Runtime, device: str) -> list[Found]:
 
     version = runtime["graph_version_n"]
     if needs["min_consumer"] > version:
-        # Only the loader of V1 graphs looks at it.
-        code = "min_consumer" if needs["v1"] else "min_consumer_v2"
+        code = "min_consumer" if needs["holds_versions"] else "versions_ignored"
         tell(code, seen=str(needs["min_consumer"]), wanted=str(version))
-    if needs["v1"] and version in needs["bad_consumers"]:
-        tell("bad_consumer", seen=str(version))
+    if version in needs["bad_consumers"]:
+        tell("bad_consumer" if needs["holds_versions"] else "versions_ignored", seen=str(version))
     functions = set(needs["functions"])
     kernels_seen = device == "CPU" or runtime["gpu_build"]
     if not kernels_seen:

@@ -24,8 +24,9 @@ from service.ring.ports import PortError
 
 LINES_N = 40
 NOTHING_NEEDED = Needs(
-    v1=False, producer=0, min_consumer=0, bad_consumers=[], defaults_stripped=True, functions=[], op_defs={}, uses=[]
-)
+    holds_versions=False, producer=0, min_consumer=0, bad_consumers=[], defaults_stripped=True, functions=[],
+    op_defs={}, uses=[],
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,28 +386,24 @@ def _judge_keras(archive: KerasArchive, versions: Mapping[str, str], findings: _
         )
     if not here:
         findings.unseen.append(("the candidate's image does not say which Keras it has", "Install Keras there"))
-    elif _major(here) != _major(archive.keras_version):
+    elif _parts(here)[:1] < _parts(archive.keras_version)[:1]:
         findings.failed.append(
             (
                 f"a .keras file of Keras {archive.keras_version} is not supported by the candidate's Keras {here}",
                 "Export a SavedModel, which both load (Keras 3: model.export)",
             )
         )
-    elif _parts(here) < _parts(archive.keras_version):
-        # Seen: Keras 2.12 reads a Sequential of 2.13 and no functional model of it.
+    elif _parts(here)[:1] != _parts(archive.keras_version)[:1] or _parts(here) < _parts(archive.keras_version):
+        # Seen: Keras 2.12 and Keras 3 read some Sequential models of Keras 2.13, and no functional ones.
         findings.unseen.append(
             (
-                f"a .keras file of Keras {archive.keras_version} is newer than the candidate's Keras {here}: whether "
-                f"it loads depends on its layers",
+                f"whether a .keras file of Keras {archive.keras_version} loads in the candidate's Keras {here} depends "
+                f"on its layers",
                 f"Save it with Keras {here}, or export a SavedModel",
             )
         )
     findings.notes.append("TensorFlow Serving serves no .keras files")
     findings.good = f"a .keras file of Keras {archive.keras_version} is supported by the candidate's Keras {here}"
-
-
-def _major(version: str) -> str:
-    return version.partition(".")[0]
 
 
 def _parts(version: str) -> list[int]:

@@ -100,11 +100,6 @@ class MetaGraph:
     variables: list[Variable] = field(default_factory=list)
     """Of a V1 graph, by node name."""
 
-    @property
-    def v1(self) -> bool:
-        """Whether this is a graph without objects, which every loader imports whole."""
-        return self.objects is None
-
     def needs(self, *, entry: Entry, device: str) -> Needs:
         """What a runtime must have for this graph, with what can be reached by way of ``entry``."""
         reach = self._reach(entry, device)
@@ -125,7 +120,8 @@ class MetaGraph:
             uses.append(Use(op=one["op"], device=one["device"], attrs=one["attrs"], reach=how, where=where[:300]))
         ops = {use["op"] for use in uses}
         return Needs(
-            v1=self.v1,
+            # Seen in 2.12, 2.13 and 2.21: the C++ loader refuses a V2 graph by its versions, tf.saved_model.load does not.
+            holds_versions=self.objects is None or entry is Entry.SIGNATURES,
             producer=self.producer_n,
             min_consumer=self.min_consumer_n,
             bad_consumers=list(self.bad_consumers),

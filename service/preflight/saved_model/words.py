@@ -34,8 +34,8 @@ def line(found: Found) -> str:
             return f"this TensorFlow {seen} is built without GPUs, so it says nothing of kernels for GPU"
         case "jit_unseen":
             return f"functions are compiled by XLA, and this runtime does not say its kernels for {seen}"
-        case "min_consumer_v2":
-            return f"the graph asks for graph version {seen}, this runtime has {wanted}; loaders do not look at it"
+        case "versions_ignored":
+            return f"the graph rules out runtimes as this one (graph version {seen}); Python does not look at that"
         case "no_gpu_kernel":
             return f"op {op} is placed on a GPU and has a kernel for CPU only: it will run there{where}"
         case code:
