@@ -120,7 +120,7 @@ class MetaGraph:
             uses.append(Use(op=one["op"], device=one["device"], attrs=one["attrs"], reach=how, where=where[:300]))
         ops = {use["op"] for use in uses}
         return Needs(
-            # Seen in 2.12, 2.13 and 2.21: the C++ loader refuses a V2 graph by its versions, tf.saved_model.load does not.
+            # Seen in 2.12, 2.13 and 2.21: the C++ loader looks at a V2 graph's versions, tf.saved_model.load does not.
             holds_versions=self.objects is None or entry is Entry.SIGNATURES,
             producer=self.producer_n,
             min_consumer=self.min_consumer_n,

@@ -100,8 +100,8 @@ def dead_function():
 
 
 def index_type():
-    save("index_type", lambda x: {"y": tf.raw_ops.TopKV2(input=x, k=1, index_type=tf.int64)[1] + tf.constant(1, tf.int64)},
-         rows())  # fmt: skip
+    one = tf.constant(1, tf.int64)
+    save("index_type", lambda x: {"y": tf.raw_ops.TopKV2(input=x, k=1, index_type=tf.int64)[1] + one}, rows())
 
 
 def refused_index():
@@ -114,8 +114,8 @@ def refused_string():
 
 
 def ignored_attribute():
-    save("ignored_attribute", lambda x: {"y": tf.raw_ops.GatherNd(params=x, indices=[[99]], bad_indices_policy="IGNORE")},
-         rows())  # fmt: skip
+    ignoring = {"indices": [[99]], "bad_indices_policy": "IGNORE"}
+    save("ignored_attribute", lambda x: {"y": tf.raw_ops.GatherNd(params=x, **ignoring)}, rows())
 
 
 def compiled():
