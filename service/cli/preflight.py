@@ -21,11 +21,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def preflight() -> None:
-    """Keeps the gates' names part of the command while there is one gate."""
-
-
 def tell(report: GateReport, *, json_output: bool) -> None:
     """Print a gate's report and leave with its exit status."""
     if json_output:
@@ -55,8 +50,11 @@ def wrapped(text: str, indent: str = "", hanging: int = 0) -> str:
 
 from service.cli.preflight_golden import golden  # noqa: E402  # it prints with what is above
 from service.cli.preflight_image import image  # noqa: E402
+from service.cli.preflight_model import model, runtime  # noqa: E402
 from service.cli.preflight_security import security  # noqa: E402
 
 app.command()(golden)
 app.command()(image)
+app.command()(model)
+app.command()(runtime)
 app.command()(security)
