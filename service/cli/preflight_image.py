@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from service.preflight.image.reference import ImageReference
     from service.settings import PreflightSettings
 
-WITHIN_S = 55.0
+WITHIN_S = 60.0
 """For each image."""
 
 
