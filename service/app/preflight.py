@@ -6,6 +6,7 @@ import ssl
 
 from service.preflight.image.credentials import Credentials
 from service.preflight.outside import Allowed, Outside
+from service.ring.ports import Refused
 from service.settings import PreflightSettings, SettingsError, read_secret
 
 
@@ -22,11 +23,12 @@ def outside_of(settings: PreflightSettings) -> Outside:
 
 
 def registry_logins_of(settings: PreflightSettings) -> Credentials:
-    """The logins for registries; none without a file. Raises SettingsError that shows no login."""
-    text = read_secret(settings.registry_logins_file)
-    if text is None:
-        return Credentials()
+    """The logins for registries as the file holds them now; none without a file.
+
+    Raises Refused, which shows no login: the file may be mended while the service runs.
+    """
     try:
-        return Credentials.from_docker_config(text)
-    except ValueError as error:
-        raise SettingsError(f"preflight.registry_logins_file {settings.registry_logins_file}: {error}") from error
+        text = read_secret(settings.registry_logins_file)
+        return Credentials() if text is None else Credentials.from_docker_config(text)
+    except (SettingsError, ValueError) as error:
+        raise Refused(f"preflight.registry_logins_file {settings.registry_logins_file}: {error}") from error

@@ -92,9 +92,8 @@ async def _look(
     from service.app.preflight import outside_of, registry_logins_of
     from service.preflight.image.gate import ImageLook
 
-    logins = registry_logins_of(settings)
     async with outside_of(settings) as outside:
-        look = ImageLook(outside, logins)
+        look = ImageLook(outside, lambda: registry_logins_of(settings))
         candidate, *stable = references
         if stable:
             return await look.compared(rule, candidate, stable[0], platform)

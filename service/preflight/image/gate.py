@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
-from string import Template
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from service.model.gates.image import ImageGate, ImageSubject
 from service.model.gates.report import Candidate, Finding, GateReport
@@ -26,23 +25,24 @@ class ImageLook:
     """Looks at images for the image gate. One for the whole service; holds no state between looks.
 
     outside : for the registries, with the operator's list of hosts inside
-    credentials : the operator's logins; a login is used only for the registry that it is for, and only for images that
-        a target names, never for one that only an event names
+    logins : reads the operator's logins, at every look, because some registries' are renewed twice a day; may raise
+        PortError. A login is used only for the registry that it is for, and only for images that a target names, never
+        for one that only an event names
     """
 
-    def __init__(self, outside: Outside, credentials: Credentials | None = None) -> None:
+    def __init__(self, outside: Outside, logins: Callable[[], Credentials] = Credentials) -> None:
         self._outside = outside
-        self._credentials = credentials or Credentials()
+        self._logins = logins
 
     async def look(self, rule: ImageGate, subject: ImageSubject, of: Candidate) -> GateReport:
         """The gate's answer. Raises nothing for what registries or events do."""
         try:
-            candidate, notes = _asked_for(_filled(subject.canary, of), of)
+            candidate, notes = _asked_for(subject.canary, of)
         except ValueError as error:
             return _could_not_look(f"The candidate's image is not known: {error}", "See the target's image templates.")
         stable: ImageReference | str
         try:
-            stable = ImageReference.parse(_filled(subject.stable, of))
+            stable = ImageReference.parse(subject.stable)
         except ValueError as error:
             stable = str(error)
         return await self.compared(rule, candidate, stable, subject.platform, notes=notes)
@@ -84,7 +84,8 @@ class ImageLook:
         facts = _facts_of(from_name(reference))
         try:
             async with asyncio.timeout(within_s):
-                return identify(await Registry(self._outside, self._credentials).image(reference, platform))
+                credentials = await asyncio.to_thread(self._logins)
+                return identify(await Registry(self._outside, credentials).image(reference, platform))
         except NoSuchPlatform as error:
             to_do = f"Build it for {platform}, or correct the platform of the target."
             return _report(Finding.FAILED, f"It does not run on the nodes: {error}", to_do, notes, facts)
@@ -138,8 +139,10 @@ def facts_of_both(stable: Identity, canary: Identity, difference: Difference) ->
         "Revision": _arrow(stable.revision or "not told", canary.revision or "not told"),
         "Size": _arrow(size(stable.size_bytes), size(canary.size_bytes)),
         "Layers": f"{difference.shared_layers_n} of {len(canary.layers)} shared, {size(difference.new_bytes)} new",
-        "Stable image": str(stable.reference.at(stable.digest)),
-        "Canary image": str(canary.reference.at(canary.digest)),
+        "Stable image": str(stable.reference),
+        "Stable digest": stable.digest,
+        "Canary image": str(canary.reference),
+        "Canary digest": canary.digest,
     }
     return facts
 
@@ -151,9 +154,9 @@ def size(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:.1f} MB" if size_bytes < 1_000_000_000 else f"{size_bytes / 1e9:.1f} GB"
 
 
-def _asked_for(template: str, of: Candidate) -> tuple[ImageReference, list[str]]:
+def _asked_for(named: str, of: Candidate) -> tuple[ImageReference, list[str]]:
     """The candidate's reference: the target's, with the event's digest where it speaks of the same repository."""
-    reference = ImageReference.parse(template)
+    reference = ImageReference.parse(named)
     if not of.artifact:
         return reference, []
     try:
@@ -163,23 +166,6 @@ def _asked_for(template: str, of: Candidate) -> tuple[ImageReference, list[str]]
     if told.name != reference.name:
         return reference, [f"The event names {told}, the target {reference}; the target's was read"]
     return (reference.at(told.digest) if told.digest else reference), []
-
-
-def _filled(template: str, of: Candidate) -> str:
-    """Raises ValueError for a template whose version the event does not give."""
-    values = {
-        "service": of.service.name,
-        "namespace": of.service.namespace,
-        "canary_version": of.version,
-        "stable_version": of.stable_version or "",
-    }
-    try:
-        text = Template(template).substitute(values)
-    except KeyError as error:
-        raise ValueError(f"{template!r} holds {error}, which is none of {', '.join(values)}") from None
-    if "${stable_version}" in template and not of.stable_version:
-        raise ValueError("the event does not say which version is stable")
-    return text
 
 
 def _what_changed(difference: Difference) -> str:
@@ -214,7 +200,13 @@ def _places(identity: Identity) -> Iterator[str]:
 def _facts_of(identity: Identity) -> dict[str, str]:
     facts = {name: seen.value for name, seen in identity.found.items()}
     if identity.digest:
-        facts |= {"User": _user(identity), "Size": size(identity.size_bytes), "Built": identity.created or "not told"}
+        facts |= {
+            "User": _user(identity),
+            "Built": identity.created or "not told",
+            "Revision": identity.revision or "not told",
+            "Size": size(identity.size_bytes),
+            "Canary digest": identity.digest,
+        }
     return {**facts, "Canary image": str(identity.reference)}
 
 
