@@ -7,18 +7,8 @@ from dataclasses import dataclass
 
 from service.model.gates.image import Risk
 from service.preflight.image import tables
-from service.preflight.image.identity import (
-    CUDA,
-    CUDNN,
-    KERAS,
-    NAMES,
-    NUMPY,
-    PYTHON,
-    SYSTEM,
-    TENSORFLOW,
-    Identity,
-    Seen,
-)
+from service.preflight.image.evidence import CUDA, CUDNN, KERAS, NAMES, NUMPY, PYTHON, SYSTEM, TENSORFLOW
+from service.preflight.image.identity import Identity, Seen
 from service.preflight.image.risks import KNOWN
 from service.preflight.outside import readable
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from service.model.gates.image import Risk
 from service.preflight.image import tables
-from service.preflight.image.identity import CUDNN, KERAS, NUMPY, PYTHON, SYSTEM, TENSORFLOW
+from service.preflight.image.evidence import CUDA, CUDNN, KERAS, NUMPY, PYTHON, SYSTEM, TENSORFLOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,10 @@ KNOWN: dict[Risk, Known] = {
         "another major version of CUDA needs a newer driver on the nodes",
         "look at the driver of the nodes (nvidia-smi) before traffic goes there",
         tables.CUDA_DRIVER_SOURCE,
+        CUDA,
     ),
     Risk.CUDA_GONE: Known(
-        "stable has CUDA and the candidate shows no trace of it, so that it would compute on the CPU",
+        "stable has CUDA and the candidate shows no trace of it, so that it may compute on the CPU",
         "see whether the -gpu variant of the image was meant",
         "the images",
     ),

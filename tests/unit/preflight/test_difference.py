@@ -126,6 +126,9 @@ def test_a_version_told_more_exactly_by_one_image_is_no_change() -> None:
         (Risk.PYTHON_MINOR, environment(PYTHON_VERSION="3.11.1"), environment(), Finding.COULD_NOT_LOOK),
         (Risk.BECAME_ROOT, image("a:1", user="1000"), image("a:2"), Finding.FAILED),
         (Risk.CUDA_GONE, environment(CUDA_VERSION="12.3.2"), environment(), Finding.FAILED),
+        (Risk.CUDA_MAJOR, environment(CUDA_VERSION="12.3.2"), environment(CUDA_VERSION="12.6.0"), Finding.PASSED),
+        (Risk.CUDA_MAJOR, environment(CUDA_VERSION="12.3.2"), environment(), Finding.COULD_NOT_LOOK),
+        (Risk.CUDA_MAJOR, environment(), environment(), Finding.PASSED),
     ],
 )
 def test_the_gate_fails_for_what_the_policy_lists_and_never_passes_what_it_cannot_rule_out(

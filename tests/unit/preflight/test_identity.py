@@ -83,6 +83,7 @@ def test_a_later_build_step_counts_more_than_what_the_base_image_says() -> None:
         )
     )
     assert values(found)["TensorFlow"] == "2.17.0"
+    assert values(found)["CUDA"] == "12.3"  # [and-cuda] brings what TensorFlow was built with
     assert values(found)["NumPy"] == "2.0.2"
     assert found.found["NumPy"].where == "build step 2"
     assert values(found)["Python"] == "3.11.7"
