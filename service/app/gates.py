@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
 import aiohttp
 from kubernetes.aio import client
 
+from service.app.preflight import outside_of, registry_logins_of
 from service.model.gates.report import Candidate, GateReport
 from service.preflight.gates import Look, PreflightGates, could_not_look
 from service.preflight.golden.gate import GoldenReplay
-from service.preflight.image.credentials import Credentials
 from service.preflight.image.gate import ImageLook
-from service.preflight.outside import Allowed, Outside
 from service.preflight.registries import RegistryImages
 from service.preflight.saved_model.cluster import KubernetesJobs
 from service.preflight.saved_model.gate import ModelPreflight
 from service.preflight.security.cluster import KubernetesWorkloads
 from service.preflight.security.gate import SecurityLook
 from service.preflight.security.sources import ReportSources
-from service.settings import PreflightSettings, SettingsError, read_secret
+from service.settings import PreflightSettings
 
 
 @asynccontextmanager
@@ -29,15 +28,16 @@ async def open_gates(
     settings: PreflightSettings, clusters: Mapping[str, client.ApiClient]
 ) -> AsyncIterator[PreflightGates]:
     """Every gate for every cluster, with what they reach the outside by."""
-    credentials = _credentials(settings)
+    logins = partial(registry_logins_of, settings)
+    credentials = logins()  # a file that cannot be read stops the start-up; later it may come and go
     async with (
-        Outside(Allowed.listed(settings.allowed_hosts), tls=_tls(settings)) as outside,
+        outside_of(settings) as outside,
         # No cookies: an answer must not depend on the one before.
         aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session,
     ):
         images = RegistryImages(outside, credentials)
         reports = ReportSources(folder=settings.reports_dir, outside=outside, images=images)
-        common: dict[str, Look] = {"image": ImageLook(outside, credentials).look}
+        common: dict[str, Look] = {"image": ImageLook(outside, logins).look}
         if settings.requests_dir is None:
             common["golden"] = _unset("golden", "requests_dir")
         else:
@@ -63,24 +63,3 @@ def _unset(gate: str, key: str) -> Look:
         )
 
     return look
-
-
-def _credentials(settings: PreflightSettings) -> Credentials | None:
-    text = read_secret(settings.registry_logins_file)
-    if text is None:
-        return None
-    try:
-        return Credentials.from_docker_config(text)
-    except ValueError as error:
-        raise SettingsError(f"preflight.registry_logins_file {settings.registry_logins_file}: {error}") from error
-
-
-def _tls(settings: PreflightSettings) -> ssl.SSLContext | None:
-    if settings.ca_file is None:
-        return None
-    context = ssl.create_default_context()
-    try:
-        context.load_verify_locations(cafile=settings.ca_file)
-    except OSError as error:
-        raise SettingsError(f"preflight.ca_file {settings.ca_file} cannot be read: {error}") from error
-    return context
