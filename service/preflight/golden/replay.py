@@ -31,9 +31,14 @@ MAX_FAILURE_BYTES = 2000
 GIVE_UP_AFTER = 5
 """Calls in a row that one side leaves without any answer, before it is left alone."""
 
-AS_SENT = {"Accept": "application/json", "Accept-Encoding": "identity", "Connection": "close"}
-"""Uncompressed, so that the limit of bytes is one of memory too. Each on a connection of its own: one that is used
-again may just have been closed by the server, and as nothing is tried again that would be held against it."""
+AS_SENT = {"Accept": "application/json", "Accept-Encoding": "identity"}
+"""Uncompressed, so that the limit of bytes is one of memory too."""
+
+
+def session() -> aiohttp.ClientSession:
+    """Without cookies, and each call on a connection of its own: one that is used again may just have been closed by
+    the server, and as nothing is tried again that would be held against the server's version."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True), cookie_jar=aiohttp.DummyCookieJar())
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ class Replay(Generic[T]):
         examine: Examine[T],
         heard: Callable[[T], None],
     ) -> None:
-        """The session must not keep cookies.
+        """``session`` is one that ``session()`` made.
 
         heard : told what ``examine`` made of each request, on the loop
         """
