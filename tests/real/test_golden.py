@@ -52,6 +52,10 @@ class Model(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None, 32], tf.float32, name="x")])
     def serve(self, x):
         logits = tf.nn.relu(x @ self.w1) @ self.w2
+        if change == "no-kernel":
+            # Registered since 2.13 and without a kernel for CPUs: it loads, and the first request fails.
+            n = tf.shape(logits)[0]
+            logits = tf.raw_ops.SegmentMaxV2(data=logits, segment_ids=tf.range(n), num_segments=n)
         if change == "half-softmax":
             # As a careless port to half precision does it: exp overflows beyond 11.
             halves = tf.exp(tf.cast(logits, tf.float16))
@@ -79,6 +83,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     changes = ("none", "one-weight", "float16", "half-softmax")
     made = {change: built(folder / change, "2.12", change) for change in changes}
+    made["no-kernel"] = built(folder / "no-kernel", "2.13", "no-kernel")
     return {**made, "again": built(folder / "again", "2.12")}
 
 
@@ -188,6 +193,17 @@ async def test_nan_is_caught_however_rare(recorded: Path, models: dict[str, Path
         report = await look(recorded, stable, candidate, tolerances=wide, max_difference_rate=0.5)
     assert report.finding is Finding.FAILED
     assert f"NaN or infinity in {REQUESTS_N // 40} of {REQUESTS_N}" in report.sentence
+
+
+async def test_an_operator_without_a_kernel_is_caught_by_its_name(
+    recorded: Path, models: dict[str, Path], stable: ModelServer
+) -> None:
+    candidate = ModelServer("2.13", models["no-kernel"])
+    with running(candidate):
+        report = await look(recorded, stable, candidate)
+    assert report.finding is Finding.FAILED
+    assert f"error in {REQUESTS_N} of {REQUESTS_N}" in report.sentence
+    assert "No OpKernel was registered to support Op 'SegmentMaxV2'" in report.sentence
 
 
 async def test_the_stand_in_speaks_as_tensorflow_serving_does(

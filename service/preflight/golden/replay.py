@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,8 +27,8 @@ from service.preflight.golden.requests import GoldenRequest
 READY_EVERY_S = 0.5
 READY_TIMEOUT_S = 5.0
 MAX_READY_BYTES = 64 * 1024
-MAX_FAILURE_BYTES = 2000
-"""So much of an error's body is read for the report."""
+MAX_FAILURE_BYTES = 64 * 1024
+"""So much of an error's body is read for the report; TensorFlow puts stack traces before the reason."""
 GIVE_UP_AFTER = 5
 """Calls in a row that one side leaves without any answer, before it is left alone."""
 
@@ -238,6 +239,14 @@ def _available(body: bytes) -> bool:
     return False
 
 
+_REASON = re.compile(
+    r"no opkernel was registered|no registered '[\w:>]+' opkernel|op type not registered|"
+    r"could not find device for node",
+    re.IGNORECASE,
+)
+"""Where TensorFlow begins to say that it lacks an operator or its kernel."""
+
+
 def _error(said: bytes) -> str:
     """What an error's body says, as text of one line."""
     text = said.decode("utf-8", "replace")
@@ -245,4 +254,6 @@ def _error(said: bytes) -> str:
         match json.loads(text):
             case {"error": str(inner)} | {"message": str(inner)} | {"detail": str(inner)}:
                 text = inner
-    return " ".join(text.split())[:300]
+    text = " ".join(text.split())
+    reason = _REASON.search(text)
+    return text[reason.start() if reason else 0 :][:300]

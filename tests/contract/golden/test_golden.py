@@ -224,7 +224,8 @@ async def page(_: web.Request) -> web.StreamResponse:
 
 
 async def refused(_: web.Request) -> web.StreamResponse:
-    error = "No OpKernel was registered to support Op 'SegmentMaxV2' used by {{node m}} with these attrs: []"
+    stack = "Graph execution error: Detected at node 'm' defined at (most recent call last):\n  File ...\n" * 20
+    error = f"{stack}No OpKernel was registered to support Op 'SegmentMaxV2' used by {{node m}} with these attrs: []"
     return web.json_response({"error": error}, status=400)
 
 
