@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
-import aiohttp
 from kubernetes.aio import client
 
 from service.app.preflight import outside_of, registry_logins_of
@@ -30,18 +29,14 @@ async def open_gates(
     """Every gate for every cluster, with what they reach the outside by."""
     logins = partial(registry_logins_of, settings)
     credentials = logins()  # a file that cannot be read stops the start-up; later it may come and go
-    async with (
-        outside_of(settings) as outside,
-        # No cookies: an answer must not depend on the one before.
-        aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session,
-    ):
+    async with outside_of(settings) as outside:
         images = RegistryImages(outside, credentials)
         reports = ReportSources(folder=settings.reports_dir, outside=outside, images=images)
         common: dict[str, Look] = {"image": ImageLook(outside, logins).look}
         if settings.requests_dir is None:
             common["golden"] = _unset("golden", "requests_dir")
         else:
-            common["golden"] = GoldenReplay(session, settings.requests_dir).look
+            common["golden"] = GoldenReplay(settings.requests_dir).look
         yield PreflightGates(
             {
                 name: {

@@ -83,16 +83,8 @@ def golden(
 async def _replayed(rule: GoldenGate, subject: GoldenSubject, recorded: tuple[GoldenRequest, ...]) -> GateReport:
     import sys
 
-    import aiohttp
-
     from service.preflight.golden.gate import replayed
 
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:
-        with typer.progressbar(length=len(recorded), label="golden requests", file=sys.stderr) as bar:
-            return await replayed(
-                session,
-                rule,
-                subject,
-                recorded,
-                lambda done, _: bar.update(done - bar.pos) if sys.stderr.isatty() else None,
-            )
+    with typer.progressbar(length=len(recorded), label="golden requests", file=sys.stderr) as bar:
+        shown = sys.stderr.isatty()
+        return await replayed(rule, subject, recorded, lambda done, _: bar.update(done - bar.pos) if shown else None)

@@ -52,6 +52,10 @@ class Model(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None, 32], tf.float32, name="x")])
     def serve(self, x):
         logits = tf.nn.relu(x @ self.w1) @ self.w2
+        if change == "no-kernel":
+            # Registered since 2.13 and without a kernel for CPUs: it loads, and the first request fails.
+            n = tf.shape(logits)[0]
+            logits = tf.raw_ops.SegmentMaxV2(data=logits, segment_ids=tf.range(n), num_segments=n)
         if change == "half-softmax":
             # As a careless port to half precision does it: exp overflows beyond 11.
             halves = tf.exp(tf.cast(logits, tf.float16))
@@ -79,6 +83,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     changes = ("none", "one-weight", "float16", "half-softmax")
     made = {change: built(folder / change, "2.12", change) for change in changes}
+    made["no-kernel"] = built(folder / "no-kernel", "2.13", "no-kernel")
     return {**made, "again": built(folder / "again", "2.12")}
 
 
@@ -117,13 +122,11 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
         yield made
 
 
-async def look(
-    session: aiohttp.ClientSession, recorded: Path, stable: ModelServer, canary: ModelServer, **rule: Any
-) -> GateReport:
+async def look(recorded: Path, stable: ModelServer, canary: ModelServer, **rule: Any) -> GateReport:
     subject = GoldenSubject(
         requests="golden.jsonl", stable_url=stable.url, canary_url=canary.url, concurrency=2, timeout_s=60.0
     )
-    report = await GoldenReplay(session, recorded).look(GoldenGate(**rule), subject, OF)
+    report = await GoldenReplay(recorded).look(GoldenGate(**rule), subject, OF)
     print(f"\n{report.finding.value}: {report.sentence}")
     for name, value in report.facts.items():
         print(f"  {name}: {value}")
@@ -133,12 +136,12 @@ async def look(
 
 
 async def test_the_same_model_on_2_12_and_2_13_does_not_differ_beyond_the_tolerance(
-    session: aiohttp.ClientSession, recorded: Path, models: dict[str, Path], stable: ModelServer
+    recorded: Path, models: dict[str, Path], stable: ModelServer
 ) -> None:
     # The candidate computes with oneDNN, as its wheels do where nobody says otherwise; stable does not.
     candidate = ModelServer("2.13", models["none"], environment={"TF_ENABLE_ONEDNN_OPTS": "1"})
     with running(candidate):
-        report = await look(session, recorded, stable, candidate)
+        report = await look(recorded, stable, candidate)
     assert report.finding is Finding.PASSED
     assert report.facts["difference rate"] == f"0 of {REQUESTS_N} (at most 1.5 %)"
     # It was started a moment before the look, so the look saw all of its cold start.
@@ -147,35 +150,33 @@ async def test_the_same_model_on_2_12_and_2_13_does_not_differ_beyond_the_tolera
 
 
 async def test_the_same_model_on_2_12_and_the_newest_does_not_differ_beyond_the_tolerance(
-    session: aiohttp.ClientSession, recorded: Path, models: dict[str, Path], stable: ModelServer
+    recorded: Path, models: dict[str, Path], stable: ModelServer
 ) -> None:
     candidate = ModelServer("newest", models["none"])
     with running(candidate):
-        report = await look(session, recorded, stable, candidate)
+        report = await look(recorded, stable, candidate)
     assert report.finding is Finding.PASSED
 
 
 async def test_two_builds_of_one_version_do_not_differ(
-    session: aiohttp.ClientSession, recorded: Path, models: dict[str, Path], stable: ModelServer
+    recorded: Path, models: dict[str, Path], stable: ModelServer
 ) -> None:
     candidate = ModelServer("2.12", models["again"])
     with running(candidate):
-        report = await look(
-            session, recorded, stable, candidate, tolerances=(Tolerance(output="*", absolute=0, relative=0),)
-        )
+        report = await look(recorded, stable, candidate, tolerances=(Tolerance(output="*", absolute=0, relative=0),))
     assert report.finding is Finding.PASSED
     assert report.facts["largest difference"] == "none"
 
 
 @pytest.mark.parametrize("change", ["one-weight", "float16"])
 async def test_changed_numerics_are_caught_with_the_rate(
-    session: aiohttp.ClientSession, recorded: Path, models: dict[str, Path], stable: ModelServer, change: str
+    recorded: Path, models: dict[str, Path], stable: ModelServer, change: str
 ) -> None:
     candidate = ModelServer("2.13", models[change])
     with running(candidate):
-        report = await look(session, recorded, stable, candidate)
+        report = await look(recorded, stable, candidate)
         winners = (Tolerance(output="scores", top_k=1, ranking_only=True), Tolerance(output="label", ignored=True))
-        by_winner = await look(session, recorded, stable, candidate, tolerances=winners, max_difference_rate=0.05)
+        by_winner = await look(recorded, stable, candidate, tolerances=winners, max_difference_rate=0.05)
     assert report.finding is Finding.FAILED
     differing_n = int(report.facts["difference rate"].split()[0])
     assert differing_n > REQUESTS_N / 2
@@ -185,15 +186,24 @@ async def test_changed_numerics_are_caught_with_the_rate(
     assert "order of classes kept" in by_winner.facts
 
 
-async def test_nan_is_caught_however_rare(
-    session: aiohttp.ClientSession, recorded: Path, models: dict[str, Path], stable: ModelServer
-) -> None:
+async def test_nan_is_caught_however_rare(recorded: Path, models: dict[str, Path], stable: ModelServer) -> None:
     candidate = ModelServer("2.13", models["half-softmax"])
     with running(candidate):
         wide = (Tolerance(output="*", absolute=0.02),)
-        report = await look(session, recorded, stable, candidate, tolerances=wide, max_difference_rate=0.5)
+        report = await look(recorded, stable, candidate, tolerances=wide, max_difference_rate=0.5)
     assert report.finding is Finding.FAILED
     assert f"NaN or infinity in {REQUESTS_N // 40} of {REQUESTS_N}" in report.sentence
+
+
+async def test_an_operator_without_a_kernel_is_caught_by_its_name(
+    recorded: Path, models: dict[str, Path], stable: ModelServer
+) -> None:
+    candidate = ModelServer("2.13", models["no-kernel"])
+    with running(candidate):
+        report = await look(recorded, stable, candidate)
+    assert report.finding is Finding.FAILED
+    assert f"error in {REQUESTS_N} of {REQUESTS_N}" in report.sentence
+    assert "No OpKernel was registered to support Op 'SegmentMaxV2'" in report.sentence
 
 
 async def test_the_stand_in_speaks_as_tensorflow_serving_does(
@@ -236,7 +246,7 @@ async def test_the_stand_in_speaks_as_tensorflow_serving_does(
 
 
 async def test_a_model_that_cannot_be_loaded_is_never_ready(
-    session: aiohttp.ClientSession, recorded: Path, models: dict[str, Path], stable: ModelServer, tmp_path: Path
+    recorded: Path, models: dict[str, Path], stable: ModelServer, tmp_path: Path
 ) -> None:
     (tmp_path / "broken" / "1").mkdir(parents=True)
     (tmp_path / "broken" / "1" / "saved_model.pb").write_bytes(b"\x08\x01\x12")
@@ -246,7 +256,7 @@ async def test_a_model_that_cannot_be_loaded_is_never_ready(
         subject = GoldenSubject(
             requests="golden.jsonl", stable_url=stable.url, canary_url=candidate.url, ready_within_s=0.0
         )
-        report = await GoldenReplay(session, recorded).look(GoldenGate(), subject, OF)
+        report = await GoldenReplay(recorded).look(GoldenGate(), subject, OF)
     assert report.finding is Finding.COULD_NOT_LOOK
     assert "canary was not ready" in report.sentence
     assert "Failed to start server" in candidate.log

@@ -6,13 +6,11 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-import aiohttp
-
 from service.model.gates.golden import GoldenGate, GoldenSubject
 from service.model.gates.report import Candidate, Finding, GateReport
 from service.model.names import Arm
 from service.preflight.golden import answers, requests, verdict
-from service.preflight.golden.replay import Raw, Replay
+from service.preflight.golden.replay import Raw, Replay, session
 from service.preflight.golden.requests import GoldenRequest, RequestsError
 from service.preflight.golden.tally import Look, Reply, Tally, look_at
 
@@ -23,9 +21,8 @@ Progress = Callable[[int, int], None]
 class GoldenReplay:
     """Looks at the answers of both versions to recorded requests. Safe to repeat and to cancel."""
 
-    def __init__(self, session: aiohttp.ClientSession, folder: Path) -> None:
-        """``session`` keeps no cookies; ``folder`` holds the files of requests, and none outside it is read."""
-        self._session = session
+    def __init__(self, folder: Path) -> None:
+        """``folder`` holds the files of requests; none outside it is read."""
         self._folder = folder
 
     async def look(self, rule: GoldenGate, subject: GoldenSubject, of: Candidate) -> GateReport:
@@ -35,11 +32,10 @@ class GoldenReplay:
             recorded = await asyncio.to_thread(requests.read, file, subject.protocol, below=self._folder)
         except RequestsError as error:
             return verdict.report(Finding.COULD_NOT_LOOK, f"{error}.", "put the file of golden requests right")
-        return await replayed(self._session, rule, subject, recorded)
+        return await replayed(rule, subject, recorded)
 
 
 async def replayed(
-    session: aiohttp.ClientSession,
     rule: GoldenGate,
     subject: GoldenSubject,
     recorded: tuple[GoldenRequest, ...],
@@ -57,7 +53,8 @@ async def replayed(
         tally.add(look)
         progress(tally.requests_n, len(recorded))
 
-    result = await Replay(session, subject, examine, heard).run(recorded)
+    async with session() as connections:
+        result = await Replay(connections, subject, examine, heard).run(recorded)
     if result.away:
         return verdict.report(
             Finding.COULD_NOT_LOOK,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,14 +27,19 @@ from service.preflight.golden.requests import GoldenRequest
 READY_EVERY_S = 0.5
 READY_TIMEOUT_S = 5.0
 MAX_READY_BYTES = 64 * 1024
-MAX_FAILURE_BYTES = 2000
-"""So much of an error's body is read for the report."""
+MAX_FAILURE_BYTES = 64 * 1024
+"""So much of an error's body is read for the report; TensorFlow puts stack traces before the reason."""
 GIVE_UP_AFTER = 5
 """Calls in a row that one side leaves without any answer, before it is left alone."""
 
-AS_SENT = {"Accept": "application/json", "Accept-Encoding": "identity", "Connection": "close"}
-"""Uncompressed, so that the limit of bytes is one of memory too. Each on a connection of its own: one that is used
-again may just have been closed by the server, and as nothing is tried again that would be held against it."""
+AS_SENT = {"Accept": "application/json", "Accept-Encoding": "identity"}
+"""Uncompressed, so that the limit of bytes is one of memory too."""
+
+
+def session() -> aiohttp.ClientSession:
+    """Without cookies, and each call on a connection of its own: one that is used again may just have been closed by
+    the server, and as nothing is tried again that would be held against the server's version."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True), cookie_jar=aiohttp.DummyCookieJar())
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,7 @@ class Replay(Generic[T]):
         examine: Examine[T],
         heard: Callable[[T], None],
     ) -> None:
-        """The session must not keep cookies.
+        """``session`` is one that ``session()`` made.
 
         heard : told what ``examine`` made of each request, on the loop
         """
@@ -233,6 +239,14 @@ def _available(body: bytes) -> bool:
     return False
 
 
+_REASON = re.compile(
+    r"no opkernel was registered|no registered '[\w:>]+' opkernel|op type not registered|"
+    r"could not find device for node",
+    re.IGNORECASE,
+)
+"""Where TensorFlow begins to say that it lacks an operator or its kernel."""
+
+
 def _error(said: bytes) -> str:
     """What an error's body says, as text of one line."""
     text = said.decode("utf-8", "replace")
@@ -240,4 +254,6 @@ def _error(said: bytes) -> str:
         match json.loads(text):
             case {"error": str(inner)} | {"message": str(inner)} | {"detail": str(inner)}:
                 text = inner
-    return " ".join(text.split())[:300]
+    text = " ".join(text.split())
+    reason = _REASON.search(text)
+    return text[reason.start() if reason else 0 :][:300]

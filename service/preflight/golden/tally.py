@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from service.model.gates.golden import Tolerance
 from service.preflight.golden.answers import Output
-from service.preflight.golden.compare import Comparison, Difference, Distance, Kind, compare, shown
+from service.preflight.golden.compare import Comparison, Difference, Distance, Kind, compare, shown, tolerance_of
 
 MAX_NAMES = 1000
 """Names of outputs that are kept apart; a model has a few, a hostile server as many as it likes."""
@@ -78,7 +78,7 @@ def look_at(
         or (len(theirs) == 2 and bool(_all(compare(theirs[0], theirs[1], tolerances)))),
         differences=(*error, *found.values()),
         comparisons=tuple(beside[0] for beside in each) if not unsteady else (),
-        dtypes=_written(answers, theirs),
+        dtypes=_written(answers[0], theirs[0], tolerances) if theirs else (),
     )
 
 
@@ -88,15 +88,16 @@ def _all(comparison: Comparison) -> list[Difference]:
 
 
 def _written(
-    ours: Sequence[Mapping[str, Output]], theirs: Sequence[Mapping[str, Output]]
+    ours: Mapping[str, Output], theirs: Mapping[str, Output], tolerances: Sequence[Tolerance]
 ) -> tuple[tuple[str, str, str], ...]:
     numbers = ("integer", "number")
     return tuple(
         (name, mine.dtype, yours.dtype)
-        for a in ours[:1]
-        for b in theirs[:1]
-        for name, mine in a.items()
-        if (yours := b.get(name)) is not None and mine.dtype in numbers and yours.dtype in numbers
+        for name, mine in ours.items()
+        if (yours := theirs.get(name)) is not None
+        and mine.dtype in numbers
+        and yours.dtype in numbers
+        and not tolerance_of(name, tolerances).ignored
     )
 
 

@@ -71,3 +71,11 @@ async def test_wrong_arguments_are_exit_2_with_a_sentence(file: Path, tmp_path: 
         assert (done.returncode, done.stdout) == (2, "")
         assert said in done.stderr
         assert "Traceback" not in done.stderr
+
+
+async def test_the_help_teaches_the_form_of_a_request_in_eighty_columns() -> None:
+    done = await asyncio.to_thread(serinus, "preflight", "golden", "--help")
+    assert done.returncode == 0
+    assert '"path": "/v1/models/ranker:predict"' in done.stdout
+    assert "Exit 0 passed, 1 failed, 3 could not look." in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80

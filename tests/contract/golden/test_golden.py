@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from aiohttp import web
 
@@ -46,17 +45,10 @@ FORMS: dict[str, list[dict[str, Any]]] = {
 PATIENT = {"timeout_s": 5.0, "ready_within_s": 5.0, "within_s": 60.0}
 
 
-@pytest.fixture
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as made:
-        yield made
-
-
 class Rig:
     """A folder of requests, and two models on loopback."""
 
-    def __init__(self, session: aiohttp.ClientSession, folder: Path) -> None:
-        self.session = session
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.stable, self.canary = Model(), Model()
 
@@ -64,12 +56,12 @@ class Rig:
         (self.folder / "golden.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         given = {"requests": "golden.jsonl", "stable_url": self.stable.url, "canary_url": self.canary.url}
         about = GoldenSubject.model_validate({**given, **PATIENT, **subject})
-        return await GoldenReplay(self.session, self.folder).look(rule or GoldenGate(), about, OF)
+        return await GoldenReplay(self.folder).look(rule or GoldenGate(), about, OF)
 
 
 @pytest.fixture
-async def rig(session: aiohttp.ClientSession, tmp_path: Path) -> AsyncIterator[Rig]:
-    made = Rig(session, tmp_path)
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    made = Rig(tmp_path)
     async with serving(made.stable, made.canary):
         yield made
 
@@ -115,6 +107,19 @@ async def test_each_side_gets_every_request_twice_and_one_more_first_in_an_order
         "close",
         "application/json",
     )
+
+
+async def test_no_connection_is_used_twice_so_that_none_is_found_closed(rig: Rig) -> None:
+    ports: list[int] = []
+
+    async def noting(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        ports.append(request.transport.get_extra_info("peername")[1])
+        return await rig.canary._predict(request)
+
+    rig.canary.odd[-1] = noting
+    await rig.look(PREDICT)
+    assert len(set(ports)) == len(ports) == 61
 
 
 async def test_recorded_headers_are_sent_and_take_the_place_of_the_usual_ones(rig: Rig) -> None:
@@ -219,7 +224,8 @@ async def page(_: web.Request) -> web.StreamResponse:
 
 
 async def refused(_: web.Request) -> web.StreamResponse:
-    error = "No OpKernel was registered to support Op 'SegmentMaxV2' used by {{node m}} with these attrs: []"
+    stack = "Graph execution error: Detected at node 'm' defined at (most recent call last):\n  File ...\n" * 20
+    error = f"{stack}No OpKernel was registered to support Op 'SegmentMaxV2' used by {{node m}} with these attrs: []"
     return web.json_response({"error": error}, status=400)
 
 

@@ -183,11 +183,13 @@ def test_a_file_that_stable_does_not_answer_could_not_be_looked_at_and_says_why(
 
 
 def test_numbers_that_one_side_always_writes_as_whole_ones_are_another_type() -> None:
-    def pair(a: str, b: str) -> Look:
-        return look((f'{{"y": {a}}}',) * 2, (f'{{"y": {b}}}',) * 2)
+    def pair(a: str, b: str, *tolerances: Tolerance) -> Look:
+        return look((f'{{"y": {a}}}',) * 2, (f'{{"y": {b}}}',) * 2, *tolerances)
 
     always = judged(*[pair("1", "1.0")] * 30)
     assert (always.finding, "integer -> number" in always.sentence) == (Finding.FAILED, True)
+    ignored = Tolerance(output="y", ignored=True)
+    assert judged(*[pair("1", "1.0", ignored)] * 30).finding is Finding.PASSED
     # A server that writes 1.0 as 1 writes 1.5 as 1.5.
     assert judged(*[pair("1", "1.0")] * 30, pair("1.5", "1.5")).finding is Finding.PASSED
 
