@@ -13,7 +13,7 @@ from service.model.gates.security import Severity
 from service.preflight.security.picking import Entries, Fields, Items, Malformed, Shape, Text
 from service.preflight.security.reports import MAX_FOUND_N, Found, Nothing, Report, digests_of, once, severity_of, short
 
-_ID = Text(100, numbers=True)
+_ID = Text(numbers=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,11 @@ class ClairReader:
         """Packages whose list of vulnerabilities was read."""
         package = Fields({"name": Text(), "version": Text()})
         vulnerability = Fields(
-            {"name": Text(100), "severity": Text(40), "normalized_severity": Text(20), "fixed_in_version": Text()}
+            {"name": Text(), "severity": Text(40), "normalized_severity": Text(20), "fixed_in_version": Text()}
         )
-        environments = Items(Fields({"introduced_in": Text(), "package_db": Text()}))
+        environments = Items(Fields({"introduced_in": Text(200), "package_db": Text()}))
         self.members: dict[str, Shape] = {
-            "manifest_hash": Text(),
+            "manifest_hash": Text(200),
             "packages": Entries(package, self._package),
             "environments": Entries(environments, self._environment),
             "vulnerabilities": Entries(vulnerability, self._vulnerability),

@@ -91,7 +91,7 @@ class SarifReader:
         rule = Fields(
             {
                 "id": Text(),
-                "name": Text(100),
+                "name": Text(),
                 "help": text,
                 "properties": Fields({"security-severity": score, "tags": Items(Text(40))}),
             }
@@ -126,7 +126,12 @@ class SarifReader:
                 ),
                 "invocations": Items(Fields({"executionSuccessful": Flag(), "endTimeUtc": Text(60)})),
                 "properties": Fields(
-                    {"imageName": Text(300), "imageID": Text(), "repoTags": Items(Text()), "repoDigests": Items(Text())}
+                    {
+                        "imageName": Text(300),
+                        "imageID": Text(200),
+                        "repoTags": Items(Text(300)),
+                        "repoDigests": Items(Text(500)),
+                    }
                 ),
                 "results": Items(result, self._result),
             }
@@ -236,7 +241,7 @@ def _told(text: str) -> _Told:
         return _Told(clair.group(1), clair.group(2), "", _of_word(clair.group(3)))
     lines: dict[str, str] = {}
     for line in _LINE.finditer(text):
-        lines.setdefault(line.group(1), line.group(2).strip()[:200])
+        lines.setdefault(line.group(1), line.group(2).strip()[:100])
     return _Told(
         package=lines.get("Package", ""),
         installed=lines.get("Installed Version") or lines.get("Version", ""),
