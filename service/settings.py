@@ -165,8 +165,12 @@ class PreflightSettings(_Section):
     """A ``.dockerconfigjson``, as in Kubernetes' pull secrets. Without it registries are read without a login."""
     ca_file: Path | None = None
     """Certificates of an authority of one's own, in PEM; used beside the system's."""
+    models_dir: Path | None = None
+    """The folder below which the targets' models are; without it the gate model cannot look."""
+    requests_dir: Path | None = None
+    """The folder below which the targets' golden requests are; without it the gate golden cannot look."""
     reports_dir: Path | None = None
-    """Folder with scan reports, below which targets name theirs by ``file``. Without it no report comes from a file."""
+    """The folder below which scan reports are; without it reports are read from addresses and registries alone."""
 
     @field_validator("allowed_hosts")
     @classmethod

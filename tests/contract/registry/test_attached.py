@@ -44,7 +44,7 @@ class Place:
     @asynccontextmanager
     async def images(self) -> AsyncIterator[RegistryImages]:
         async with Outside(Allowed.listed([f"http://{self.host}"])) as outside:
-            yield RegistryImages(outside, self.credentials)
+            yield RegistryImages(outside, lambda: self.credentials)
 
     async def report(
         self, subject: dict[str, Any], body: bytes, created: str = "", *, layers_n: int = 1, kind: str = SARIF
