@@ -107,6 +107,11 @@ def trivy(found: tuple[One, ...] = FOUND, **changes: Any) -> dict[str, Any]:
     }
 
 
+def _range(one: One) -> str:
+    """As claircore's OSV updater encodes it."""
+    return f"fixed={one.fixed}&introduced=0" if one.fixed else "introduced=0&lastAffected=3.0.1"
+
+
 def clair(found: tuple[One, ...] = FOUND, **changes: Any) -> dict[str, Any]:
     words = {"CRITICAL": "Critical", "HIGH": "High", "MEDIUM": "Medium", "LOW": "Low", "UNKNOWN": "Unknown"}
     packages = list(dict.fromkeys((one.package, one.installed) for one in found)) or [("libc6", "2.36-9")]
@@ -146,7 +151,7 @@ def clair(found: tuple[One, ...] = FOUND, **changes: Any) -> dict[str, Any]:
                 "package": {"id": "", "name": one.package, "version": "", "kind": "SOURCE"},
                 "distribution": {"id": "1", "did": "debian"},
                 "repository": {},
-                "fixed_in_version": one.fixed,
+                "fixed_in_version": _range(one) if one.language else one.fixed,
                 "arch_op": "equals",
             }
             for at, one in enumerate(found, start=100)

@@ -109,6 +109,20 @@ def test_clair_says_of_which_image_and_layer_it_is() -> None:
     assert {one.where for one in report.found} == {f"layer {LAYER[7:19]}"}
 
 
+@pytest.mark.parametrize(
+    ("text_", "fixed"),
+    [
+        ("70.0.0", "70.0.0"), ("", ""), ("0:1.1.1k-6.el8_5", "0:1.1.1k-6.el8_5"), ("fixed=70.0.0", "70.0.0"),
+        ("fixed=1.0%2Bcu1&introduced=0", "1.0+cu1"), ("introduced=2.2.0&lastAffected=3.0.1", ""), ("introduced=0", ""),
+        ("lastAffected=1", ""), ("fixed=" + "&a=b" * 200, ""),
+    ],
+)  # fmt: skip
+def test_clairs_ranges_of_language_packages_are_a_fix_only_where_they_name_one(text_: str, fixed: str) -> None:
+    document = clair((One("CVE-2024-1", "HIGH", "p", "1"),))
+    document["vulnerabilities"]["100"]["fixed_in_version"] = text_
+    assert [one.fixed for one in read(document).found] == [fixed]
+
+
 def test_several_of_clairs_updaters_that_tell_of_one_vulnerability_count_once_with_the_graver_word() -> None:
     document = clair((One("CVE-2024-1", "LOW", "libc6", "1", "2"),))
     more = copy.deepcopy(document["vulnerabilities"]["100"])
