@@ -7,7 +7,7 @@ pkg/report/sarif.go), Clair 4 (httptransport/types/v1/*.schema.json), Grype's SA
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 DIGEST = "sha256:" + "a1" * 32
@@ -235,6 +235,8 @@ def trivy_sarif(found: tuple[One, ...] = FOUND, **changes: Any) -> dict[str, Any
 
 
 def grype_sarif(found: tuple[One, ...] = FOUND) -> dict[str, Any]:
+    # Grype calls low what it does not know.
+    found = tuple(replace(one, severity="LOW") if one.severity == "UNKNOWN" else one for one in found)
     rules = [
         {
             "id": f"{one.id}-{one.package}",
@@ -255,7 +257,10 @@ def grype_sarif(found: tuple[One, ...] = FOUND) -> dict[str, Any]:
     results = [
         {
             "ruleId": f"{one.id}-{one.package}",
-            "message": {"text": f"A {one.severity.lower()} vulnerability in deb package: {one.package}, version x"},
+            "message": {
+                "text": f"A {one.severity.lower()} vulnerability in deb package: {one.package}, version "
+                f"{one.installed} was found in image {IMAGE} at: /var/lib/dpkg/status"
+            },
             "locations": [{"physicalLocation": {"artifactLocation": {"uri": "/var/lib/dpkg/status"}}}],
         }
         for one in found
