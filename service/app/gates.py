@@ -28,9 +28,9 @@ async def open_gates(
 ) -> AsyncIterator[PreflightGates]:
     """Every gate for every cluster, with what they reach the outside by."""
     logins = partial(registry_logins_of, settings)
-    credentials = logins()  # a file that cannot be read stops the start-up; later it may come and go
+    logins()  # a file that cannot be read stops the start-up; later it may come and go
     async with outside_of(settings) as outside:
-        images = RegistryImages(outside, credentials)
+        images = RegistryImages(outside, logins)
         reports = ReportSources(folder=settings.reports_dir, outside=outside, images=images)
         common: dict[str, Look] = {"image": ImageLook(outside, logins).look}
         if settings.requests_dir is None:

@@ -6,7 +6,7 @@ import datetime
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from service.model.value import Value
 
@@ -144,6 +144,17 @@ class ReportPlace(Value):
     referrer: MediaType | None = None
     """The newest artifact of this type that the registry holds for the image, for example application/sarif+json."""
 
+    @field_validator("url")
+    @classmethod
+    def _no_event_makes_a_host(cls, url: str | None) -> str | None:
+        host = (url or "").partition("://")[2].partition("/")[0].partition("?")[0]
+        if "_version" in host:
+            raise ValueError(
+                "a version comes from an event and may hold dots, so it must not be part of a host; write the host "
+                "out, or with ${service} and ${namespace}"
+            )
+        return url
+
     @model_validator(mode="after")
     def _one(self) -> Self:
         if sum(place is not None for place in (self.file, self.url, self.referrer)) != 1:
@@ -170,6 +181,14 @@ class SecuritySubject(Value):
         "linux/amd64"
     )
     """What the nodes are; picks from a multi-arch index."""
+
+    @field_validator("image")
+    @classmethod
+    def _no_event_makes_a_registry(cls, image: str | None) -> str | None:
+        host, slash, _ = (image or "").partition("/")
+        if slash and "_version" in host:
+            raise ValueError("a version comes from an event, so it must not be part of a registry's host")
+        return image
 
     @model_validator(mode="after")
     def _stable_by_place(self) -> Self:

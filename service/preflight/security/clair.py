@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qsl
 
 from service.model.gates.security import Severity
 from service.preflight.security.picking import Entries, Fields, Items, Malformed, Shape, Text
 from service.preflight.security.reports import MAX_FOUND_N, Found, Nothing, Report, digests_of, once, severity_of, short
 
-_ID = Text(100, numbers=True)
+_ID = Text(numbers=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,11 @@ class ClairReader:
         """Packages whose list of vulnerabilities was read."""
         package = Fields({"name": Text(), "version": Text()})
         vulnerability = Fields(
-            {"name": Text(100), "severity": Text(40), "normalized_severity": Text(20), "fixed_in_version": Text()}
+            {"name": Text(), "severity": Text(40), "normalized_severity": Text(20), "fixed_in_version": Text()}
         )
-        environments = Items(Fields({"introduced_in": Text(), "package_db": Text()}))
+        environments = Items(Fields({"introduced_in": Text(200), "package_db": Text()}))
         self.members: dict[str, Shape] = {
-            "manifest_hash": Text(),
+            "manifest_hash": Text(200),
             "packages": Entries(package, self._package),
             "environments": Entries(environments, self._environment),
             "vulnerabilities": Entries(vulnerability, self._vulnerability),
@@ -82,7 +83,7 @@ class ClairReader:
         self._new(key, self._vulnerabilities, "vulnerabilities")
         word = one.get("normalized_severity") or one.get("severity")
         self._vulnerabilities[key] = _Vulnerability(
-            one.get("name") or "(no id)", severity_of(word), one.get("fixed_in_version", "")
+            one.get("name") or "(no id)", severity_of(word), _fixed(one.get("fixed_in_version", ""))
         )
 
     def _package_vulnerabilities(self, key: str, listed: list[str] | None) -> None:
@@ -99,6 +100,14 @@ class ClairReader:
             raise Malformed(f"{name} has {key[:40]!r} twice")
         if len(table) >= MAX_FOUND_N:
             raise Malformed(f"{name} has more than {MAX_FOUND_N} entries")
+
+
+def _fixed(text: str) -> str:
+    """The version that mends it. Of language packages Clair writes the whole range as a query, with a fix or without:
+    ``fixed=70.0.0&introduced=0``, ``introduced=2.2.0&lastAffected=3.0.1``."""
+    if not text.startswith(("fixed=", "introduced=", "lastAffected=")):
+        return text
+    return dict(parse_qsl(text)).get("fixed", "")
 
 
 def _together(one: Found, other: Found) -> Found:

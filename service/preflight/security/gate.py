@@ -80,9 +80,14 @@ class SecurityLook:
         there = await self._workload(rule, subject, deadline, answer)
         containers = None if subject.container is None else [subject.container]
         named = there.images(containers) if there else {}
-        asked = [_pinned(subject.image, of.artifact)] if subject.image else []
-        known = await self._known([*asked, *named.values()], subject.platform, deadline, answer)
-        report = await self._report(rule, subject, of, asked, named, there, known, deadline, answer)
+        asked = _pinned(subject.image, of.artifact) if subject.image else ""
+        known = await self._known([asked, *named.values()], subject.platform, deadline, answer)
+        report = None
+        if rule.needs_report:
+            runs = _candidates(subject, there, asked)
+            if there is not None and len(set(runs.values())) != 1:
+                answer.checks.append(_ambiguous(there, runs, asked))
+            report = await self._report(rule, subject, of, asked, runs, there, known, deadline, answer)
         if there is not None and rule.posture is not None:
             users = {name: known[image].user for name, image in named.items() if image in known}
             if report is not None and report.image_user is not None:
@@ -135,21 +140,18 @@ class SecurityLook:
         rule: SecurityGate,
         subject: SecuritySubject,
         of: Candidate,
-        asked: Sequence[str],
-        named: Mapping[str, str],
+        asked: str,
+        runs: Mapping[str, str],
         there: Workload | None,
         known: Mapping[str, KnownImage],
         deadline: float,
         answer: _Answer,
     ) -> Report | None:
-        if not rule.needs_report:
-            return None
         if subject.report is None:
             to_do = "set report in the target, or limits: {} and secrets: null in the policy"
             answer.checks.append(Check(Outcome.UNSEEN, "the target names no scan report", to_do))
             return None
-        images = list(dict.fromkeys([*asked, *named.values()]))
-        reference = images[0] if asked or len(images) == 1 else ""
+        reference = asked or next(iter(runs.values()), "")
         try:
             report, written = await self._read(subject.report, reference, subject.platform, deadline)
         except (PortError, Malformed, Nothing) as error:
@@ -163,7 +165,7 @@ class SecurityLook:
             except (PortError, Malformed, Nothing) as error:
                 no_stable = str(error)
         now = self._now()
-        references, digests = _image_of([*named.values(), *_pulled(there, named)], asked, of.artifact, known)
+        references, digests = _image_of([*runs.values(), *_pulled(there, runs)], asked, of.artifact, known)
         ours = provenance.of_this_image(report, rule, references=references, digests=digests)
         fresh = provenance.of_today(report, rule, now=now, written=written)
         held = limits.hold(report, rule, today=now.date(), stable=stable, no_stable=no_stable)
@@ -201,6 +203,30 @@ def _pinned(image: str, artifact: str) -> str:
     return f"{image}@{digest}" if digest and same and "@" not in image else image
 
 
+def _candidates(subject: SecuritySubject, there: Workload | None, asked: str) -> dict[str, str]:
+    """The containers whose image a report has to be of, with their images."""
+    if there is None:
+        return {}
+    if subject.container is not None:
+        return there.images([subject.container])
+    serving = there.images(there.serving)
+    repository = _repository(asked.partition("@")[0])
+    return {
+        name: image
+        for name, image in serving.items()
+        if not asked or _repository(image.partition("@")[0]) == repository
+    }
+
+
+def _ambiguous(there: Workload, runs: Mapping[str, str], asked: str) -> Check:
+    """A report of a proxy beside the candidate must not pass for the candidate's."""
+    if not runs:
+        said = f"Deployment {there.name} has no container with an image of {asked or 'any name'}"
+        return Check(Outcome.UNSEEN, said, "see image and container of the target")
+    said = f"Deployment {there.name} runs several images, and of which one the report must be is not said"
+    return Check(Outcome.UNSEEN, said, "set container or image in the target")
+
+
 def _repository(name: str) -> str:
     head, slash, last = name.rpartition("/")
     return f"{head}{slash}{last.partition(':')[0]}"
@@ -212,7 +238,7 @@ def _judge_posture(
     """Hold the pods against the policy where some run, else the template."""
     if containers is None:
         # What an admission webhook adds to the pods, such as a mesh's proxy, is not the candidate.
-        containers = there.images(None).keys()
+        containers = there.images().keys()
     if there.unlisted:
         to_do = "allow list on pods in the Role: what admission changes is seen only on them"
         answer.checks.append(Check(Outcome.UNSEEN, there.unlisted, to_do))
@@ -237,24 +263,24 @@ def _judge_posture(
                 answer.lines.append(f"pod {name} differs from the others: {fact} {value}")
     if there.more:
         answer.lines.append(f"the first {len(there.pods)} pods were looked at; there are more")
-    elif not there.pods:
+    elif not there.pods and not there.unlisted:
         answer.lines.append("no pod runs yet, so the Deployment's template was looked at")
 
 
 def _image_of(
-    runs: Sequence[str], asked: Sequence[str], artifact: str, known: Mapping[str, KnownImage]
+    runs: Sequence[str], asked: str, artifact: str, known: Mapping[str, KnownImage]
 ) -> tuple[list[str], frozenset[str]]:
     """How the candidate's image is called, and what registries know of it: by what runs, else by the target, else by
     the event.
 
     What an event says of an image is no evidence of what runs.
     """
-    for references in (runs, asked, [artifact]):
+    for references in (runs, [asked], [artifact]):
         called = [one for one in references if one]
         digests = frozenset[str]().union(*(known[one].digests for one in called if one in known))
         if digests or digests_of(*called):
             return called, digests
-    return [one for one in (*runs, *asked, artifact) if one], frozenset()
+    return [one for one in (*runs, asked, artifact) if one], frozenset()
 
 
 def _pulled(there: Workload | None, names: Collection[str]) -> list[str]:

@@ -26,6 +26,9 @@ MAX_TEXT_BYTES = 512 * 1024
 again with every slice, so this bounds time as well."""
 
 MAX_DEPTH = 64
+MAX_KEY_N = 100
+"""Keys of maps are cut to so many characters, as texts that refer to them are."""
+
 MAX_CACHED_TEXT_N = 100
 MAX_CACHED_TEXTS_N = 100_000
 """Texts that repeat are held once: up to so many, of up to so many characters."""
@@ -39,7 +42,7 @@ class Malformed(Exception):
 class Text:
     """A text, cut to a number of characters; null is taken for absent. ``numbers``: a number will do, as its digits."""
 
-    limit_n: int = 200
+    limit_n: int = 100
     numbers: bool = False
 
 
@@ -68,7 +71,7 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """An object used as a map: each key with its value is handed over and not kept."""
+    """An object used as a map: each key with its value is handed over and not kept; an empty dict comes."""
 
     of: Shape
     handle: Callable[[str, Any], None]
@@ -204,12 +207,9 @@ class Picker:
 
     def _open(self, shape: Shape, event: str) -> None:
         is_map = event == "start_map"
-        if isinstance(shape, Fields if is_map else Items):
-            made: Any = {} if is_map else []
-        elif is_map and isinstance(shape, Entries):
-            made = None
-        else:
+        if not isinstance(shape, Fields | Entries if is_map else Items):
             raise self._unexpected(shape, "an object" if is_map else "an array")
+        made: dict[str, Any] | list[Any] = {} if is_map else []
         self._frames.append(_Frame(shape, made))
         self._check_depth()
 
@@ -241,7 +241,7 @@ class Picker:
             if value is not None:
                 top.made[top.key] = value
         elif type(shape) is Entries:
-            shape.handle(top.key, value)
+            shape.handle(top.key[:MAX_KEY_N], value)
         elif type(shape) is Items:
             if shape.handle is not None:
                 shape.handle(value)

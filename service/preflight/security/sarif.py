@@ -1,6 +1,6 @@
 """SARIF 2.1.0 as image scanners print it: Trivy, Grype, Clair's action and others.
 
-After the OASIS standard (results, rules, suppressions, invocations) and the scanners' own writers: Trivy's
+After the OASIS standard (results, rules, invocations) and the scanners' own writers: Trivy's
 pkg/report/sarif.go, Grype's SARIF presenter, clair-action's template. SARIF has no member for a package, its versions
 or a severity. Scanners write them as lines ``Name: value`` into a result's message or its rule's help, and a CVSS score
 into the property ``security-severity`` of GitHub. A level (error, warning, note) is no severity of a vulnerability, and
@@ -29,7 +29,10 @@ from service.preflight.security.reports import (
 )
 
 _LINE = re.compile(r"^ ?(Package|Installed Version|Version|Fixed Version|Fix Version|Severity): *(.*)$", re.MULTILINE)
-_ADVISORY = re.compile(r"\b(CVE-\d{4}-\d{3,12}|GHSA(?:-[0-9a-z]{4}){3})\b", re.IGNORECASE)
+_ADVISORY = re.compile(
+    r"(?<![a-z0-9])(CVE-\d{4}-\d{3,12}(?!\d)|GHSA(?:-[0-9a-z]{4}){3}(?![0-9a-z]))", re.IGNORECASE | re.ASCII
+)
+_GRYPE = re.compile(r"^A ([a-z]{1,20}) vulnerability in \S{1,60} package: (\S{1,200}), version (\S{1,200}) was found ")
 _CLAIR_ACTION = re.compile(r"^\[(\S{1,200}) - (\S{0,200}) - ([A-Za-z]{1,20})\] ")
 _SECRET_RULES = frozenset({"Secret"})
 _OTHER_RULES = frozenset({"Misconfiguration", "License"})
@@ -90,8 +93,8 @@ class SarifReader:
         score = Text(20, numbers=True)
         rule = Fields(
             {
-                "id": Text(),
-                "name": Text(100),
+                "id": Text(200),
+                "name": Text(),
                 "help": text,
                 "properties": Fields({"security-severity": score, "tags": Items(Text(40))}),
             }
@@ -99,14 +102,14 @@ class SarifReader:
         location = Fields({"physicalLocation": Fields({"artifactLocation": Fields({"uri": Text()})})})
         result = Fields(
             {
-                "ruleId": Text(),
+                "ruleId": Text(200),
                 "ruleIndex": Text(12, numbers=True),
-                "rule": Fields({"id": Text(), "index": Text(12, numbers=True)}),
+                "rule": Fields({"id": Text(200), "index": Text(12, numbers=True)}),
                 "kind": Text(20),
                 "baselineState": Text(20),
                 "message": text,
                 "locations": Items(location),
-                "suppressions": Items(Fields({"status": Text(20)})),
+                "suppressions": Items(Fields({})),
                 "properties": Fields({"security-severity": score}),
             }
         )
@@ -126,7 +129,12 @@ class SarifReader:
                 ),
                 "invocations": Items(Fields({"executionSuccessful": Flag(), "endTimeUtc": Text(60)})),
                 "properties": Fields(
-                    {"imageName": Text(300), "imageID": Text(), "repoTags": Items(Text()), "repoDigests": Items(Text())}
+                    {
+                        "imageName": Text(300),
+                        "imageID": Text(200),
+                        "repoTags": Items(Text(300)),
+                        "repoDigests": Items(Text(500)),
+                    }
                 ),
                 "results": Items(result, self._result),
             }
@@ -146,7 +154,9 @@ class SarifReader:
             config_digest=self._config_digest,
             names=tuple(self._names),
             created=self._created,
-            suppressed_n=self._suppressed_n,
+            remarks=(f"{self._suppressed_n} are marked as suppressed in the report, and count all the same",)
+            if self._suppressed_n
+            else (),
         )
 
     def _rule(self, one: dict[str, Any]) -> None:
@@ -167,10 +177,8 @@ class SarifReader:
             raise Malformed(f"more than {MAX_FOUND_N} findings")
         if one.get("kind", "fail") != "fail" or one.get("baselineState") == "absent":
             return
-        suppressions = one.get("suppressions", ())
-        if suppressions and all(each.get("status", "accepted") == "accepted" for each in suppressions):
-            self._suppressed_n += 1
-            return
+        # Some scanners have marked every result so; and who accepts what, why and until when, the policy says.
+        self._suppressed_n += bool(one.get("suppressions"))
         places = (
             place.get("physicalLocation", {}).get("artifactLocation", {}).get("uri")
             for place in one.get("locations", ())
@@ -232,11 +240,14 @@ def _found(one: _Result, run: _Run) -> Found:
 
 
 def _told(text: str) -> _Told:
+    if grype := _GRYPE.match(text):
+        # The rule's help is of the first of several versions of a package.
+        return _Told(grype.group(2)[:100], grype.group(3)[:100], "", _of_word(grype.group(1)))
     if clair := _CLAIR_ACTION.match(text):
         return _Told(clair.group(1), clair.group(2), "", _of_word(clair.group(3)))
     lines: dict[str, str] = {}
     for line in _LINE.finditer(text):
-        lines.setdefault(line.group(1), line.group(2).strip()[:200])
+        lines.setdefault(line.group(1), line.group(2).strip()[:100])
     return _Told(
         package=lines.get("Package", ""),
         installed=lines.get("Installed Version") or lines.get("Version", ""),

@@ -37,10 +37,10 @@ class TrivyReader:
         """Findings of the result that is being read, whose target may stand behind them."""
         self._packages_n = 0
         self._suppressed_n = 0
-        layer = Fields({"Digest": Text(), "DiffID": Text()})
+        layer = Fields({"Digest": Text(200), "DiffID": Text(200)})
         vulnerability = Fields(
             {
-                "VulnerabilityID": Text(100),
+                "VulnerabilityID": Text(),
                 "PkgName": Text(),
                 "PkgPath": Text(),
                 "InstalledVersion": Text(),
@@ -49,8 +49,8 @@ class TrivyReader:
                 "Layer": layer,
             }
         )
-        secret = Fields({"RuleID": Text(100), "Severity": Text(20), "Title": Text(), "Layer": layer})
-        misconfiguration = Fields({"ID": Text(100), "Severity": Text(20), "Status": Text(20)})
+        secret = Fields({"RuleID": Text(), "Severity": Text(20), "Title": Text(), "Layer": layer})
+        misconfiguration = Fields({"ID": Text(), "Severity": Text(20), "Status": Text(20)})
         result = Fields(
             {
                 "Target": Text(),
@@ -64,10 +64,10 @@ class TrivyReader:
         metadata = Fields(
             {
                 "OS": Fields({"Family": Text(40), "Name": Text(40), "EOSL": Flag()}),
-                "ImageID": Text(),
-                "RepoTags": Items(Text()),
-                "RepoDigests": Items(Text()),
-                "ImageConfig": Fields({"config": Fields({"User": Text(100)})}),
+                "ImageID": Text(200),
+                "RepoTags": Items(Text(300)),
+                "RepoDigests": Items(Text(500)),
+                "ImageConfig": Fields({"config": Fields({"User": Text()})}),
             }
         )
         self.members: dict[str, Shape] = {

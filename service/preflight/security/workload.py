@@ -34,11 +34,16 @@ class Workload:
     more: bool = False
     """There are more pods than were looked at."""
 
-    def images(self, containers: Collection[str] | None) -> dict[str, str]:
+    def images(self, containers: Collection[str] | None = None) -> dict[str, str]:
         """The image of each of these containers, as the template names it; None: of all, with the init containers."""
         return {
             name: image for name, image in _images(self.template).items() if containers is None or name in containers
         }
+
+    @property
+    def serving(self) -> list[str]:
+        """The containers that run as long as the pod, by name."""
+        return [str(one.get("name")) for one in map(_map, _list(self.template.get("containers")))]
 
 
 def workload(deployment: object, pods: Iterable[object] = (), *, unlisted: str = "", more: bool = False) -> Workload:

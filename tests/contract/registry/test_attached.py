@@ -18,7 +18,7 @@ from service.model.gates.security import ReportPlace, SecurityGate, SecuritySubj
 from service.model.names import ServiceKey
 from service.preflight.image.credentials import Credentials
 from service.preflight.outside import Allowed, Outside
-from service.preflight.registries import CREATED, RegistryImages
+from service.preflight.registries import RegistryImages
 from service.preflight.security.gate import SecurityLook
 from service.preflight.security.sources import ReportSources
 from service.preflight.security.workload import Workload
@@ -44,7 +44,7 @@ class Place:
     @asynccontextmanager
     async def images(self) -> AsyncIterator[RegistryImages]:
         async with Outside(Allowed.listed([f"http://{self.host}"])) as outside:
-            yield RegistryImages(outside, self.credentials)
+            yield RegistryImages(outside, lambda: self.credentials)
 
     async def report(
         self, subject: dict[str, Any], body: bytes, created: str = "", *, layers_n: int = 1, kind: str = SARIF
@@ -58,7 +58,7 @@ class Place:
             "config": {"mediaType": "application/vnd.oci.empty.v1+json", **empty},
             "layers": [layer] * layers_n,
             "subject": {key: subject[key] for key in ("mediaType", "digest", "size")},
-            "annotations": {CREATED: created} if created else {},
+            "annotations": {"org.opencontainers.image.created": created} if created else {},
         }
         await self.push.manifest("ml/tf", "", document)
 
@@ -147,7 +147,7 @@ async def test_an_artifact_that_is_no_single_report_or_too_large_is_refused(plac
         with pytest.raises(Refused, match="nothing of type"):
             await images.attached(reference, PLATFORM, SARIF, limit_bytes=100)
         await place.report(image, b"{}", layers_n=2)
-        with pytest.raises(Refused, match="exactly one report"):
+        with pytest.raises(Refused, match="holds 2 contents"):
             await images.attached(reference, PLATFORM, SARIF, limit_bytes=100)
         await place.report(image, b"{" + b" " * 200 + b"}", "2026-11-26T00:00:00Z")
         with pytest.raises(Refused, match="at most 100 are read"):

@@ -143,7 +143,7 @@ async def test_a_deployment_is_read_with_those_of_its_pods_that_run_its_image(wo
     await world.pod("other", "elsewhere", "x/tf:2", SAFE)
     found = await KubernetesWorkloads(world.reads).workload(NAMESPACE, "tf")
     assert (found.name, found.unlisted, found.more) == ("tf", "", False)
-    assert found.images(None) == {"tf": "x/tf:2"}
+    assert found.images() == {"tf": "x/tf:2"}
     (pod,) = found.pods
     assert pod.name == "tf-new"
     assert pod.image_ids == {"tf": "x/tf@sha256:" + "a" * 64}
@@ -183,7 +183,7 @@ async def test_without_the_right_to_list_pods_the_template_is_read_and_that_is_s
     finally:
         if world.lab is not None:
             world.lab.forbidden = set()
-    assert found.images(None) == {"tf": "x/tf:2"}
+    assert found.images() == {"tf": "x/tf:2"}
     assert found.pods == ()
     assert found.unlisted.startswith("the API server answers 403 to «list the pods of Deployment")
 

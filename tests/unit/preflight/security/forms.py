@@ -7,7 +7,7 @@ pkg/report/sarif.go), Clair 4 (httptransport/types/v1/*.schema.json), Grype's SA
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 DIGEST = "sha256:" + "a1" * 32
@@ -107,6 +107,11 @@ def trivy(found: tuple[One, ...] = FOUND, **changes: Any) -> dict[str, Any]:
     }
 
 
+def _range(one: One) -> str:
+    """As claircore's OSV updater encodes it."""
+    return f"fixed={one.fixed}&introduced=0" if one.fixed else "introduced=0&lastAffected=3.0.1"
+
+
 def clair(found: tuple[One, ...] = FOUND, **changes: Any) -> dict[str, Any]:
     words = {"CRITICAL": "Critical", "HIGH": "High", "MEDIUM": "Medium", "LOW": "Low", "UNKNOWN": "Unknown"}
     packages = list(dict.fromkeys((one.package, one.installed) for one in found)) or [("libc6", "2.36-9")]
@@ -146,7 +151,7 @@ def clair(found: tuple[One, ...] = FOUND, **changes: Any) -> dict[str, Any]:
                 "package": {"id": "", "name": one.package, "version": "", "kind": "SOURCE"},
                 "distribution": {"id": "1", "did": "debian"},
                 "repository": {},
-                "fixed_in_version": one.fixed,
+                "fixed_in_version": _range(one) if one.language else one.fixed,
                 "arch_op": "equals",
             }
             for at, one in enumerate(found, start=100)
@@ -230,6 +235,8 @@ def trivy_sarif(found: tuple[One, ...] = FOUND, **changes: Any) -> dict[str, Any
 
 
 def grype_sarif(found: tuple[One, ...] = FOUND) -> dict[str, Any]:
+    # Grype calls low what it does not know.
+    found = tuple(replace(one, severity="LOW") if one.severity == "UNKNOWN" else one for one in found)
     rules = [
         {
             "id": f"{one.id}-{one.package}",
@@ -250,7 +257,10 @@ def grype_sarif(found: tuple[One, ...] = FOUND) -> dict[str, Any]:
     results = [
         {
             "ruleId": f"{one.id}-{one.package}",
-            "message": {"text": f"A {one.severity.lower()} vulnerability in deb package: {one.package}, version x"},
+            "message": {
+                "text": f"A {one.severity.lower()} vulnerability in deb package: {one.package}, version "
+                f"{one.installed} was found in image {IMAGE} at: /var/lib/dpkg/status"
+            },
             "locations": [{"physicalLocation": {"artifactLocation": {"uri": "/var/lib/dpkg/status"}}}],
         }
         for one in found

@@ -199,6 +199,27 @@ async def test_the_image_that_the_pods_pulled_tells_whether_the_report_is_of_it(
     assert other.finding is Finding.COULD_NOT_LOOK
 
 
+async def test_a_report_of_a_proxy_beside_the_candidate_does_not_pass_for_the_candidates(folder: Path) -> None:
+    proxy = {"name": "proxy", "image": "ghcr.io/ml/proxy:1", "securityContext": SAFE}
+    init = {"name": "init", "image": "ghcr.io/ml/init:1", "securityContext": SAFE}
+    template = deployed(image=f"ghcr.io/ml/other@{OTHER}", initContainers=[init]).template
+    two = Workload("tf", {**template, "containers": [*template["containers"], {**proxy, "image": f"p@{DIGEST}"}]})
+    everything = SUBJECT.model_copy(update={"container": None})
+    report = await look(folder, two, subject=everything)
+    assert report.finding is Finding.COULD_NOT_LOOK
+    assert "runs several images, and of which one the report must be is not said" in report.sentence
+    for update in ({"container": "tf"}, {"container": None, "image": "ghcr.io/ml/other:1"}):
+        report = await look(folder, two, subject=SUBJECT.model_copy(update=update))
+        assert (report.finding, "the candidate's is c3c3c3c3c3c3" in report.sentence) == (Finding.COULD_NOT_LOOK, True)
+    for update in ({"container": "proxy"}, {"container": None, "image": "p:1"}):
+        assert (await look(folder, two, subject=SUBJECT.model_copy(update=update))).finding is Finding.PASSED
+    nowhere = await look(folder, two, subject=everything.model_copy(update={"image": "ghcr.io/ml/absent:1"}))
+    assert "has no container with an image of ghcr.io/ml/absent:1" in nowhere.sentence
+    # Init containers have an image of their own, which is no question.
+    one = Workload("tf", {**template, "containers": [{**proxy, "image": f"p@{DIGEST}"}]})
+    assert (await look(folder, one, subject=everything)).finding is Finding.PASSED
+
+
 async def test_what_an_event_says_of_the_image_counts_less_than_what_runs(folder: Path) -> None:
     of = candidate(f"{IMAGE}@{DIGEST}")
     report = await look(folder, deployed(image=f"{IMAGE}@{OTHER}"), of=of)

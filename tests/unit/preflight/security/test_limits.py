@@ -269,6 +269,14 @@ def test_places_may_hold_templates(report: dict[str, str]) -> None:
     assert SecuritySubject.from_json(subject.to_json()) == subject
 
 
+def test_no_version_of_an_event_makes_the_host_of_a_registry() -> None:
+    for image in ("ghcr.io/ml/tf:${canary_version}", "tf:${canary_version}", "r/${canary_version}"):
+        assert SecuritySubject(image=image).image == image
+    for image in ("r.${canary_version}/tf:1", "${canary_version}/tf", "$stable_version:5000/tf"):
+        with pytest.raises(ValidationError, match="must not be part of a registry's host"):
+            SecuritySubject(image=image)
+
+
 def test_a_limit_that_limits_nothing_is_a_mistake() -> None:
     with pytest.raises(ValidationError, match="a limit needs total, fixable or both"):
         SecurityGate.model_validate({"limits": {"high": {}}})

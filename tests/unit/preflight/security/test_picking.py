@@ -58,7 +58,7 @@ def test_only_what_is_wanted_comes() -> None:
         number=Text(numbers=True),
     )
     assert found == {
-        "a": "te", "c": {"k": "v"}, "list": ["p", "q"], "many": [], "flag": True, "number": "1.5",
+        "a": "te", "c": {"k": "v"}, "list": ["p", "q"], "many": [], "map": {}, "flag": True, "number": "1.5",
     }  # fmt: skip
     assert handed == [{"n": "1"}, {"n": "two"}, ("x", "1"), ("y", None)]
 
@@ -219,7 +219,7 @@ def high_water_kb():
 document = trivy()
 results = document.pop("Results")
 (one, *_) = results[0]["Vulnerabilities"]
-one["Description"] = "d" * 3000
+one["Description"] = "d" * 5000
 reader = ReportReader()
 before, began = high_water_kb(), time.process_time()
 reader.feed(json.dumps(document).encode()[:-1] + b', "Results": [{{"Class": "os-pkgs", "Vulnerabilities": [')
@@ -246,7 +246,7 @@ print(len(report.found) == n, n, high_water_kb() - before, time.process_time() -
 
 def test_memory_grows_with_findings_and_not_with_bytes() -> None:
     findings_n, grown_mib, _ = stream(30)
-    assert findings_n > 5000
+    assert findings_n > 4000
     assert grown_mib < 20
 
 
@@ -254,4 +254,4 @@ def test_memory_grows_with_findings_and_not_with_bytes() -> None:
 def test_a_report_of_500_mb_is_read_in_little_memory() -> None:
     findings_n, grown_mib, kb_a_second = stream(500)
     print(f"500 MB, {findings_n} findings: {grown_mib:.0f} MiB, {kb_a_second / 1000:.0f} MB a second of CPU")
-    assert grown_mib < 150
+    assert grown_mib < 100

@@ -196,7 +196,7 @@ def test_only_pods_of_the_present_template_that_live_are_looked_at() -> None:
         ],
     )
     assert [one.name for one in found.pods] == ["good"]
-    assert found.images(None) == {"tf": "x:2"}
+    assert found.images() == {"tf": "x:2"}
     assert found.images(["istio-proxy"]) == {}
 
 
