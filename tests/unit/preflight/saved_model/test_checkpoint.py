@@ -105,7 +105,7 @@ def test_keys_that_share_their_beginning_are_put_together():
         (table([(b"", num(1, 1))], kind=1), "compressed"),
         (table([(b"", num(1, 20_000))]), "20000 shards"),
         (table([(b"", num(1, 1) + num(2, 1))]), "big-endian"),
-        (table([(b"", num(1, 1))])[:20] + table([(b"", num(1, 1))])[-48:], "past its end"),
+        (table([(b"", num(1, 1))])[-48:], "past its end"),
         (table([(b"", num(1, 1)), (b"a" * 9000, b"")]), "past its block"),
     ],
     ids=["empty", "noise", "order", "header", "packed", "shards", "endian", "cut", "key"],
