@@ -267,7 +267,7 @@ def test_what_a_job_runs_answers_within_a_termination_message(world: World, tmp_
     with FileSource(world.path("2.13", "no_kernel") / "saved_model.pb") as source:
         (graph,) = read_saved_model(Reader(source))
     needs = graph.needs(entry=Entry.SIGNATURES, device="CPU")
-    job = manifest(needs, RuntimeJob(image="tensorflow:2.12", namespace="n"), device="CPU", imports=())
+    job = manifest(needs, RuntimeJob(image="tensorflow:2.12", namespace="n"), device="CPU")
     (container,) = job["spec"]["template"]["spec"]["containers"]
     message = tmp_path / "termination-log"
     _, *arguments = container["command"]

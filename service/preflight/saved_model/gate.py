@@ -93,12 +93,12 @@ class ModelPreflight:
             rule,
             self._models / subject.path,
             stable=self._models / subject.stable_path if subject.stable_path is not None else None,
-            ask=self._asking(rule, subject),
+            ask=self._asking(rule, subject, of),
             tags=subject.tags,
             within_s=subject.within_s,
         )
 
-    def _asking(self, rule: ModelGate, subject: ModelSubject) -> Ask:
+    def _asking(self, rule: ModelGate, subject: ModelSubject, of: Candidate) -> Ask:
         device = rule.device.value
         if subject.python is not None:
             return by_python(
@@ -115,7 +115,8 @@ class ModelPreflight:
         async def ask(needs: Needs) -> Answered:
             if jobs is None or job is None:
                 raise NoAnswer("this service has no cluster in which to run a Job", "Set the cluster, or name a python")
-            answer = await asked_in_job(jobs, needs, job, device=device, imports=subject.imports)
+            whose = f"{of.service} {of.version}"
+            answer = await asked_in_job(jobs, needs, job, device=device, imports=subject.imports, whose=whose)
             return Answered(answer["versions"], answer["found"], answer["found_n"])
 
         return ask

@@ -30,25 +30,25 @@ def run(*arguments: object) -> tuple[int, str]:
 def test_a_model_that_passes_exits_with_0(folder: Path):
     code, output = run("model", folder / "good", "--runtime", folder / "runtime.json")
     assert code == 0
-    assert output.startswith("passed: TensorFlow 2.13.0 has every op")
+    assert output.startswith("PASSED  TensorFlow 2.13.0 has every op")
 
 
-def test_a_model_that_fails_exits_with_3_and_says_what_to_do(folder: Path):
+def test_a_model_that_fails_exits_with_1_and_says_what_to_do(folder: Path):
     code, output = run("model", folder / "bad", "--runtime", folder / "runtime.json")
-    assert code == 3
-    assert output.startswith("failed: TensorFlow 2.13.0: op SegmentMaxV2 is not registered")
+    assert code == 1
+    assert output.startswith("FAILED  TensorFlow 2.13.0: op SegmentMaxV2 is not registered")
     assert "To do: " in output
 
 
-def test_a_gate_that_could_not_look_exits_with_4(folder: Path):
+def test_a_gate_that_could_not_look_exits_with_3(folder: Path):
     code, output = run("model", folder / "gone", "--runtime", folder / "runtime.json")
-    assert code == 4
-    assert output.startswith("could not look: ")
+    assert code == 3
+    assert output.startswith("COULD NOT LOOK  ")
 
 
 def test_the_report_comes_as_json(folder: Path):
     code, output = run("model", folder / "bad", "--runtime", folder / "runtime.json", "--json")
-    assert code == 3
+    assert code == 1
     assert json.loads(output)["finding"] == "failed"
 
 
@@ -68,8 +68,8 @@ def test_a_runtime_is_printed_and_its_script_too(tmp_path: Path):
     compile(output, "script", "exec")
 
 
-def test_a_runtime_that_cannot_be_asked_exits_with_4(tmp_path: Path):
-    assert run("runtime", tmp_path / "gone")[0] == 4
+def test_a_runtime_that_cannot_be_asked_exits_with_3(tmp_path: Path):
+    assert run("runtime", tmp_path / "gone")[0] == 3
     assert run("runtime")[0] == 2
 
 

@@ -302,3 +302,9 @@ def test_exactly_one_way_of_asking_is_named():
     for ways in ({}, {"python": "/p", "dump": "d"}):
         with pytest.raises(ValidationError, match="exactly one of python, dump, job"):
             ModelSubject(path="m", **ways)
+
+
+def test_a_version_from_an_event_cannot_name_the_registry_of_a_jobs_image():
+    with pytest.raises(ValidationError, match="must not be part of a registry's host"):
+        RuntimeJob(image="r${canary_version}.example/tensorflow", namespace="n")
+    assert RuntimeJob(image="tensorflow:${canary_version}", namespace="n").image

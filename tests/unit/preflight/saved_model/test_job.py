@@ -61,7 +61,7 @@ def pod_of(job: Mapping[str, Any]) -> Any:
 
 
 def test_the_job_may_do_nothing_but_compute():
-    job = manifest(needs(use("Relu")), OF, device="CPU", imports=())
+    job = manifest(needs(use("Relu")), OF, device="CPU")
     pod = pod_of(job)
     (container,) = pod["containers"]
     assert pod["automountServiceAccountToken"] is False
@@ -82,16 +82,17 @@ def test_the_job_may_do_nothing_but_compute():
 
 def test_the_same_question_has_the_same_name_and_another_one_has_another():
     def name(wanted: Needs, of: RuntimeJob = OF, device: str = "CPU") -> str:
-        return str(manifest(wanted, of, device=device, imports=())["metadata"]["name"])
+        return str(manifest(wanted, of, device=device)["metadata"]["name"])
 
     first = name(needs(use("Relu")))
     assert first == name(needs(use("Relu")))
     others = [
+        str(manifest(needs(use("Relu")), OF, device="CPU", whose="c/ml/tf 2")["metadata"]["name"]),
         name(needs(use("Relu6"))),
         name(needs(use("Relu")), device="GPU"),
         name(needs(use("Relu")), OF.model_copy(update={"image": "other"})),
     ]
-    assert len({first, *others}) == 4
+    assert len({first, *others}) == 5
 
 
 def test_more_needs_than_a_variable_holds_are_told_and_not_cut():
@@ -100,7 +101,7 @@ def test_more_needs_than_a_variable_holds_are_told_and_not_cut():
     letters = random.Random(3)
     uses = [use("".join(letters.choices("abcdefghijklmnop", k=200))) for _ in range(1200)]
     with pytest.raises(NoAnswer, match="1,200 different ways"):
-        manifest(needs(*uses), OF, device="CPU", imports=())
+        manifest(needs(*uses), OF, device="CPU")
 
 
 def test_what_the_job_runs_gives_the_answer_that_is_given_here(tmp_path: Path):
@@ -112,7 +113,7 @@ def test_what_the_job_runs_gives_the_answer_that_is_given_here(tmp_path: Path):
     script = source(asked).replace("\nimport base64", f"\ndescribe = lambda imports: {has!r}\nimport base64", 1)
     packed = next(
         one["value"]
-        for one in pod_of(manifest(wanted, OF, device="CPU", imports=()))["containers"][0]["env"]
+        for one in pod_of(manifest(wanted, OF, device="CPU"))["containers"][0]["env"]
         if one["name"] == "SERINUS_NEEDS"
     )
     subprocess.run([sys.executable, "-I", "-c", script], check=True, env={"SERINUS_NEEDS": packed}, timeout=60)
