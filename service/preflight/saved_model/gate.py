@@ -218,9 +218,11 @@ def _read(
         findings.facts["model"] = kind.value
         match kind:
             case Kind.SAVED_MODEL | Kind.HUB_V1:
+                if kind is Kind.HUB_V1:
+                    findings.notes.append("a TF1 Hub module: hub.load takes it; a server only with a graph of its tags")
                 return _read_saved_model(rule, path, stable, tags, findings, stop)
             case Kind.KERAS:
-                return _Read(NOTHING_NEEDED, read_keras(path))
+                return _Read(NOTHING_NEEDED, read_keras(path, stop, data=rule.data))
             case Kind.CHECKPOINT:
                 _read_checkpoint(rule, path, stable, findings, stop)
             case Kind.VERSIONS:
@@ -311,9 +313,11 @@ def _look_at_variables(
             )
         return
     checkpoint = _checkpoint(prefix)
+    if not _data_is_whole(rule, checkpoint, findings, stop):
+        # What names the variables lies in the data, too.
+        return
     for line in unmet(graph, restored, checkpoint):
         findings.failed.append((line, "Save variables and graph together, from the same code"))
-    _look_at_data(rule, checkpoint, findings, stop)
 
 
 def _checkpoint(prefix: Path) -> Checkpoint:
@@ -322,7 +326,7 @@ def _checkpoint(prefix: Path) -> Checkpoint:
         return Checkpoint(prefix, read_index(source))
 
 
-def _look_at_data(rule: ModelGate, checkpoint: Checkpoint, findings: _Findings, stop: threading.Event) -> None:
+def _data_is_whole(rule: ModelGate, checkpoint: Checkpoint, findings: _Findings, stop: threading.Event) -> bool:
     findings.facts["variables"] = f"{len(checkpoint.index.tensors):,} tensors in {checkpoint.index.shards_n} shards"
     misplaced = checkpoint.misplaced()
     damaged = checkpoint.damaged(stop) if rule.data and not misplaced else []
@@ -330,13 +334,14 @@ def _look_at_data(rule: ModelGate, checkpoint: Checkpoint, findings: _Findings, 
         findings.failed.append((line, "Copy the checkpoint anew; it is damaged or not whole"))
     if not rule.data:
         findings.notes.append("checksums of the variables' data were not looked at (data: false)")
+    return not (misplaced or damaged)
 
 
 def _read_checkpoint(
     rule: ModelGate, prefix: Path, stable: Path | None, findings: _Findings, stop: threading.Event
 ) -> None:
     checkpoint = _checkpoint(prefix)
-    _look_at_data(rule, checkpoint, findings, stop)
+    _data_is_whole(rule, checkpoint, findings, stop)
     if stable is None:
         findings.unseen.append(
             (

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import struct
+import threading
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -15,6 +17,9 @@ from service.preflight.saved_model import kinds
 from service.preflight.saved_model.kinds import MAX_CONFIG_BYTES, Kind, kind_of, read_keras
 from service.preflight.saved_model.wire import Unreadable
 from tests.unit.preflight.saved_model.writing import write_checkpoint
+
+NEVER = threading.Event()
+"""Of reading that is not told to end."""
 
 
 def archive(path: Path, *, version: object = "3.15.1", config: object = None, **members: bytes) -> Path:
@@ -71,20 +76,20 @@ def test_what_is_none_of_them_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_keras_file_says_who_wrote_it(tmp_path: Path):
-    read = read_keras(archive(tmp_path / "m.keras"))
+    read = read_keras(archive(tmp_path / "m.keras"), NEVER)
     assert (read.keras_version, read.lambdas) == ("3.15.1", ())
 
 
 def test_layers_with_code_of_their_own_are_found_wherever_they_are(tmp_path: Path):
     layer = {"class_name": "Lambda", "config": {"name": "twice", "function": {"code": "marshalled"}}}
     config = {"class_name": "Functional", "config": {"layers": [{"config": {"layer": layer}}]}}
-    assert read_keras(archive(tmp_path / "m.keras", config=config)).lambdas == ("twice",)
+    assert read_keras(archive(tmp_path / "m.keras", config=config), NEVER).lambdas == ("twice",)
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/passwd", "..\\evil", "C:/evil"])
 def test_a_member_that_leads_outside_is_refused(tmp_path: Path, name: str):
     with pytest.raises(Unreadable, match="leads outside"):
-        read_keras(archive(tmp_path / "m.keras", **{name: b"x"}))
+        read_keras(archive(tmp_path / "m.keras", **{name: b"x"}), NEVER)
 
 
 def test_a_bomb_is_read_to_its_limit_and_not_further(tmp_path: Path):
@@ -97,7 +102,7 @@ def test_a_bomb_is_read_to_its_limit_and_not_further(tmp_path: Path):
     assert os.path.getsize(path) < 1 << 20
     tracemalloc.start()
     with pytest.raises(Unreadable, match=r"config.json of bomb.keras has more than"):
-        read_keras(path)
+        read_keras(path, NEVER)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * MAX_CONFIG_BYTES
@@ -108,7 +113,7 @@ def test_a_long_list_of_members_is_refused_before_it_is_read(tmp_path: Path, mon
     monkeypatch.setattr(kinds, "MAX_MEMBERS_N", 2)
     monkeypatch.setattr(zipfile, "ZipFile", None)
     with pytest.raises(Unreadable, match="lists 3 members"):
-        read_keras(path)
+        read_keras(path, NEVER)
 
 
 def test_a_list_in_the_long_form_is_bounded_too(tmp_path: Path):
@@ -118,7 +123,7 @@ def test_a_list_in_the_long_form_is_bounded_too(tmp_path: Path):
     end = b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
     path.write_bytes(b"PK\3\4" + record + locator + end)
     with pytest.raises(Unreadable, match="lists 1,000,000,000 members"):
-        read_keras(path)
+        read_keras(path, NEVER)
 
 
 def test_what_is_damaged_incomplete_or_packed_otherwise_is_told(tmp_path: Path):
@@ -126,17 +131,49 @@ def test_what_is_damaged_incomplete_or_packed_otherwise_is_told(tmp_path: Path):
     whole = path.read_bytes()
     path.write_bytes(whole[:-30])
     with pytest.raises(Unreadable, match="does not end as an archive"):
-        read_keras(path)
+        read_keras(path, NEVER)
     path.write_bytes(b"PK\3\4" + b"\xff" * 40 + whole[44:])
     with pytest.raises(Unreadable, match="cannot be read as an archive"):
-        read_keras(path)
+        read_keras(path, NEVER)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as file:
         file.writestr("metadata.json", "{}")
     with pytest.raises(Unreadable, match="in a way that Keras does not use"):
-        read_keras(path)
+        read_keras(path, NEVER)
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("metadata.json", "[" * 60_000)
     with pytest.raises(Unreadable, match="is no JSON"):
-        read_keras(path)
+        read_keras(path, NEVER)
     with pytest.raises(Unreadable, match="does not say which Keras"):
-        read_keras(archive(tmp_path / "n.keras", version=3))
+        read_keras(archive(tmp_path / "n.keras", version=3), NEVER)
+
+
+def test_weights_are_held_against_their_checksum_until_told_to_end(tmp_path: Path):
+    path = archive(tmp_path / "m.keras")
+    with zipfile.ZipFile(path) as file:
+        at = file.getinfo("model.weights.h5").header_offset
+    content = bytearray(path.read_bytes())
+    content[at + 30 + len("model.weights.h5") + 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Unreadable, match="cannot be read as an archive"):
+        read_keras(path, NEVER)
+    assert read_keras(path, NEVER, data=False).keras_version == "3.15.1"
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Unreadable, match="took longer"):
+        read_keras(archive(tmp_path / "n.keras"), stop)
+
+
+def test_a_thousand_mutations_of_an_archive_raise_the_one_error_or_nothing(tmp_path: Path):
+    whole = archive(tmp_path / "m.keras", config={"layers": [{"class_name": "Dense"}] * 20}).read_bytes()
+    path, random_, outcomes = tmp_path / "n.keras", random.Random(31), {"read": 0, "refused": 0}
+    for _ in range(1000):
+        content = bytearray(whole)
+        for _ in range(random_.randint(1, 2)):
+            content[random_.randrange(len(content))] = random_.randrange(256)
+        path.write_bytes(content)
+        try:
+            read_keras(path, NEVER)
+            outcomes["read"] += 1
+        except Unreadable:
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 50
