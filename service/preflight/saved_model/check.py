@@ -118,6 +118,7 @@ def check(needs: Needs, runtime: Runtime, device: str) -> list[Found]:
     if version in needs["bad_consumers"]:
         tell("bad_consumer" if needs["holds_versions"] else "versions_ignored", seen=str(version))
     functions = set(needs["functions"])
+    listed = {row["device"] for rows in runtime["kernels"].values() for row in rows}
     kernels_seen = device == "CPU" or runtime["gpu_build"]
     if not kernels_seen:
         tell("gpu_unseen", seen=runtime["versions"].get("TensorFlow", ""))
@@ -139,7 +140,7 @@ def check(needs: Needs, runtime: Runtime, device: str) -> list[Found]:
         rows = runtime["kernels"].get(op, [])
         if use["reach"] == "jit":
             wanted = f"XLA_{device}_JIT"
-            if not any(row["device"] == wanted for many in runtime["kernels"].values() for row in many):
+            if wanted not in listed:
                 tell("jit_unseen", seen=wanted)
             elif not _has_kernel(use, new, rows, (wanted,)):
                 tell("no_kernel", op, seen=_types(use), wanted=wanted, where=use["where"])

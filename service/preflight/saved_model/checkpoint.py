@@ -45,6 +45,8 @@ MAX_OPEN_SHARDS_N = 256
 MAX_DATA_BYTES = 1 << 44
 MAX_OBJECT_GRAPH_BYTES = 64 << 20
 CHUNK_BYTES = 1 << 20
+MAX_STRINGS_BYTES = 64 << 20
+MAX_STRINGS_N = 1_000_000
 
 OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 """The key under which a checkpoint keeps which object has which variable."""
@@ -235,29 +237,24 @@ class Checkpoint:
     def damaged(self, stop: threading.Event) -> list[str]:
         """Tensors whose bytes do not have their checksum, each a line for people; reads all the data, until ``stop``.
 
-        Strings are left out: their checksums are not over their bytes alone.
+        Resources and variants are left out, and strings beyond 64 MiB: what their checksums are over is not in a row.
         """
         lines: list[str] = []
-        plain = [
+        checked = [
             (one.shard, one.offset, name, one)
             for name, one in self.index.tensors.items()
-            if not one.sliced and one.checksum is not None and one.tensor.dtype not in ("string", "variant", "resource")
+            if not one.sliced and one.checksum is not None and one.tensor.dtype not in ("variant", "resource")
         ]
         files: dict[int, FileSource] = {}
         with contextlib.ExitStack() as stack:
-            for shard in sorted({one[0] for one in plain}):
+            for shard in sorted({one[0] for one in checked}):
                 if len(files) < MAX_OPEN_SHARDS_N:
                     files[shard] = stack.enter_context(FileSource(self.shard(shard), limit_bytes=MAX_DATA_BYTES))
-            if sum(one.size_bytes for *_, one in plain) > sum(file.size_bytes for file in files.values()):
+            if sum(one.size_bytes for *_, one in checked) > sum(file.size_bytes for file in files.values()):
                 raise Unreadable(f"{self.prefix.name}.index has tensors that lie over one another, or too many shards")
-            for shard, offset, name, one in sorted(plain, key=lambda item: item[:3]):
-                checksum = 0
-                for at in range(offset, offset + one.size_bytes, CHUNK_BYTES):
-                    if stop.is_set():
-                        raise Unreadable(f"{self.prefix.name}: checking the data took longer than it may")
-                    piece = files[shard].at(at, min(CHUNK_BYTES, offset + one.size_bytes - at))
-                    checksum = google_crc32c.extend(checksum, piece)
-                if checksum != _unmasked(one.checksum or 0):
+            for shard, _, name, one in sorted(checked, key=lambda item: item[:3]):
+                found = (_checksum_of_strings if one.tensor.dtype == "string" else _checksum)(files[shard], one, stop)
+                if found is not None and found != _unmasked(one.checksum or 0):
                     lines.append(f"{name}: checksum of its {one.size_bytes:,} bytes does not match")
         return lines
 
@@ -272,6 +269,39 @@ class Checkpoint:
         # One string: its length, a checksum of the length, its bytes.
         text = content[at + 4 : at + 4 + length]
         return dict(enumerate(_trackables(Reader(BytesSource(text, name=file.name)).message())))
+
+
+def _checksum(file: FileSource, one: Stored, stop: threading.Event) -> int:
+    checksum = 0
+    for at in range(one.offset, one.offset + one.size_bytes, CHUNK_BYTES):
+        if stop.is_set():
+            raise Unreadable(f"{file.name}: checking the data took longer than it may")
+        piece = file.at(at, min(CHUNK_BYTES, one.offset + one.size_bytes - at))
+        checksum = google_crc32c.extend(checksum, piece)
+    return checksum
+
+
+def _checksum_of_strings(file: FileSource, one: Stored, stop: threading.Event) -> int | None:
+    """Over the lengths as numbers of four bytes, the lengths' own checksum, and the bytes; None where they are many.
+
+    Lengths that are damaged give a checksum that nothing has: -1.
+    """
+    strings_n = math.prod(one.tensor.shape or ())
+    if one.size_bytes > MAX_STRINGS_BYTES or strings_n > MAX_STRINGS_N or stop.is_set():
+        return None
+    content = file.at(one.offset, one.size_bytes)
+    lengths, position = [], 0
+    try:
+        for _ in range(strings_n):
+            length, position = _varint(content, position, file)
+            lengths.append(length)
+    except Unreadable:
+        return -1
+    if position + 4 + sum(lengths) != len(content):
+        return -1
+    numbers = b"".join(length.to_bytes(4, "little") for length in lengths)
+    checksum: int = google_crc32c.extend(google_crc32c.value(numbers), content[position:])
+    return checksum
 
 
 def _trackables(message: Span) -> Iterator[tuple[dict[str, int], dict[str, str]]]:

@@ -93,12 +93,12 @@ class ModelPreflight:
             rule,
             self._models / subject.path,
             stable=self._models / subject.stable_path if subject.stable_path is not None else None,
-            ask=self._asking(rule, subject),
+            ask=self._asking(rule, subject, of),
             tags=subject.tags,
             within_s=subject.within_s,
         )
 
-    def _asking(self, rule: ModelGate, subject: ModelSubject) -> Ask:
+    def _asking(self, rule: ModelGate, subject: ModelSubject, of: Candidate) -> Ask:
         device = rule.device.value
         if subject.python is not None:
             return by_python(
@@ -115,7 +115,8 @@ class ModelPreflight:
         async def ask(needs: Needs) -> Answered:
             if jobs is None or job is None:
                 raise NoAnswer("this service has no cluster in which to run a Job", "Set the cluster, or name a python")
-            answer = await asked_in_job(jobs, needs, job, device=device, imports=subject.imports)
+            whose = f"{of.service} {of.version}"
+            answer = await asked_in_job(jobs, needs, job, device=device, imports=subject.imports, whose=whose)
             return Answered(answer["versions"], answer["found"], answer["found_n"])
 
         return ask
@@ -217,9 +218,11 @@ def _read(
         findings.facts["model"] = kind.value
         match kind:
             case Kind.SAVED_MODEL | Kind.HUB_V1:
+                if kind is Kind.HUB_V1:
+                    findings.notes.append("a TF1 Hub module: hub.load takes it; a server only with a graph of its tags")
                 return _read_saved_model(rule, path, stable, tags, findings, stop)
             case Kind.KERAS:
-                return _Read(NOTHING_NEEDED, read_keras(path))
+                return _Read(NOTHING_NEEDED, read_keras(path, stop, data=rule.data))
             case Kind.CHECKPOINT:
                 _read_checkpoint(rule, path, stable, findings, stop)
             case Kind.VERSIONS:
@@ -310,9 +313,11 @@ def _look_at_variables(
             )
         return
     checkpoint = _checkpoint(prefix)
+    if not _data_is_whole(rule, checkpoint, findings, stop):
+        # What names the variables lies in the data, too.
+        return
     for line in unmet(graph, restored, checkpoint):
         findings.failed.append((line, "Save variables and graph together, from the same code"))
-    _look_at_data(rule, checkpoint, findings, stop)
 
 
 def _checkpoint(prefix: Path) -> Checkpoint:
@@ -321,7 +326,7 @@ def _checkpoint(prefix: Path) -> Checkpoint:
         return Checkpoint(prefix, read_index(source))
 
 
-def _look_at_data(rule: ModelGate, checkpoint: Checkpoint, findings: _Findings, stop: threading.Event) -> None:
+def _data_is_whole(rule: ModelGate, checkpoint: Checkpoint, findings: _Findings, stop: threading.Event) -> bool:
     findings.facts["variables"] = f"{len(checkpoint.index.tensors):,} tensors in {checkpoint.index.shards_n} shards"
     misplaced = checkpoint.misplaced()
     damaged = checkpoint.damaged(stop) if rule.data and not misplaced else []
@@ -329,13 +334,14 @@ def _look_at_data(rule: ModelGate, checkpoint: Checkpoint, findings: _Findings, 
         findings.failed.append((line, "Copy the checkpoint anew; it is damaged or not whole"))
     if not rule.data:
         findings.notes.append("checksums of the variables' data were not looked at (data: false)")
+    return not (misplaced or damaged)
 
 
 def _read_checkpoint(
     rule: ModelGate, prefix: Path, stable: Path | None, findings: _Findings, stop: threading.Event
 ) -> None:
     checkpoint = _checkpoint(prefix)
-    _look_at_data(rule, checkpoint, findings, stop)
+    _data_is_whole(rule, checkpoint, findings, stop)
     if stable is None:
         findings.unseen.append(
             (

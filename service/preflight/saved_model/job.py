@@ -3,7 +3,7 @@
 A termination message holds 4,096 bytes and what a TensorFlow has registered is over a megabyte, so the comparison is
 done inside: the Job is given the model's needs, deduplicated and packed, and the source of `check`, and answers with
 what it found. The Job has no token, no privilege and no writable place but /tmp; neither the model nor any secret goes
-there. It is named by what it asks, so that asking twice is asking once.
+there. It is named by whom it is for and what it asks, so that asking twice is asking once.
 """
 
 from __future__ import annotations
@@ -77,8 +77,13 @@ class Answer(TypedDict):
     found: list[Found]
 
 
-def manifest(needs: Needs, of: RuntimeJob, *, device: str, imports: tuple[str, ...]) -> dict[str, Any]:
-    """The Job. Raises NoAnswer when the needs are too many for one variable."""
+def manifest(
+    needs: Needs, of: RuntimeJob, *, device: str, imports: tuple[str, ...] = (), whose: str = ""
+) -> dict[str, Any]:
+    """The Job. Raises NoAnswer when the needs are too many for one variable.
+
+    whose : the release that it is for, so that no other one's look takes it away
+    """
     packed = base64.b85encode(zlib.compress(json.dumps(needs, separators=(",", ":")).encode(), 9)).decode()
     if len(packed) > MAX_NEEDS_BYTES:
         raise NoAnswer(
@@ -87,7 +92,7 @@ def manifest(needs: Needs, of: RuntimeJob, *, device: str, imports: tuple[str, .
             "Ask an interpreter with the candidate's TensorFlow instead (`python`), or a dump of it",
         )
     asked = {"device": device, "imports": list(imports), "path": MESSAGE_PATH, "limit_bytes": MESSAGE_BYTES - 96}
-    digest = hashlib.sha256(json.dumps([packed, asked, of.model_dump(mode="json")]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([whose, packed, asked, of.model_dump(mode="json")]).encode()).hexdigest()[:16]
     name = f"serinus-preflight-{digest}"
     labels = {"app.kubernetes.io/name": "serinus-preflight", "app.kubernetes.io/managed-by": "serinus"}
     environment = {**QUIET, "HOME": "/tmp", "TMPDIR": "/tmp", "SERINUS_NEEDS": packed}  # noqa: S108
@@ -165,13 +170,14 @@ async def asked_in_job(
     *,
     device: str,
     imports: tuple[str, ...] = (),
+    whose: str = "",
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Answer:
     """What the candidate's TensorFlow lacks, by a Job. Raises NoAnswer when it gives none, and what ``jobs`` raises.
 
     The Job is taken away once it has answered or was given up. Safe to repeat and to cancel: it ends by itself.
     """
-    wanted = manifest(needs, of, device=device, imports=imports)
+    wanted = manifest(needs, of, device=device, imports=imports, whose=whose)
     name = wanted["metadata"]["name"]
     where = f"the Job {of.namespace}/{name} in {of.image}"
     await jobs.create(of.namespace, wanted)

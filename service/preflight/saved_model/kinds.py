@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -26,6 +27,8 @@ MAX_LIST_BYTES = 4 << 20
 MAX_METADATA_BYTES = 64 << 10
 MAX_CONFIG_BYTES = 8 << 20
 MAX_LAYERS_N = 200_000
+CHUNK_BYTES = 1 << 20
+WEIGHTS = "model.weights.h5"
 END_BYTES = 22
 MAX_COMMENT_BYTES = 65_535
 MAX_FOLDER_ENTRIES_N = 10_000
@@ -93,8 +96,11 @@ def _names(folder: Path) -> Iterator[str]:
         raise Unreadable(f"the folder {folder.name} cannot be listed: {error.strerror}") from error
 
 
-def read_keras(path: Path) -> KerasArchive:
-    """Raises Unreadable for anything that is no ``.keras`` file, or beyond the bounds."""
+def read_keras(path: Path, stop: threading.Event, *, data: bool = True) -> KerasArchive:
+    """Raises Unreadable for anything that is no ``.keras`` file, is damaged, or beyond the bounds.
+
+    data : read the weights, too, until ``stop``, and hold them against their checksum
+    """
     _bounded_list(path)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -104,8 +110,12 @@ def read_keras(path: Path) -> KerasArchive:
                     raise Unreadable(f"{path.name} has a member that leads outside of it; nobody should unpack it")
             metadata = _json(_member(archive, "metadata.json", MAX_METADATA_BYTES, path), path)
             config = _json(_member(archive, "config.json", MAX_CONFIG_BYTES, path), path)
-            if "model.weights.h5" not in archive.namelist():
-                raise Unreadable(f"{path.name} has no model.weights.h5, so it is no .keras file")
+            if WEIGHTS not in archive.namelist():
+                raise Unreadable(f"{path.name} has no {WEIGHTS}, so it is no .keras file")
+            with _opened(archive, WEIGHTS, path) as weights:
+                while data and weights.read(CHUNK_BYTES):
+                    if stop.is_set():
+                        raise Unreadable(f"checking {WEIGHTS} of {path.name} took longer than it may")
     # zipfile lets through whatever its parts raise.
     except (
         zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError,
@@ -139,11 +149,15 @@ def _bounded_list(path: Path) -> None:
         raise Unreadable(f"{path.name} lists {members_n:,} members in {list_bytes:,} bytes; a model has a handful")
 
 
-def _member(archive: zipfile.ZipFile, name: str, limit_bytes: int, path: Path) -> bytes:
+def _opened(archive: zipfile.ZipFile, name: str, path: Path) -> IO[bytes]:
     member = archive.getinfo(name)
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise Unreadable(f"{path.name} packs {name} in a way that Keras does not use")
-    with archive.open(member) as file:
+    return archive.open(member)
+
+
+def _member(archive: zipfile.ZipFile, name: str, limit_bytes: int, path: Path) -> bytes:
+    with _opened(archive, name, path) as file:
         content = file.read(limit_bytes + 1)
     if len(content) > limit_bytes:
         raise Unreadable(f"{name} of {path.name} has more than {limit_bytes:,} bytes")

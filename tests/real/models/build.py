@@ -1,6 +1,6 @@
 """Runs in a real TensorFlow: writes one model for each thing that breaks, as far as this version can make it.
 
-    python build.py FOLDER
+    python build.py FOLDER [NAME...]
 
 Each model has the signature serving_default with the input x, unless its name says otherwise. What a version cannot
 build is left out. Prints the names that were written, as JSON.
@@ -208,6 +208,8 @@ ALL = {
 
 written = []
 for name, build in ALL.items():
+    if sys.argv[2:] and name not in sys.argv[2:]:
+        continue
     try:
         build()
         written.append(name)

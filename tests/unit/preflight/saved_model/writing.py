@@ -5,6 +5,7 @@ Independent of what is tested: numbers of fields are TensorFlow's, written here 
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -196,8 +197,28 @@ def table(entries: Sequence[tuple[bytes, bytes]], kind: int = 0) -> bytes:
     return table_of(sealed_block([(0, key, value) for key, value in entries], kind))
 
 
+def packed_strings(*values: bytes) -> bytes:
+    """A string tensor's bytes: lengths, a checksum of the lengths, the strings."""
+    lengths = b"".join(struct.pack("<I", len(one)) for one in values)
+    head = b"".join(varint(len(one)) for one in values)
+    return head + struct.pack("<I", masked(google_crc32c.value(lengths))) + b"".join(values)
+
+
 def bundle_entry(code: int, sizes: Sequence[int], offset: int, content: bytes, *, shard: int = 0) -> bytes:
-    checksum = struct.pack("<I", masked(google_crc32c.value(content)))
+    covered = content
+    if code == STRING:
+        # Lengths are covered as numbers of four bytes, not as they are written.
+        lengths, at = [], 0
+        for _ in range(math.prod(sizes)):
+            length = shift = 0
+            while True:
+                length |= (content[at] & 0x7F) << shift
+                at, shift = at + 1, shift + 7
+                if content[at - 1] < 0x80:
+                    break
+            lengths.append(length)
+        covered = b"".join(struct.pack("<I", one) for one in lengths) + content[at:]
+    checksum = struct.pack("<I", masked(google_crc32c.value(covered)))
     parts = [num(1, code), msg(2, shape(*sizes)), num(3, shard), num(4, offset), num(5, len(content))]
     return b"".join(parts) + fixed32(6, checksum)
 
