@@ -15,6 +15,7 @@ from service.preflight.security.sarif import SarifReader
 from service.preflight.security.trivy import TrivyReader
 
 MAX_TOLD_MEMBERS_N = 5
+SBOM_MEMBERS = frozenset({"bomFormat", "spdxVersion"})
 
 
 class Reader(Protocol):
@@ -39,10 +40,19 @@ class ReportReader:
 
     def feed(self, data: bytes) -> None:
         """The next piece."""
-        self._picker.feed(data)
+        try:
+            self._picker.feed(data)
+        except Malformed as error:
+            raise self._better(error) from error
 
     def close(self) -> Report:
         """The report."""
+        try:
+            return self._close()
+        except Malformed as error:
+            raise self._better(error) from error
+
+    def _close(self) -> Report:
         root = self._picker.close()
         forms = [reader for reader in self._readers if reader.members.keys() & root.keys()]
         if not forms:
@@ -54,6 +64,15 @@ class ReportReader:
         if len(forms) > 1:
             raise Malformed(f"at once {' and '.join(reader.name for reader in forms)}: members of both are at its top")
         return forms[0].report(root)
+
+    def _better(self, error: Malformed) -> Malformed:
+        """A document that people often take for a report has some members of the same names, of other types."""
+        if SBOM_MEMBERS.isdisjoint(self._others):
+            return error
+        return Malformed(
+            "an SBOM (CycloneDX or SPDX), which lists packages and not what is known of them; print the report with "
+            "`trivy sbom --format json`"
+        )
 
     def _told(self, member: str) -> None:
         if len(self._others) < MAX_TOLD_MEMBERS_N:

@@ -12,7 +12,7 @@ from service.model.gates.security import Severity
 
 MAX_FOUND_N = 100_000
 """Findings of one report, and entries of the tables that lead to them. Large images have some ten thousand. With texts
-of at most 100 characters, a report made to fill the memory takes some 230 MiB."""
+of at most 100 characters, a report made to fill the memory takes some 250 MiB."""
 
 _DIGEST = re.compile(r"\b(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})\b")
 _SEVERITIES = {severity.value: severity for severity in Severity} | {

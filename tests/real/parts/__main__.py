@@ -9,6 +9,7 @@ PARTS = {
     "kube-apiserver": building.apiserver,
     "prometheus": building.prometheus,
     "postgres": building.postgres,
+    "trivy's reports": building.trivy_reports,
     "docker-registry": registry.distribution,
     "registry with referrers": registry.with_referrers,
     **{f"tensorflow {name}": environment.python for name, environment in tensorflow.ENVIRONMENTS.items()},

@@ -20,6 +20,7 @@ CACHE = ROOT / ".cache"
 KUBE_SOURCES = ROOT / "tests" / "real" / "kube"
 KAFKA_POM = ROOT / "tests" / "real" / "kafka" / "pom.xml"
 ISTIO_API = "istio.io/api@v1.31.1"
+TRIVY = "github.com/aquasecurity/trivy@v0.74.0"
 
 
 class PartMissing(RuntimeError):
@@ -58,6 +59,12 @@ def istio_crds() -> list[dict[str, Any]]:
     file = Path(found["Dir"]) / "kubernetes" / "customresourcedefinitions.gen.yaml"
     wanted = {"virtualservices.networking.istio.io", "destinationrules.networking.istio.io"}
     return [d for d in yaml.safe_load_all(file.read_text()) if d and d["metadata"]["name"] in wanted]
+
+
+def trivy_reports() -> Path:
+    """What Trivy printed in its own integration tests, read in place: its Go module carries them."""
+    found = json.loads(run([tool("go", "Go 1.26 or newer"), "mod", "download", "-json", TRIVY], cwd=KUBE_SOURCES))
+    return Path(found["Dir"]) / "integration" / "testdata"
 
 
 def prometheus() -> Path:
