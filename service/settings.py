@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.model.catalog import Catalog
@@ -21,6 +21,7 @@ from service.model.names import DnsName, Mode
 from service.model.policy import Age, Policy, Seconds
 from service.model.preset import MetricsPreset
 from service.model.target import Target
+from service.preflight.outside import Allowed
 
 MAX_FILE_BYTES = 1_000_000
 """A configuration file larger than this is a mistake, not a configuration."""
@@ -173,6 +174,31 @@ class PagerDutySettings(_Section):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
+class PreflightSettings(_Section):
+    """What the gates before any traffic may reach and how."""
+
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts with an address inside (private, loopback) that may be read: registries, report servers. As ``host``,
+    ``host:port`` or, for one without TLS, ``http://host:port``. Public hosts need no entry; everything else inside is
+    refused, also behind a redirect."""
+    registry_logins_file: Path | None = None
+    """A ``.dockerconfigjson``, as in Kubernetes' pull secrets. Without it registries are read without a login."""
+    ca_file: Path | None = None
+    """Certificates of an authority of one's own, in PEM; used beside the system's."""
+    models_dir: Path | None = None
+    """The folder below which the targets' models are; without it the gate model cannot look."""
+    requests_dir: Path | None = None
+    """The folder below which the targets' golden requests are; without it the gate golden cannot look."""
+    reports_dir: Path | None = None
+    """The folder below which scan reports are; without it reports are read from addresses and registries alone."""
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _of_that_form(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        Allowed.listed(entries)
+        return entries
+
+
 class LogSettings(_Section):
     """What is written to standard output."""
 
@@ -211,6 +237,7 @@ class Settings(BaseSettings):
     retention: RetentionSettings = RetentionSettings()
     api: ApiSettings
     pagerduty: PagerDutySettings = PagerDutySettings()
+    preflight: PreflightSettings = PreflightSettings()
     log: LogSettings = LogSettings()
     tracing: TracingSettings = TracingSettings()
     stop_s: Seconds = Field(default=10.0, alias="stop_within")

@@ -14,11 +14,11 @@ import aiohttp
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
-from service.actuators.cluster import LOGS_NEEDED, NEEDED, Right, connect, rights
 from service.api.auth import read_tokens
 from service.app.clock import SystemClock
 from service.app.labelling import lacking, names_of, narrowed, needs
 from service.app.run import connection_of
+from service.cluster import LOGS_NEEDED, NEEDED, Right, connect, rights
 from service.model.catalog import Catalog
 from service.model.lines import LogSeries
 from service.model.preset import MetricsPreset

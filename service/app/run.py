@@ -19,9 +19,8 @@ from pathlib import Path
 
 import aiohttp
 from aiohttp import web
-from kubernetes.aio import client
+from kubernetes.aio.client import ApiClient
 
-from service.actuators.cluster import connect
 from service.actuators.istio import IstioMesh
 from service.alerts.pagerduty import NobodyPaged, PagerDutyPager
 from service.analysis.tick import PAST_ROLLOUTS, NoSource, Tick
@@ -30,17 +29,18 @@ from service.api.auth import Auth, read_tokens
 from service.api.health import Check, Health
 from service.app import logs
 from service.app.clock import SystemClock
+from service.app.gates import open_gates
 from service.app.metrics import Counted, OwnMetrics
 from service.app.observed_store import observed
 from service.app.supervisor import run_until
 from service.app.tracing import open_tracer
+from service.cluster import connect
 from service.dispatch.clockwork import Clockwork
 from service.dispatch.dispatcher import Dispatcher
 from service.events.connection import Connection
 from service.events.consumer import SILENT_S, EventConsumer
 from service.events.publisher import KafkaBus, Producer
 from service.model.preset import MetricsPreset
-from service.preflight.gates import PreflightGates
 from service.ring.door import Door
 from service.ring.lease import HeldLease
 from service.ring.ports import Mesh, Pager, PortError, Source, Unavailable
@@ -135,9 +135,11 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
         clusters = settings.all_clusters()
         meshes: dict[str, Mesh] = {}
         sources: dict[str, Source] = {}
+        api_clients: dict[str, ApiClient] = {}
         for name, cluster in clusters.items():
             api_client = await connect(cluster.kubernetes.kubeconfig, cluster.kubernetes.context)
             stack.push_async_callback(api_client.close)
+            api_clients[name] = api_client
             meshes[name] = IstioMesh(api_client, timeout_s=cluster.kubernetes.timeout_s)
             metric_store = PrometheusSource(
                 session,
@@ -163,7 +165,7 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
             door,
             clock,
             meshes=meshes,
-            gates=PreflightGates({}),
+            gates=await stack.enter_async_context(open_gates(settings.preflight, api_clients)),
             pager=_pager(settings, session, clock),
             bus=bus,
             seen=own,
@@ -294,7 +296,7 @@ def _pager(settings: Settings, session: aiohttp.ClientSession, clock: SystemCloc
 def _logs(
     cluster: ClusterSettings,
     session: aiohttp.ClientSession,
-    api_client: client.ApiClient,
+    api_client: ApiClient,
     presets: Mapping[str, MetricsPreset],
     clock: SystemClock,
 ) -> Source:

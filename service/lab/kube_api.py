@@ -1,7 +1,6 @@
-"""The API server's side of what Serinus asks: VirtualServices, Deployments, EndpointSlices, pods with
-their logs, access reviews.
+"""The API server's side of what Serinus asks: VirtualServices, Deployments, pods, EndpointSlices, access reviews.
 
-Held to the same contract test as a real kube-apiserver with Istio's CRDs (tests/contract/mesh).
+Held to the same contract tests as a real kube-apiserver with Istio's CRDs (tests/contract/mesh, .../workloads).
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class KubeApi(Served):
         self.asked_n = 0
         """Patches that have come in."""
         self.forbidden: set[str] = set()
-        """Namespaces that may not be read."""
+        """Namespaces and plurals that may not be read."""
         self.logs: dict[tuple[str, str, str, bool], list[tuple[float, str]]] = {}
         """Lines with their moments, by (namespace, pod, container, whether of the container before the present one)."""
         self._version = 1
@@ -89,7 +88,7 @@ class KubeApi(Served):
 
     async def _list(self, request: web.Request) -> web.Response:
         plural, namespace = request.match_info["plural"], request.match_info["namespace"]
-        if namespace in self.forbidden:
+        if self.forbidden & {namespace, plural}:
             return _status(403, "Forbidden", "as told")
         wanted = dict(part.split("=", 1) for part in request.query.get("labelSelector", "").split(",") if part)
         after, limit = request.query.get("continue", ""), int(request.query.get("limit") or 0)

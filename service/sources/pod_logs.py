@@ -21,6 +21,7 @@ import aiohttp
 import msgspec
 from kubernetes.aio import client
 
+from service.cluster import answered
 from service.model.lines import LogSeries
 from service.model.names import Arm
 from service.model.observation import Availability, LineCounts, Reading, WindowQuery
@@ -295,7 +296,7 @@ class PodLogSource:
         self, what: str, call: Callable[[], Awaitable[aiohttp.ClientResponse]], max_bytes: int
     ) -> tuple[int, bytes]:
         """Status and body, no more of it than allowed; raises Unavailable."""
-        try:
+        with answered(what):
             async with self._gate, await call() as response:
                 parts: list[bytes] = []
                 size = 0
@@ -305,10 +306,6 @@ class PodLogSource:
                     if size >= max_bytes:
                         break
                 return response.status, b"".join(parts)
-        except TimeoutError:
-            raise Unavailable(f"the API server did not answer «{what}» within {self._timeout_s:g} s") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise Unavailable(f"the API server does not answer «{what}»: {error or type(error).__name__}") from error
 
 
 def _counted(body: bytes, told: Kinds, span: tuple[float, float], before_s: float) -> _Found:

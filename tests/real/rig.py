@@ -34,8 +34,8 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from kubernetes.aio import client
 
-from service.actuators.cluster import connect
 from service.actuators.virtual_service import FENCE, ROLLOUT
+from service.cluster import connect
 from service.events.connection import Connection
 from service.events.publisher import Producer
 from service.events.sending import message

@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 from kubernetes.aio import client
 
-from service.actuators.cluster import LOGS_NEEDED, connect, rights
 from service.app.clock import SystemClock
+from service.cluster import LOGS_NEEDED, connect, rights
 from service.model.lines import LogSeries
 from service.model.names import RolloutId
 from service.model.observation import Availability, LineCounts, Reading, WindowQuery

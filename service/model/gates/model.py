@@ -79,6 +79,13 @@ class RuntimeJob(Value):
     within_s: int = Field(default=600, ge=10, le=3600)
     """For pulling the image, importing and answering."""
 
+    @model_validator(mode="after")
+    def _no_version_in_the_host(self) -> Self:
+        host, slash, _ = self.image.partition("/")
+        if slash and "_version" in host:
+            raise ValueError("a version comes from an event, so it must not be part of a registry's host")
+        return self
+
 
 class ModelSubject(Value):
     """Where the models are, and where the candidate's TensorFlow can be asked: exactly one of the three."""

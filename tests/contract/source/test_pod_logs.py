@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from service.actuators.cluster import connect
 from service.app.clock import SystemClock
+from service.cluster import connect
 from service.lab.kube_api import KubeApi
 from service.model.lines import LogSeries, PatternSet
 from service.model.names import RolloutId

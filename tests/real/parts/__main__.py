@@ -2,13 +2,16 @@
 
 import time
 
-from tests.real.parts import building, tensorflow
+from tests.real.parts import building, registry, tensorflow
 
 PARTS = {
     "kafka": building.kafka_jars,
     "kube-apiserver": building.apiserver,
     "prometheus": building.prometheus,
     "postgres": building.postgres,
+    "trivy's reports": building.trivy_reports,
+    "docker-registry": registry.distribution,
+    "registry with referrers": registry.with_referrers,
     **{f"tensorflow {name}": environment.python for name, environment in tensorflow.ENVIRONMENTS.items()},
 }
 

@@ -20,6 +20,7 @@ CACHE = ROOT / ".cache"
 KUBE_SOURCES = ROOT / "tests" / "real" / "kube"
 KAFKA_POM = ROOT / "tests" / "real" / "kafka" / "pom.xml"
 ISTIO_API = "istio.io/api@v1.31.1"
+TRIVY = "github.com/aquasecurity/trivy@v0.74.0"
 
 
 class PartMissing(RuntimeError):
@@ -60,26 +61,37 @@ def istio_crds() -> list[dict[str, Any]]:
     return [d for d in yaml.safe_load_all(file.read_text()) if d and d["metadata"]["name"] in wanted]
 
 
+def trivy_reports() -> Path:
+    """What Trivy printed in its own integration tests, read in place: its Go module carries them."""
+    found = json.loads(run([tool("go", "Go 1.26 or newer"), "mod", "download", "-json", TRIVY], cwd=KUBE_SOURCES))
+    return Path(found["Dir"]) / "integration" / "testdata"
+
+
 def prometheus() -> Path:
     """A Prometheus binary: SERINUS_TEST_PROMETHEUS, the one on PATH, or Debian's package unpacked."""
     named = os.environ.get("SERINUS_TEST_PROMETHEUS") or shutil.which("prometheus")
     if named:
         return Path(named)
-    return made("prometheus", [], _fetch_prometheus) / "usr" / "bin" / "prometheus"
+    return debian("prometheus", "a Prometheus on PATH, or named by SERINUS_TEST_PROMETHEUS") / "usr/bin/prometheus"
 
 
-def _fetch_prometheus(folder: Path) -> None:
-    apt = tool("apt-get", "a Prometheus on PATH, or named by SERINUS_TEST_PROMETHEUS")
-    downloads = folder / "deb"
-    downloads.mkdir()
-    try:
-        run([apt, "download", "prometheus"], cwd=downloads)
-    except PartMissing:
-        # A new machine has no package lists yet.
-        run([apt, "update"])
-        run([apt, "download", "prometheus"], cwd=downloads)
-    (package,) = downloads.glob("prometheus_*.deb")
-    run(["dpkg", "-x", str(package), str(folder)])
+def debian(package: str, what: str) -> Path:
+    """A package of Debian, unpacked and not installed; PartMissing says ``what`` is needed where there is no apt."""
+
+    def fetch(folder: Path) -> None:
+        apt = tool("apt-get", what)
+        downloads = folder / "deb"
+        downloads.mkdir()
+        try:
+            run([apt, "download", package], cwd=downloads)
+        except PartMissing:
+            # A new machine has no package lists yet.
+            run([apt, "update"])
+            run([apt, "download", package], cwd=downloads)
+        (file,) = downloads.glob(f"{package}_*.deb")
+        run(["dpkg", "-x", str(file), str(folder)])
+
+    return made(package, [], fetch)
 
 
 def postgres() -> Path:

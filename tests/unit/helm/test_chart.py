@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from service.actuators.cluster import LOGS_NEEDED, NEEDED
 from service.api.health import CHECK_S
 from service.app.metrics import OwnMetrics
+from service.cluster import LOGS_NEEDED, NEEDED
 
 CHART = Path(__file__).parents[3] / "helm" / "serinus"
 TOKENS = ["--set", "secrets.apiTokens=serinus-tokens"]

@@ -166,6 +166,14 @@ def test_in_observe_mode_a_failed_gate_says_what_would_have_been_done() -> None:
     assert weights(story) == []
 
 
+def test_in_observe_mode_a_gate_that_could_not_look_is_told_and_the_release_is_watched_all_the_same() -> None:
+    story = answer(Story(policy=GATED, mode=Mode.OBSERVE).ready(), "model", Finding.COULD_NOT_LOOK)
+    assert story.last.journal[-1].headline.startswith("Would have held at 0 %: gate model could not look")
+    answer(story, "golden")
+    assert story.state.phase is Phase.PROGRESSING
+    assert pages(story) == []
+
+
 def test_a_policy_names_each_gate_once() -> None:
     with pytest.raises(ValueError, match="names a gate twice; found: model, model"):
         policy(preflight=[{"gate": "model"}, {"gate": "model"}])
