@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 
 from service.app.clock import SystemClock
+from service.model.observation import FailureCounts
 from service.sources.prometheus import PrometheusSource
 from tests.contract.source.expositions import Served
 from tests.contract.source.test_shipped_presets import (
@@ -32,6 +33,8 @@ from tests.contract.source.test_shipped_presets import (
 )
 from tests.real.parts.building import prometheus
 from tests.real.parts.prometheus import PrometheusServer
+from tests.real.parts.serving import NAME, ModelServer
+from tests.real.test_golden import built, running
 
 pytestmark = pytest.mark.real
 
@@ -138,3 +141,58 @@ async def test_what_pods_use_is_read_from_what_three_exporters_print(tmp_path: P
         )
         ((*readings,),) = await source.collect([pod_query(start, end)])
         expect_resources(readings)
+
+
+async def test_an_op_that_real_tensorflow_lacks_shows_as_failed_requests_by_the_preset(tmp_path: Path) -> None:
+    """The servers are the golden tests' stand-in around real TensorFlow; what is scraped is theirs."""
+    servers = {
+        STABLE: ModelServer("2.12", await asyncio.to_thread(built, tmp_path / "good", "2.12")),
+        CANARY: ModelServer("2.13", await asyncio.to_thread(built, tmp_path / "bad", "2.13", "no-kernel")),
+    }
+    store = PrometheusServer(prometheus(), tmp_path / "store", dict.fromkeys(servers, ""), honor_labels=False)
+    path = "/monitoring/prometheus/metrics"
+    count = ":tensorflow:serving:request_count"
+    with running(*servers.values()):
+        for version, server in servers.items():
+            await asyncio.to_thread(server.wait)
+            address = server.url.removeprefix("http://")
+            store.aim(version, address, version=version, job="serving", pod=version, __metrics_path__=path)
+        await asyncio.to_thread(store.start)
+        try:
+            async with aiohttp.ClientSession() as session:
+
+                async def asked(version: str, n: int) -> None:
+                    for _ in range(n):
+                        body = {"instances": [[0.5] * 32]}
+                        url = f"{servers[version].url}/v1/models/{NAME}:predict"
+                        async with session.post(url, json=body) as answer:
+                            await answer.read()
+
+                async def stored(version: str, n: int) -> float:
+                    """A moment at which the store has seen so many requests."""
+                    async with asyncio.timeout(60):
+                        while True:
+                            question = {"query": f'sum({count}{{version="{version}"}})'}
+                            async with session.get(f"{store.url}/api/v1/query", params=question) as answer:
+                                found = (await answer.json())["data"]["result"]
+                            if found and float(found[0]["value"][1]) >= n:
+                                return time.time()
+                            await asyncio.sleep(0.2)
+
+                for version in servers:
+                    await asked(version, 1)
+                start = max([await stored(version, 1) for version in servers])
+                await asked(STABLE, 30)
+                await asked(CANARY, 6)
+                end = max([await stored(STABLE, 31), await stored(CANARY, 7)])
+                name = "tensorflow-serving"
+                source = PrometheusSource(
+                    session, store.url, {name: preset_of(name)}, clock=SystemClock(), scrape_interval_s=1.0
+                )
+                ((latency, errors),) = await source.collect([query(SERVERS[name], start, end)])
+        finally:
+            await asyncio.to_thread(store.stop)
+    assert errors.counts == FailureCounts(6, 6, 0, 30)
+    # Only what succeeded has a latency.
+    assert not latency.availability.usable
+    assert "request_latency_bucket has no series of the canary" in latency.detail
