@@ -57,6 +57,8 @@ class Fault(StrEnum):
     ERRORS = "errors"
     DRIFT = "drift"
     BLACKOUT = "blackout"
+    SCAN = "scan"
+    INCOMPATIBLE_MODEL = "incompatible-model"
 
 
 class EventKind(StrEnum):

@@ -30,6 +30,7 @@ from rich.text import Text
 from service.events.connection import Connection
 from service.events.publisher import Producer
 from service.events.sending import message
+from service.lab import candidate
 from service.lab.broker import EmbeddedBroker
 from service.lab.kube_api import KubeApi
 from service.lab.pagerduty_api import PagerDutyApi
@@ -46,6 +47,8 @@ EXPECTED = {
     "errors": "rolled_back",
     "drift": "rolled_back",
     "blackout": "held",
+    "scan": "ended",
+    "incompatible-model": "ended",
 }
 """The right outcome for each fault."""
 
@@ -77,6 +80,7 @@ POLICY: dict[str, Any] = {
     "on_blind": {"budget": "12s", "then": "hold"},
     "on_inconclusive": {"budget": "60s", "then": "hold"},
     "ready_timeout": "30s",
+    "preflight": candidate.POLICY,
 }
 TARGET: dict[str, Any] = {
     "namespace": "ml-serving",
@@ -87,6 +91,7 @@ TARGET: dict[str, Any] = {
         "canary": {"host": "tf-model-service", "subset": "v2"},
     },
     "readiness": {"deployment": "tf-model-v2"},
+    "preflight": candidate.SUBJECTS,
     "metrics": "http",
     "labels": {"job": "tf-serving"},
     "stable_labels": {"version": "v1"},
@@ -161,7 +166,7 @@ async def _stage(console: Console, seed: int) -> AsyncIterator[_Stage]:
         session = await stack.enter_async_context(aiohttp.ClientSession())
         producer = Producer(Connection(broker.bootstrap))
         stack.push_async_callback(producer.stop)
-        stage = _Stage(console, world, kube, prometheus, pagerduty, session, producer)
+        stage = _Stage(console, folder, world, kube, prometheus, pagerduty, session, producer)
         stage.furnish()
         traffic = asyncio.create_task(_traffic(world, prometheus), name="traffic")
         stack.callback(traffic.cancel)
@@ -201,6 +206,7 @@ def _configure(
         "kubernetes": {"kubeconfig": str(kube.kubeconfig(folder / "kubeconfig"))},
         "database": {"url": f"sqlite:///{folder / 'serinus.db'}"},
         "api": {"host": "127.0.0.1", "port": port, "auth": "off"},
+        "preflight": {"models_dir": str(folder / "models"), "reports_dir": str(folder / "reports")},
         "pagerduty": {"routing_key_file": str(folder / "routing-key"), "url": pagerduty.url},
     }
     file = folder / "serinus.yaml"
@@ -262,6 +268,7 @@ class _Stage:
     def __init__(
         self,
         console: Console,
+        folder: Path,
         world: World,
         kube: KubeApi,
         prometheus: PrometheusApi,
@@ -270,6 +277,7 @@ class _Stage:
         producer: Producer,
     ) -> None:
         self._console = console
+        self._folder = folder
         self._world = world
         self._kube = kube
         self._prometheus = prometheus
@@ -297,18 +305,19 @@ class _Stage:
 
     async def act(self, number: int, fault: str) -> Outcome:
         """One release from its event to its end."""
-        stable, candidate = ("2.12.0", "2.13.0") if number == 0 else ("2.13.0", "2.13.1")
+        stable, version = ("2.12.0", "2.13.0") if number == 0 else ("2.13.0", "2.13.1")
         self.furnish()
+        candidate.furnish(self._folder, version, fault)
         self._world.behaviours["v2"] = FAULTS[fault]
         self._world.weights_seen.clear()
         served_before = self._world.served["v2"]
         paged_before = len(self._pagerduty.events)
         self._console.print(
-            Text(f"Act {number + 1}: TensorFlow {stable} -> {candidate}, fault of the candidate: {fault}")
+            Text(f"Act {number + 1}: TensorFlow {stable} -> {version}, fault of the candidate: {fault}")
         )
         began = asyncio.get_running_loop().time()
-        await self._announce(stable, candidate)
-        view = await self._watch(candidate, fault)
+        await self._announce(stable, version)
+        view = await self._watch(version, fault)
         pages = [
             body["payload"]["summary"]
             for path, body in self._pagerduty.events[paged_before:]
@@ -331,24 +340,24 @@ class _Stage:
         self._console.print()
         return outcome
 
-    async def _announce(self, stable: str, candidate: str) -> None:
+    async def _announce(self, stable: str, version: str) -> None:
         sent = message(
             kind="upgraded",
             namespace="ml-serving",
             service="tf-model-service",
             at=datetime.now(UTC),
-            version=candidate,
+            version=version,
             stable_version=stable,
         )
         await self._producer.send("cd.events", key=sent.key, value=sent.value, headers=list(sent.headers))
 
-    async def _watch(self, candidate: str, fault: str) -> RolloutView | None:
+    async def _watch(self, version: str, fault: str) -> RolloutView | None:
         """Show the rollout until it has come to its end, or to a stop that lasts."""
         view: RolloutView | None = None
         deadline = asyncio.get_running_loop().time() + ACT_WITHIN_S
         with Live(console=self._console, auto_refresh=False, transient=False, vertical_overflow="visible") as live:
             while asyncio.get_running_loop().time() < deadline:
-                view = await self._view(candidate) or view
+                view = await self._view(version) or view
                 if view is not None:
                     live.update(terminal.rollout(view, datetime.now(UTC)), refresh=True)
                     if fault == "blackout" and view.window >= 2:
@@ -367,10 +376,10 @@ class _Stage:
                 return
             await asyncio.sleep(0.1)
 
-    async def _view(self, candidate: str) -> RolloutView | None:
+    async def _view(self, version: str) -> RolloutView | None:
         async with self._session.get(f"{self.url}/api/v1/rollouts", params={"limit": "1"}) as response:
             rows = (await response.json())["rollouts"]
-        if not rows or rows[0]["version"] != candidate:
+        if not rows or rows[0]["version"] != version:
             return None
         async with self._session.get(f"{self.url}/api/v1/rollouts/{rows[0]['id']}") as response:
             view = RolloutView.model_validate_json(await response.text())

@@ -37,8 +37,10 @@ FAULTS: Mapping[str, Behaviour] = {
     "errors": replace(HEALTHY, error_rate=0.04),
     "drift": replace(HEALTHY, shares=(0.2, 0.45, 0.2, 0.1, 0.05)),
     "blackout": HEALTHY,
+    "scan": HEALTHY,
+    "incompatible-model": HEALTHY,
 }
-"""Faults of the candidate; ``blackout`` is the metric store's fault, not the candidate's."""
+"""Faults of the candidate; ``blackout`` is the metric store's fault, and the last two show before any traffic."""
 
 
 class World:

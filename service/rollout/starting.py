@@ -66,7 +66,7 @@ def on_gate(turn: Turn, fact: GateAnswered) -> str | None:
                 turn.resolve(Cause.PREFLIGHT)
             _go_on(turn)
         case Finding.FAILED if state.policy.on_gate_failure is OnHarm.ROLLBACK and state.mode is not Mode.RECOMMEND:
-            retreat(turn, words.refused_sentence(report), cause=Cause.PREFLIGHT, ended_as="refused before any traffic")
+            retreat(turn, words.refused_sentence(report), cause=Cause.PREFLIGHT, ended_as=words.REFUSED)
         case Finding.FAILED:
             _hold(turn, words.held_by_gate_sentence(report))
         case Finding.COULD_NOT_LOOK if state.mode is Mode.OBSERVE:

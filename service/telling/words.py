@@ -18,6 +18,9 @@ from service.model.policy import BudgetEnd, Guard, MetricKind, MetricRule
 from service.model.rollout import Phase, RolloutState, Waiting
 from service.model.stimulus import MetricEvidence, ResourceEvidence
 
+REFUSED = "refused before any traffic"
+"""How a release ends that a gate has failed."""
+
 LONGEST_NAME = 40
 LONGEST_SUMMARY = 1024
 SMALLEST = 1e-9
@@ -259,7 +262,11 @@ def gate_sentence(report: GateReport) -> str:
         GateFinding.FAILED: "fails",
         GateFinding.COULD_NOT_LOOK: "could not look",
     }[report.finding]
-    return f"Gate {report.gate} {verb}: {report.sentence}"
+    return f"Gate {report.gate} {verb}: {_ended(report.sentence)}"
+
+
+def _ended(sentence: str) -> str:
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
 
 
 def gate_detail(report: GateReport) -> str:
@@ -270,13 +277,18 @@ def gate_detail(report: GateReport) -> str:
 
 def refused_sentence(report: GateReport) -> str:
     """A failed gate ends the release before any traffic."""
-    return f"Refuse before any traffic: gate {report.gate} fails, {report.sentence}"
+    return f"Refuse before any traffic: gate {report.gate} fails, {_ended(report.sentence)}"
+
+
+def was_refused_sentence(refusal: str, stands: str) -> str:
+    """The same when it has ended, with what is known of the traffic."""
+    return f"Refused{refusal.removeprefix('Refuse')} {stands[:1].upper()}{stands[1:]}."
 
 
 def held_by_gate_sentence(report: GateReport) -> str:
     """Held before any traffic, by a gate that failed or could not look."""
     what = "fails" if report.finding is GateFinding.FAILED else "could not look"
-    return f"Hold at 0 %: gate {report.gate} {what}, {report.sentence}"
+    return f"Hold at 0 %: gate {report.gate} {what}, {_ended(report.sentence)}"
 
 
 def continue_sentence(state: RolloutState) -> str:
@@ -449,7 +461,7 @@ def _clock(moment: datetime) -> str:
 
 def page_summary(state: RolloutState, symptom: str) -> str:
     """The title of a page: service and state first, so that its first 80 characters stand alone."""
-    phase = state.phase.value.replace("_", " ")
+    phase = "refused" if state.ended_as == REFUSED else state.phase.value.replace("_", " ")
     at = f" at {state.weight_asked} %" if state.phase.judged else ""
     # The title says the state itself, so a decision's own verb and weight would only repeat it.
     head, colon, tail = symptom.partition(": ")

@@ -100,10 +100,12 @@ def cases(world: World) -> list[tuple[str, str, str]]:
 
 
 def test_every_model_that_was_meant_to_be_built_was(world: World):
-    lacking = {"no_kernel", "no_kernel_in_a_branch", "dead_function", "index_type", "refused_index", "refused_string",
-               "compiled_without_cpu_kernel"}  # fmt: skip
+    added_by_2_13 = {
+        "new_op", "no_kernel", "no_kernel_in_a_branch", "dead_function", "index_type", "refused_index", "refused_string",
+        "compiled_without_cpu_kernel",
+    }  # fmt: skip
     assert set(world.written["newest"]) - set(world.written["2.13"]) == {"ignored_attribute"}
-    assert set(world.written["2.13"]) - set(world.written["2.12"]) == lacking
+    assert set(world.written["2.13"]) - set(world.written["2.12"]) == added_by_2_13
 
 
 def test_what_the_gate_lets_pass_loads_and_runs_and_what_it_fails_does_not(world: World):
@@ -132,6 +134,7 @@ def test_a_plain_model_passes_everywhere_and_runs_everywhere(world: World):
 @pytest.mark.parametrize(
     ("name", "op", "words", "error"),
     [
+        ("new_op", "RaggedFillEmptyRows", "is not registered", "Op type not registered 'RaggedFillEmptyRows'"),
         ("no_kernel", "SegmentMaxV2", "op SegmentMaxV2 is not registered", "Op type not registered 'SegmentMaxV2'"),
         ("no_kernel_in_a_branch", "SegmentMaxV2", "is not registered", "Op type not registered 'SegmentMaxV2'"),
         ("dead_function", "SegmentMaxV2", "in nobody_calls_this", "Op type not registered 'SegmentMaxV2'"),
@@ -164,6 +167,18 @@ def test_an_op_that_is_registered_without_a_kernel_loads_well_and_is_failed(worl
     outcome = world.outcome(loader, "2.13", name)
     assert outcome["python"] == outcome["server"] == ""
     assert "No OpKernel was registered to support Op 'SegmentMaxV2'" in outcome["run"]
+
+
+def test_an_op_that_2_12_lacks_passes_and_runs_in_2_13(world: World):
+    assert world.look("2.13", world.path("2.13", "new_op")).finding is Finding.PASSED
+    assert not any(world.outcome("2.13", "2.13", "new_op").values())
+
+
+def test_an_op_for_gpus_only_is_failed_on_a_cpu(world: World):
+    for loader in VERSIONS:
+        report = world.look(loader, world.path("2.12", "cudnn"))
+        assert report.sentence.startswith(f"TensorFlow {NUMBERS[loader]}: op CudnnRNNV3 has no kernel for CPU")
+        assert "No OpKernel was registered to support Op 'CudnnRNNV3'" in world.outcome(loader, "2.12", "cudnn")["run"]
 
 
 def test_a_dead_function_with_an_op_without_a_kernel_passes_and_xla_may_have_one(world: World):
@@ -222,6 +237,14 @@ def test_a_checkpoint_of_another_type_name_or_with_a_flipped_bit_is_found_before
         assert report.finding is Finding.FAILED
         assert words in report.sentence
         assert error in world.outcome(loader, "2.13", name)["server"]
+
+
+def test_a_checkpoint_of_another_shape_is_found_before_it_is_restored(world: World):
+    for loader in VERSIONS:
+        report = world.look(loader, world.path("2.13", "other_shape"))
+        assert report.finding is Finding.FAILED
+        assert "variable w is float[4, 3], the checkpoint holds float[3, 4]" in report.sentence
+        assert world.outcome(loader, "2.13", "other_shape")["python"]
 
 
 def test_two_builds_of_the_same_version_do_not_differ(world: World, tmp_path: Path):

@@ -19,9 +19,9 @@ FLOAT = tf.float32
 
 
 class Model(tf.Module):
-    def __init__(self, dtype=FLOAT, name="w"):
+    def __init__(self, dtype=FLOAT, name="w", shape=(4, 3)):
         super().__init__()
-        setattr(self, name, tf.Variable(tf.ones([4, 3], dtype), name=name))
+        setattr(self, name, tf.Variable(tf.ones(shape, dtype), name=name))
 
 
 def save(name, function, spec, model=None, key="serving_default"):
@@ -68,6 +68,38 @@ def keras():
 
 def keras_file():
     tf.keras.Sequential([tf.keras.Input((4,)), tf.keras.layers.Dense(3)]).save(str(OUT / "archive.keras"))
+
+
+def new_op():
+    # 2.13 has it with a kernel for CPU, 2.12 has it not.
+    def serve(x):
+        filled = tf.raw_ops.RaggedFillEmptyRows(
+            value_rowids=tf.constant([0, 2], tf.int64),
+            values=x[0, :2],
+            nrows=tf.constant(3, tf.int64),
+            default_value=9.0,
+        )
+        return {"y": filled[1]}
+
+    save("new_op", serve, rows())
+
+
+def cudnn():
+    # Only for GPUs.
+    def serve(x):
+        given = tf.reshape(x[:1, :2], [1, 1, 2])
+        state, lengths = tf.zeros([1, 1, 2]), tf.constant([1])
+        run = tf.raw_ops.CudnnRNNV3(
+            input=given,
+            input_h=state,
+            input_c=state,
+            params=tf.zeros([48]),
+            sequence_lengths=lengths,
+            is_training=False,
+        )
+        return {"y": run[0]}
+
+    save("cudnn", serve, rows())
 
 
 def segment_max(x):
@@ -187,6 +219,8 @@ ALL = {
     "keras": keras,
     "archive.keras": keras_file,
     "renamed_signature": lambda: plain("renamed_signature", "score"),
+    "new_op": new_op,
+    "cudnn": cudnn,
     "no_kernel": no_kernel,
     "no_kernel_in_a_branch": no_kernel_in_a_branch,
     "dead_function": dead_function,
@@ -203,6 +237,7 @@ ALL = {
     "v2_bad_consumer": lambda: v2("v2_bad_consumer", bad=[1395]),
     "other_dtype": lambda: other_variables("other_dtype", Model(tf.float64)),
     "other_name": lambda: other_variables("other_name", Model(name="kernel")),
+    "other_shape": lambda: other_variables("other_shape", Model(shape=(3, 4))),
     "flipped_bit": flipped_bit,
 }
 

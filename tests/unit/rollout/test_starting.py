@@ -66,7 +66,9 @@ def test_a_failed_gate_ends_the_release_before_any_traffic_and_says_what_to_do()
     assert story.state.phase is Phase.ROLLING_BACK
     story.written()
     assert (story.state.phase, story.state.ended_as) == (Phase.ENDED, "refused before any traffic")
-    assert story.state.reason.startswith("Ended, refused before any traffic: ")
+    assert story.state.reason == (
+        "Refused before any traffic: gate model fails, as seen. All traffic is on 2.12.0, confirmed by the mesh."
+    )
     assert weights(story) == [0]
     assert pages(story) == [(PageAction.TRIGGER, "rollback"), (PageAction.RESOLVE, "rollback")]
     assert story.state.decision is Decision.ROLLBACK
