@@ -57,6 +57,7 @@ class Fault(StrEnum):
     ERRORS = "errors"
     DRIFT = "drift"
     BLACKOUT = "blackout"
+    OPKERNEL = "opkernel"
     SCAN = "scan"
     INCOMPATIBLE_MODEL = "incompatible-model"
 

@@ -33,6 +33,7 @@ from service.events.sending import message
 from service.lab import candidate
 from service.lab.broker import EmbeddedBroker
 from service.lab.kube_api import KubeApi
+from service.lab.loki_api import LokiApi
 from service.lab.pagerduty_api import PagerDutyApi
 from service.lab.prometheus_api import PrometheusApi
 from service.lab.world import FAULTS, World
@@ -47,6 +48,7 @@ EXPECTED = {
     "errors": "rolled_back",
     "drift": "rolled_back",
     "blackout": "held",
+    "opkernel": "rolled_back",
     "scan": "ended",
     "incompatible-model": "ended",
 }
@@ -73,8 +75,12 @@ POLICY: dict[str, Any] = {
         {"name": "latency", "kind": "latency", "label": "latency", "margin": 1.1},
         {"name": "errors", "kind": "errors", "margin": 2.0},
         {"name": "predictions", "kind": "predictions", "margin": 0.01},
+        {"name": "logs", "kind": "value", "required": False, "label": "log lines of a failed upgrade"},
     ],
-    "guards": [{"name": "error-rate", "metric": "errors", "above": 0.2, "windows": 5, "on_breach": "rollback"}],
+    "guards": [
+        {"name": "error-rate", "metric": "errors", "above": 0.2, "windows": 5, "on_breach": "rollback"},
+        {"name": "new-lines", "metric": "logs", "only_on_canary": True, "windows": 1, "on_breach": "rollback"},
+    ],
     "on_harm": "rollback",
     "on_pause": {"budget": "30s", "then": "rollback"},
     "on_blind": {"budget": "12s", "then": "hold"},
@@ -99,12 +105,14 @@ TARGET: dict[str, Any] = {
     "policy": "demo",
     "criticality": "standard",
 }
+MISSING_OPKERNEL = "No registered '(?P<subject>[A-Za-z0-9_.>:]+)' OpKernel for"
 PRESET: dict[str, Any] = {
     "name": "http",
     "metrics": {
         "latency": {"kind": "latency", "buckets": "model_latency_seconds_bucket"},
         "errors": {"kind": "errors", "requests": "http_requests_total", "failed": [{"code": "5.."}]},
         "predictions": {"kind": "predictions", "counter": "model_predictions_total"},
+        "logs": {"kind": "logs", "patterns": [{"name": "missing-opkernel", "any_of": [MISSING_OPKERNEL]}]},
     },
 }
 
@@ -162,21 +170,22 @@ async def _stage(console: Console, seed: int) -> AsyncIterator[_Stage]:
         world = World(requests_per_s=REQUESTS_PER_S, seed=seed)
         kube = await stack.enter_async_context(KubeApi(on_change=world.follow))
         prometheus = await stack.enter_async_context(PrometheusApi(world.series))
+        loki = await stack.enter_async_context(LokiApi())
         pagerduty = await stack.enter_async_context(PagerDutyApi())
         session = await stack.enter_async_context(aiohttp.ClientSession())
         producer = Producer(Connection(broker.bootstrap))
         stack.push_async_callback(producer.stop)
         stage = _Stage(console, folder, world, kube, prometheus, pagerduty, session, producer)
         stage.furnish()
-        traffic = asyncio.create_task(_traffic(world, prometheus), name="traffic")
+        traffic = asyncio.create_task(_traffic(world, prometheus, loki), name="traffic")
         stack.callback(traffic.cancel)
         port = _free_port()
-        config = _configure(folder, port, broker, kube, prometheus, pagerduty)
+        config = _configure(folder, port, broker, kube, prometheus, loki, pagerduty)
         stage.url = await stack.enter_async_context(_service(config, port, folder, session))
         yield stage
 
 
-async def _traffic(world: World, prometheus: PrometheusApi) -> None:
+async def _traffic(world: World, prometheus: PrometheusApi, loki: LokiApi) -> None:
     """Requests and scrapes, in step with the clock."""
     loop = asyncio.get_running_loop()
     last, scraped = loop.time(), 0.0
@@ -185,13 +194,21 @@ async def _traffic(world: World, prometheus: PrometheusApi) -> None:
         now = loop.time()
         world.step(now - last)
         last = now
+        for version, line in world.lines():
+            loki.write(line, job="tf-serving", version=version, pod=f"tf-model-{version}-0")
         if now - scraped >= SCRAPE_INTERVAL_S - 0.01:
             prometheus.scrape()
             scraped = now
 
 
 def _configure(
-    folder: Path, port: int, broker: EmbeddedBroker, kube: KubeApi, prometheus: PrometheusApi, pagerduty: PagerDutyApi
+    folder: Path,
+    port: int,
+    broker: EmbeddedBroker,
+    kube: KubeApi,
+    prometheus: PrometheusApi,
+    loki: LokiApi,
+    pagerduty: PagerDutyApi,
 ) -> Path:
     """The service's configuration files, as an operator would write them."""
     for kind, body in (("policies", POLICY), ("targets", [TARGET]), ("metrics", PRESET)):
@@ -203,6 +220,7 @@ def _configure(
         "config_dir": str(folder / "config"),
         "kafka": {"bootstrap_servers": broker.bootstrap},
         "prometheus": {"url": prometheus.url, "scrape_interval": f"{SCRAPE_INTERVAL_S}s", "timeout": "5s"},
+        "loki": {"url": loki.url, "delay": "0s"},
         "kubernetes": {"kubeconfig": str(kube.kubeconfig(folder / "kubeconfig"))},
         "database": {"url": f"sqlite:///{folder / 'serinus.db'}"},
         "api": {"host": "127.0.0.1", "port": port, "auth": "off"},

@@ -27,6 +27,8 @@ class Behaviour:
     tail_share: float = 0.01
     error_rate: float = 0.005
     shares: tuple[float, ...] = tuple(SHARES)
+    says: str = ""
+    """A line that it writes to its log when it serves."""
 
 
 HEALTHY = Behaviour()
@@ -37,6 +39,11 @@ FAULTS: Mapping[str, Behaviour] = {
     "errors": replace(HEALTHY, error_rate=0.04),
     "drift": replace(HEALTHY, shares=(0.2, 0.45, 0.2, 0.1, 0.05)),
     "blackout": HEALTHY,
+    "opkernel": replace(
+        HEALTHY,
+        error_rate=0.007,
+        says="Not found: No registered 'SegmentMaxV2' OpKernel for 'CPU' devices compatible with node {{node y}}",
+    ),
     "scan": HEALTHY,
     "incompatible-model": HEALTHY,
 }
@@ -72,6 +79,13 @@ class World:
         for version, n in (("v1", total - canary), ("v2", canary)):
             self.served[version] += n
             self._serve(version, n)
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """(version, line) of what was logged in a step."""
+        for version, behaviour in self.behaviours.items():
+            yield version, "I external/org_tensorflow: served"
+            if behaviour.says and (version != "v2" or self.canary_percent):
+                yield version, behaviour.says
 
     def _serve(self, version: str, n: int) -> None:
         behaviour = self.behaviours[version]

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
         ("errors", "rolled_back"),
         ("drift", "rolled_back"),
         ("blackout", "held"),
+        ("opkernel", "rolled_back"),
         ("scan", "ended"),
         ("incompatible-model", "ended"),
     ],
