@@ -162,6 +162,9 @@ class ResourceSeries(Value):
     """Further matchers."""
     without: dict[LabelName, tuple[str, ...]] = {}
     """Series with one of these values are left out: ``{container: ["", POD]}``. An absent label is empty."""
+    settled_s: float = Field(default=600.0, ge=0, le=86400)
+    """A pod younger than this is still starting and is not compared with older ones; a leak is looked for from six
+    times this age on. Events are counted from the start."""
     not_supported: tuple[float, ...] = Field(default=(), max_length=10)
     """Values (before scaling) by which an exporter says that it has none, such as DCGM's 9223372036854775794."""
 

@@ -209,7 +209,7 @@ def read_pods(
         rows[arm] = tuple(listed)
     if found.more_n:
         said.append(f"{found.more_n} further pods are not looked at")
-    values = PodValues(what.measures, what.unit, rows[Arm.CANARY], rows[Arm.STABLE])
+    values = PodValues(what.measures, what.unit, rows[Arm.CANARY], rows[Arm.STABLE], what.settled_s)
     return Reading(metric, Availability.ENOUGH, values, "; ".join(said)[:DETAIL_CHARS])
 
 

@@ -167,6 +167,21 @@ def test_a_row_that_cannot_be_read_blinds_its_metric_only() -> None:
     assert "cannot be compared" in one.evidence[2].detail
 
 
+def test_a_row_that_cannot_be_read_at_all_is_left_as_it_is() -> None:
+    broken = b"\x02\x00\x00\x00{}"
+    (one,) = judge_windows([(state(3), broken, [requests(), events([0.0] * 2, [0.0] * 8)])])
+    assert one.monitor is None
+
+
+def test_a_margin_that_its_pods_cannot_have_is_told() -> None:
+    metrics = [METRICS[0], {**METRICS[1], "margin": 0.5}]
+    (one,) = judge_windows([(state(metrics=metrics), b"", [requests(), pods("memory", [1.0], [1.0])])])
+    assert "margin of 'memory' must be at least 1" in one.evidence[1].detail
+    metrics[1]["margin"] = 1.5
+    (two,) = judge_windows([(state(metrics=metrics), b"", [requests(), pods("memory", [1.0], [1.0])])])
+    assert two.evidence[1].limit == 1.5
+
+
 def test_nothing_is_compared_while_warming_up() -> None:
     judged = run(8, 300.0, restarts=1.0, warmup_windows=8)
     assert not any(one.harmful for one in judged)
