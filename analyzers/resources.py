@@ -642,7 +642,9 @@ class ResourceMonitor:
         above = np.where(ok, level[0] - level[1] - level_spread, -1.0) > 0
         log_p = -_log_t_tail((difference - self._margin()) / error, np.maximum(seen / 4.0, 3.0))
         due = ok & (seen >= LEAST_JUMPS)
-        st["effect"][due, LAST] = np.exp(difference[due])
+        latest = np.where(whole, y - base, 0.0)  # without the window in which it may have begun
+        shown = _mean(latest[:, _CANARY], canary) - _mean(latest[:, _STABLE], stable)
+        st["effect"][due, LAST] = np.exp(shown[due])
         self._look(st, LAST, due, np.where(above, log_p, 0.0), self.config.planned_windows or UNPLANNED)
         st["jump_square"][...] = np.where(ok, JUMP_MEMORY * st["jump_square"] + squares, st["jump_square"])
         seen[...] = np.where(ok, JUMP_MEMORY * seen + freedom, seen)

@@ -116,7 +116,9 @@ def test_a_blind_resource_says_why_and_keeps_its_place() -> None:
     (one,) = judge_windows([(state(3), kept, [requests(), blind, events([0.0] * 2, [0.0] * 8)])])
     assert one.evidence[1].availability is Availability.NO_SERIES
     assert why in metric_clause(one.evidence[1], state().policy.metrics[1])
-    assert len(resources_in(one.monitor or b"")) == len(resources_in(kept))
+    assert one.evidence[1].resource == run(3, 100.0)[-1].evidence[1].resource.model_copy(  # type: ignore[union-attr]
+        update={"pods_canary": 0, "pods_stable": 0, "unit": ""}
+    )
 
 
 def test_resources_are_watched_before_the_arms_can_be_compared() -> None:
@@ -156,6 +158,21 @@ def test_a_pod_that_takes_anothers_place_is_known_as_new() -> None:
         if window < 24:
             assert not one.harmful
     assert one.harmful
+
+
+def test_a_step_of_the_weight_is_no_jump_of_what_pods_use() -> None:
+    metrics = [METRICS[0], {"name": "gpu", "kind": "resource", "required": False}]
+    rows = {30: b"", 5: b""}
+    for window in range(32):
+        # With three times the requests a pod needs a third more.
+        gpu = pods("gpu", near(100.0 if window < 28 else 133.0, 2), near(100.0, 9), measures="device-memory", age_s=1e4)
+        for weight in rows:
+            now = state(window, metrics=metrics).model_copy(update={"weight_seen": weight if window >= 28 else 5})
+            (one,) = judge_windows([(now, rows[weight], [requests(), gpu])])
+            rows[weight] = one.monitor or b""
+            jumped = one.evidence[1].resource is not None and one.evidence[1].resource.by == "jump"
+            assert not (one.harmful and weight == 30 and jumped)
+    assert one.harmful  # the one whose weight stayed
 
 
 def test_a_row_that_cannot_be_read_blinds_its_metric_only() -> None:
