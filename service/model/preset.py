@@ -192,7 +192,8 @@ class PodSeries(Value):
 
     series: SeriesName = "kube_pod_labels"
     by: dict[LabelName, LabelName] = Field(min_length=1)
-    """Label of the arms -> label of this series: ``{version: label_version}``. The others do not apply to it."""
+    """Label of the arms -> label of this series: ``{version: label_version, job: label_app}``. The others do not apply
+    to it. Where none is mapped to the namespace, pods are looked for in the rollout's."""
     labels: dict[LabelName, str] = {}
     """Further matchers."""
     pod_label: LabelName = "pod"
