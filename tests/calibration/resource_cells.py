@@ -93,6 +93,8 @@ LEAKING, JUMPING = replace(MEMORY, leak=0.01), replace(DEVICE, jump=0.2)
 FAULTS: tuple[tuple[str, ResourceLaw, int], ...] = (
     ("load x1.5 at 60, pods 3 %", replace(LOAD, more=1.5, onset=60), 240),
     ("load x2 at 60, pods 5 %, noise 5 %", replace(LOAD, more=2.0, onset=60, pod_spread=0.05, noise=0.05), 240),
+    ("load x4 at 60, pods 5 %, noise 5 %", replace(LOAD, more=4.0, onset=60, pod_spread=0.05, noise=0.05), 240),
+    ("leak 4 %/h from the start, at 50 % of the limit", replace(LEAKING, leak=0.04), 600),
     ("leak 1 %/h from the start, at 50 % of the limit", LEAKING, 1500),
     ("leak 1 %/h from 240, at 50 % of the limit", replace(LEAKING, onset=240), 1740),
     ("leak 1 %/h from the start, at 80 % of the limit", replace(LEAKING, level=0.8), 600),
