@@ -16,13 +16,16 @@ of looks, look j more spends a tenth of the rate times 1 / (j (j + 1)).
 
 What would be mistaken for harm, and is not:
 
-- A young pod warms up. A pod counts once it is ``SETTLED_S`` old, or while all pods of both arms are about equally
-  young. A slope counts a pod from ``LEAK_SETTLED_S`` on, and only where the canary already uses more than stable pods
-  (by ``ABOVE`` standard errors), which are full by then, and where its later half rises at least half as fast as its
-  earlier one: what fills up rises ever more slowly. A jump is what lies above the rise of the windows before it.
+- A young pod warms up. A pod counts once it is ``settled_s`` old, or while all pods of both arms are about equally
+  young. A slope counts a pod from ``LEAK_SETTLED`` times that age on, and only where the canary already uses more than
+  stable pods (by ``ABOVE`` standard errors), which are full by then, and where its later half rises at least half as
+  fast as its earlier one: what fills up rises ever more slowly. A jump is what lies above the rise of the windows
+  before it.
 - A pod is replaced: what was known of it is forgotten, and arms are only compared over windows that both have.
 - Load differs. If use is a + b * load with a, b >= 0, the most that a harmless canary can use is known from the range
-  of b that stable's own windows leave open; only what lies above that counts.
+  of b that stable's own windows leave open; only what lies above that counts. Without known load, what grows with load
+  is not compared, and memory is compared as it is. Where the canary's share of the traffic is changed, slopes and jumps
+  begin anew.
 - Garbage collection makes saw teeth. Slopes are taken of block minima.
 
 Few pods say little of their own spread. Below nine stable pods canary pods are asked for it as well, which makes one
@@ -61,8 +64,9 @@ MARGINS: dict[Measures, float] = {
 """What is tolerated where nothing is said: a ratio, or a difference of shares."""
 
 SETTLED_S = 600.0
-LEAK_SETTLED_S = 3600.0
-"""Ages from which a pod's level, and its slope, are its own and no longer its start's."""
+"""Age from which what a pod uses is its own and no longer its start's, where nothing else is said."""
+LEAK_SETTLED = 6.0
+"""So many times that age until a pod's slope is."""
 COHORT = 2.0
 """Pods whose ages lie within this factor start together and can be compared at once."""
 
@@ -95,10 +99,10 @@ BLOCK, LONGEST_BLOCK = 4, 32
 LEAST_BLOCKS = 6
 SLOPE_MARGIN = 0.001
 """A rise by this part of what is used, an hour, is tolerated: 2.4 % a day."""
-SLOPE_NOISE = 0.1
+SLOPE_NOISE = 0.8
 HALF_NOISE = 2.0**1.5
-"""Spread of slopes that is assumed where few pods show it, for a span of an hour: the error of a slope falls with the
-span's power of 3/2. Beside it, the least that is believed, an hour."""
+"""Spread of slopes (a window) over a span of one window, assumed where few pods show it: it falls with the span's power
+of 3/2, and that of a half is so much larger. SLOPE_FLOOR is the least that is believed, an hour."""
 SLOPE_FLOOR = 0.0005
 ABOVE = 1.5
 STILL_RISING = 0.5
@@ -134,7 +138,7 @@ class ResourceConfig:
 
     measures : how pods are compared; see ``preset.ResourceSeries``. margin : a ratio of at least 1, for ``share`` a
     difference; None for the default. false_alarm : P(a harmless release is ever called harmful by one row).
-    planned_windows : None where no length is planned.
+    planned_windows : None where no length is planned. settled_s : a pod younger than this is still starting.
     """
 
     measures: Measures
@@ -142,6 +146,7 @@ class ResourceConfig:
     margin: float | None = None
     planned_windows: int | None = None
     window_s: float = 60.0
+    settled_s: float = SETTLED_S
 
     def __post_init__(self) -> None:
         if self.measures not in MARGINS:
@@ -155,6 +160,8 @@ class ResourceConfig:
             raise ValueError(f"planned_windows must be at least 1 or None, found {self.planned_windows!r}")
         if not self.window_s > 0:
             raise ValueError(f"window_s must be above 0, found {self.window_s!r}")
+        if not 0 <= self.settled_s < math.inf:
+            raise ValueError(f"settled_s must be at least 0, found {self.settled_s!r}")
 
     @property
     def tolerated(self) -> float:
@@ -194,7 +201,7 @@ class PodWindow:
     values : (R, PODS), canary pods first; NaN where the pod is not there or its exporter has no value, which is never
     taken for 0. age_s : likewise; inf for a pod that is old, NaN where nothing is known: it is then never compared.
     new : (R, PODS). load : (R, 2) requests a pod of canary and stable; NaN where unknown. limit : (R, PODS), NaN for
-    none.
+    none. stepped : (R,) rows whose canary's share of the traffic was changed since the window before.
     """
 
     values: ArrayLike
@@ -202,6 +209,7 @@ class PodWindow:
     new: ArrayLike
     load: ArrayLike | None = None
     limit: ArrayLike | None = None
+    stepped: ArrayLike | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,10 +258,10 @@ def _fields(config: ResourceConfig) -> dict[str, tuple[int, ...]]:
             out["unready"] = (PODS,)
         return out
     out |= {"n": (PODS,), "total": (PODS,), "block_n": (PODS,), "block_total": (PODS,), "block_t": ()}
-    if config.measures == "load":
-        out["load"] = (6,)
+    if config.as_ratio:
+        out |= {"load": (6,), "load_known": ()}
     if config.leaks:
-        out |= {"ring": (PODS, BLOCKS), "floor": (PODS,), "filled": (), "length": (), "in_block": ()}
+        out |= {"ring": (PODS, BLOCKS), "floor": (PODS,), "filled": (), "length": (), "in_block": (), "since_step": ()}
         out |= {"slope": (), "to_limit": ()}
     if config.jumps:
         out |= {
@@ -310,6 +318,8 @@ class ResourceMonitor:
             self._count(st, values, seen, age_s, both)
             waiting = np.zeros(self.rows, dtype=bool)
         else:
+            if config.leaks:
+                self._begin_anew(st, np.asarray(False if window.stepped is None else window.stepped, dtype=bool))
             waiting = self._compare(st, values, age_s, load, limit) & both
         p = st["log_p"]
         st["hit"][...] = np.maximum(st["hit"], p.max(1) >= -math.log(config.false_alarm))
@@ -391,18 +401,22 @@ class ResourceMonitor:
         seen = np.isfinite(values) & ((values > 0) | (not config.as_ratio))
         with np.errstate(divide="ignore", invalid="ignore"):
             y = np.log(values) if config.as_ratio else values.copy()
-        here = seen & _of_one_age(seen, age_s, SETTLED_S)
-        if config.measures == "load":
+        here = seen & _of_one_age(seen, age_s, config.settled_s)
+        if config.as_ratio:
             explained = self._explained(st, values, here, load)
-            y[:, _CANARY] -= explained[:, None]
+            if config.leaks:  # memory may grow with load; it is not known to shrink with it
+                explained = np.fmax(explained, 0.0)
             here &= np.isfinite(explained)[:, None]
+            y[:, _CANARY] -= explained[:, None]
         both: Flags = np.asarray(here[:, _CANARY].any(1) & here[:, _STABLE].any(1))
         here &= both[:, None]
         self._means(st, np.where(here, y, 0.0), here)
         if config.jumps:
             self._jump(st, y, here)
         if config.leaks:
-            self._leak(st, y, seen & (age_s >= LEAK_SETTLED_S), limit)
+            settled_s = LEAK_SETTLED * config.settled_s
+            late = (st["since_step"] * config.window_s >= settled_s) | (st["since_step"] == st["t"])
+            self._leak(st, y, seen & (age_s >= settled_s) & late[:, None], limit)
         return ~both
 
     # Means
@@ -477,13 +491,14 @@ class ResourceMonitor:
             slope = np.where(cll > 0, clv / np.where(cll > 0, cll, 1.0), 0.0)
             rest = np.maximum(cvv - slope * clv, 0.0)
             error = np.sqrt(rest / np.where(cll > 0, cll, 1.0) / np.maximum(n / LOAD_CORRELATED - 2.0, 0.1))
-            known = (n >= LOAD_LEAST) & (cll > 1e-4 * n * ml * ml)
+            known = (st["load_known"] > 0) | (n >= LOAD_LEAST) & (cll > 1e-4 * n * ml * ml)
             most = np.where(ok, v / np.where(ok, at_stable, 1.0), 0.0)
             low = np.where(known, np.clip(slope - LOAD_ERRORS * error, 0.0, most), 0.0)
             high = np.where(known, np.clip(slope + LOAD_ERRORS * error, 0.0, most), most)
             away = at_canary - at_stable
             expected = v + np.where(away < 0, low, high) * away
             out = np.where(ok & (expected > 0), np.log(np.maximum(expected, 1e-300) / v), np.nan)
+        self._learned_load(st, known & (st["load_known"] == 0))
         for field in (n, cll, clv, cvv):
             field *= np.where(ok, LOAD_MEMORY, 1.0)
         n += ok
@@ -495,6 +510,27 @@ class ResourceMonitor:
         clv += dl * left_v
         cvv += dv * left_v
         return out
+
+    def _begin_anew(self, st: dict[str, Array], rows: Flags) -> None:
+        """Load was moved between the arms: what memory does about it is neither a leak nor a jump."""
+        rows = np.broadcast_to(rows, (self.rows,))
+        st["since_step"] += 1
+        st["since_step"][rows] = 0.0
+        self._forget_course(st, rows)
+
+    def _learned_load(self, st: dict[str, Array], now: Flags) -> None:
+        """From now on load explains less, which must not look like a jump or a rise of the canary."""
+        st["load_known"] += now
+        if self.config.leaks:
+            self._forget_course(st, now)
+
+    def _forget_course(self, st: dict[str, Array], rows: Flags) -> None:
+        if not rows.any():
+            return
+        st["ring"][rows] = st["floor"][rows] = np.nan
+        if self.config.jumps:
+            st["base_n"][rows] = st["base"][rows] = st["drift"][rows] = 0.0
+            st["last"][rows] = np.nan
 
     # Slopes
 
@@ -548,8 +584,8 @@ class ResourceMonitor:
         points = np.where(used[:, None] & counted[:, :, None], ring, np.nan)
         per_hour = 3600.0 / (st["length"][due] * config.window_s)
         slopes = theil_sen(points) * per_hour[:, None]
-        span = blocks[ready] / per_hour
-        assumed = SLOPE_NOISE * span**-1.5
+        span = blocks[ready] * st["length"][due]
+        assumed = SLOPE_NOISE * span**-1.5 * 3600.0 / config.window_s
         difference, _, log_p = _student(slopes, counted, SLOPE_MARGIN, assumed, SLOPE_FLOOR)
         # What fills up rises ever more slowly, and towards what stable pods use; a leak does neither.
         order = np.cumsum(used, axis=1)
@@ -606,7 +642,9 @@ class ResourceMonitor:
         above = np.where(ok, level[0] - level[1] - level_spread, -1.0) > 0
         log_p = -_log_t_tail((difference - self._margin()) / error, np.maximum(seen / 4.0, 3.0))
         due = ok & (seen >= LEAST_JUMPS)
-        st["effect"][due, LAST] = np.exp(difference[due])
+        latest = np.where(whole, y - base, 0.0)  # without the window in which it may have begun
+        shown = _mean(latest[:, _CANARY], canary) - _mean(latest[:, _STABLE], stable)
+        st["effect"][due, LAST] = np.exp(shown[due])
         self._look(st, LAST, due, np.where(above, log_p, 0.0), self.config.planned_windows or UNPLANNED)
         st["jump_square"][...] = np.where(ok, JUMP_MEMORY * st["jump_square"] + squares, st["jump_square"])
         seen[...] = np.where(ok, JUMP_MEMORY * seen + freedom, seen)
@@ -627,7 +665,7 @@ class ResourceMonitor:
             run = st["unready"]
             run[...] = np.where(away, run + 1.0, np.where(seen, 0.0, run))
             # A pod that never was ready yet is starting.
-            events = away & ((run - 1.0) % UNREADY_AGAIN == 0) & (age_s >= SETTLED_S)
+            events = away & ((run - 1.0) % UNREADY_AGAIN == 0) & (age_s >= self.config.settled_s)
         else:
             events = seen & (values >= 0.5)
         events = events & ok[:, None]

@@ -27,7 +27,7 @@ from analyzers import (
     warnings,
 )
 from service.analysis.resources import RESOURCE_SHARE, Watched, watch_resources
-from service.analysis.rows import EMPTY, OTHER, Layout, layout_of, pack, resources_in, unpack
+from service.analysis.rows import OTHER, Layout, layout_of, pack, resources_in, unpack
 from service.model.names import ServiceKey
 from service.model.observation import (
     ArmValues,
@@ -158,10 +158,9 @@ def _with_resources(judged: Judged, watched: Watched, packed: bytes) -> Judged:
     """The verdict with what was found of pods: the graver one counts."""
     row = judged.monitor
     if watched.row is not None:
-        layout, numbers = EMPTY, None
+        # A row that cannot be read is left as it is.
         with contextlib.suppress(ValueError, TypeError):
-            layout, numbers = unpack(judged.monitor or packed)
-        row = pack(layout, numbers, watched.row)
+            row = pack(*unpack(judged.monitor or packed), watched.row)
     return replace(
         judged,
         evidence=tuple(watched.evidence.get(one.metric, one) for one in judged.evidence),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +61,9 @@ class _Seats:
     """Which pod has which slot of one resource, and since when it is known: None, from before the rollout."""
 
     measures: Measures
+    settled_s: float
+    weight: int | None = None
+    """The canary's weight in percent in the window before."""
     pods: list[str] = field(default_factory=lambda: [""] * PODS)
     since_s: list[float | None] = field(default_factory=lambda: [None] * PODS)
     numbers: NDArray[np.float64] | None = None
@@ -82,6 +86,7 @@ class _Row:
     new: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(PODS, dtype=bool))
     limit: NDArray[np.float64] = field(default_factory=_nothing)
     load: tuple[float, float] = (math.nan, math.nan)
+    stepped: bool = False
 
 
 def watch_resources(cases: Sequence[Case]) -> list[Watched | None]:
@@ -107,8 +112,13 @@ def watch_resources(cases: Sequence[Case]) -> list[Watched | None]:
             row = _row(place, state, rule, reading, seats, requests)
             if isinstance(row, MetricEvidence):
                 found.evidence[rule.name] = row
-            else:
-                batches[(_config(state.policy, rule, row.seats.measures), row.seats.numbers is None)].append(row)
+                continue
+            try:
+                config = _config(state.policy, rule, row.seats)
+            except ValueError as error:
+                found.evidence[rule.name] = _blind(rule, f"cannot be compared: {error}")
+                continue
+            batches[(config, row.seats.numbers is None)].append(row)
     for (config, _), batch in batches.items():
         _judge(config, batch, cases, out)
     for place, seats in kept.items():
@@ -118,10 +128,10 @@ def watch_resources(cases: Sequence[Case]) -> list[Watched | None]:
     return out
 
 
-def _config(policy: Policy, rule: MetricRule, measures: Measures) -> ResourceConfig:
+def _config(policy: Policy, rule: MetricRule, seats: _Seats) -> ResourceConfig:
     rows = sum(m.kind is MetricKind.RESOURCE for m in policy.metrics)
     rate = RESOURCE_SHARE * policy.false_rollback / rows
-    return ResourceConfig(measures, rate, rule.margin, policy.planned_windows, policy.window_s)
+    return ResourceConfig(seats.measures, rate, rule.margin, policy.planned_windows, policy.window_s, seats.settled_s)
 
 
 def _row(
@@ -141,7 +151,7 @@ def _row(
     if isinstance(counts, PodValues):
         if counts.measures not in MARGINS:
             return _blind(rule, f"pods cannot be compared by {counts.measures!r}")
-        known = seats.setdefault(rule.name, _Seats(counts.measures))
+        known = seats.setdefault(rule.name, _Seats(counts.measures, counts.settled_s))
         if known.measures != counts.measures:
             return _blind(rule, "the preset changed how its pods are compared since the comparison began")
     elif rule.name not in seats:
@@ -149,7 +159,8 @@ def _row(
     mine = seats[rule.name]
     assert state.windows_from is not None
     start_s = state.windows_from.timestamp() + state.window * state.policy.window_s
-    row = _Row(place, rule, reading, mine)
+    row = _Row(place, rule, reading, mine, stepped=mine.weight not in (None, state.weight_seen))
+    mine.weight = state.weight_seen
     if isinstance(counts, PodValues):
         first = mine.numbers is None
         _seat(row, counts.canary, slice(0, CANARY_PODS), start_s, state.policy.window_s, old=False)
@@ -202,6 +213,7 @@ def _judge(config: ResourceConfig, batch: Sequence[_Row], cases: Sequence[Case],
             new=np.stack([row.new for row in batch]),
             load=np.array([row.load for row in batch]),
             limit=np.stack([row.limit for row in batch]),
+            stepped=np.array([row.stepped for row in batch]),
         )
     )
     numbers = monitor.state()
@@ -267,14 +279,17 @@ def _known(number: float) -> float | None:
 
 
 def _pack(seats: Mapping[str, _Seats]) -> bytes:
-    """All resources of a rollout: a head in JSON, and their numbers one after the other."""
+    """All resources of a rollout: a head in JSON, and their numbers one after the other; most slots are empty."""
     begun = {name: one for name, one in seats.items() if one.numbers is not None}
     head = json.dumps(
-        [[name, one.measures, one.pods, one.since_s, len(_numbers(one))] for name, one in begun.items()],
+        [
+            [name, one.measures, one.settled_s, one.weight, one.pods, one.since_s, len(_numbers(one))]
+            for name, one in begun.items()
+        ],
         separators=(",", ":"),
     ).encode()
     numbers = b"".join(np.ascontiguousarray(_numbers(one), dtype="<f8").tobytes() for one in begun.values())
-    return len(head).to_bytes(4, "little") + head + numbers
+    return zlib.compress(len(head).to_bytes(4, "little") + head + numbers, level=1)
 
 
 def _numbers(seats: _Seats) -> NDArray[np.float64]:
@@ -286,13 +301,17 @@ def _unpack(packed: bytes) -> dict[str, _Seats]:
     """What ``_pack`` wrote; raises ValueError for anything else."""
     if not packed:
         return {}
+    try:
+        packed = zlib.decompress(packed)
+    except zlib.error as error:
+        raise ValueError(f"is cut off or altered ({error})") from None
     size = 4 + int.from_bytes(packed[:4], "little")
     out: dict[str, _Seats] = {}
     at = size
-    for name, measures, pods, since_s, n in json.loads(packed[4:size]):
+    for name, measures, settled_s, weight, pods, since_s, n in json.loads(packed[4:size]):
         if measures not in MARGINS or len(pods) != PODS or len(since_s) != PODS:
             raise ValueError(f"holds {name!r} in a form that this version does not write")
         numbers = np.frombuffer(packed, dtype="<f8", count=n, offset=at).astype(np.float64)
-        out[name] = _Seats(measures, pods, since_s, numbers)
+        out[name] = _Seats(measures, settled_s, weight, pods, since_s, numbers)
         at += 8 * n
     return out

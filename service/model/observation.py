@@ -111,6 +111,8 @@ class PodValues:
     unit: str
     canary: tuple[PodValue, ...]
     stable: tuple[PodValue, ...]
+    settled_s: float = 600.0
+    """Pods younger than this are still starting."""
 
     @property
     def means(self) -> tuple[float | None, float | None]:

@@ -162,6 +162,9 @@ class ResourceSeries(Value):
     """Further matchers."""
     without: dict[LabelName, tuple[str, ...]] = {}
     """Series with one of these values are left out: ``{container: ["", POD]}``. An absent label is empty."""
+    settled_s: float = Field(default=600.0, ge=0, le=86400)
+    """A pod younger than this is still starting and is not compared with older ones; a leak is looked for from six
+    times this age on. Events are counted from the start."""
     not_supported: tuple[float, ...] = Field(default=(), max_length=10)
     """Values (before scaling) by which an exporter says that it has none, such as DCGM's 9223372036854775794."""
 
@@ -189,7 +192,8 @@ class PodSeries(Value):
 
     series: SeriesName = "kube_pod_labels"
     by: dict[LabelName, LabelName] = Field(min_length=1)
-    """Label of the arms -> label of this series: ``{version: label_version}``. The others do not apply to it."""
+    """Label of the arms -> label of this series: ``{version: label_version, job: label_app}``. The others do not apply
+    to it. Where none is mapped to the namespace, pods are looked for in the rollout's."""
     labels: dict[LabelName, str] = {}
     """Further matchers."""
     pod_label: LabelName = "pod"

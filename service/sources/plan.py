@@ -200,8 +200,10 @@ def plan(
                 groups[(preset.name, metric, keys)].append(Ask(slot, metric, labels, query.start_s, query.end_s))
         if preset is not None and resources:
             where = {Arm.CANARY: query.place.canary_labels, Arm.STABLE: query.place.stable_labels}
-            labels = arm_labels(preset, where)
+            labels = arm_labels(preset, where, query.place.namespace)
             why = fault(labels)
+            if preset.pods is not None and not all(labels.values()):
+                why = f"the target's labels have none of {', '.join(preset.pods.by)}, by which pods are known"
             if why:
                 known |= {slot: Reading(m, Availability.NO_SERIES, None, why) for m, slot in resources.items()}
             else:

@@ -56,15 +56,20 @@ class Found:
     """Why no pods are known, for every metric (its name is left empty)."""
 
 
-def arm_labels(preset: MetricsPreset, by_arm: Mapping[Arm, Mapping[str, str]]) -> dict[Arm, dict[str, str]]:
-    """The labels that tell the arms' pods, from those of the target."""
-    if preset.pods is None:
+def arm_labels(
+    preset: MetricsPreset, by_arm: Mapping[Arm, Mapping[str, str]], namespace: str
+) -> dict[Arm, dict[str, str]]:
+    """The labels that tell the arms' pods, from those of the target. namespace : the rollout's own."""
+    what = preset.pods
+    if what is None:
         return {arm: dict(labels) for arm, labels in by_arm.items()}
-    by = preset.pods.by
-    return {
-        arm: {**preset.pods.labels, **{by[name]: value for name, value in labels.items() if name in by}}
-        for arm, labels in by_arm.items()
-    }
+    out: dict[Arm, dict[str, str]] = {}
+    for arm, labels in by_arm.items():
+        mapped = {what.by[name]: value for name, value in labels.items() if name in what.by}
+        # Without a namespace, versions of other services would be taken for this one's.
+        here = {what.namespace_label: namespace} if mapped and what.namespace_label is not None else {}
+        out[arm] = {**here, **what.labels, **mapped}
+    return out
 
 
 def members_text(what: PodSeries, asks: Sequence[PodAsk], reach_s: float) -> str:
@@ -209,7 +214,7 @@ def read_pods(
         rows[arm] = tuple(listed)
     if found.more_n:
         said.append(f"{found.more_n} further pods are not looked at")
-    values = PodValues(what.measures, what.unit, rows[Arm.CANARY], rows[Arm.STABLE])
+    values = PodValues(what.measures, what.unit, rows[Arm.CANARY], rows[Arm.STABLE], what.settled_s)
     return Reading(metric, Availability.ENOUGH, values, "; ".join(said)[:DETAIL_CHARS])
 
 

@@ -503,7 +503,7 @@ def _gate_details(state: RolloutState) -> dict[str, str]:
 def harm_so_far(state: RolloutState) -> str:
     """About how many requests failed that would not have failed on stable."""
     for one in state.evidence:
-        if one.events_canary and one.effect and one.effect > 1:
+        if one.events_canary and one.effect and one.effect > 1 and one.resource is None:
             extra = one.events_canary * (1 - 1 / one.effect)
             return f"about {significant(extra)} more errors in {count(state.n_canary)} canary requests"
     return f"{count(state.n_canary)} canary requests served"

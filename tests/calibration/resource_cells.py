@@ -48,6 +48,7 @@ NULLS: tuple[tuple[str, ResourceLaw, int], ...] = (
     ("load: pods of heavy tails, 8 %", replace(LOAD, pod_spread=0.08, heavy=True), 60),
     ("load: warm-up", replace(LOAD, warm_up=0.6), 60),
     ("load: replaced, warm-up both times", replace(LOAD, warm_up=0.6, replaced=True), 60),
+    ("load: weight rises twice", replace(LOAD, swing=0.2, steps=True), 480),
     ("load: swings, canary has half the load", replace(LOAD, swing=0.4, canary_load=0.5), 480),
     ("load: swings, canary has 1.5 times the load", replace(LOAD, swing=0.4, canary_load=1.5), 480),
     ("load: pods 8 %, noise 10 %", replace(LOAD, pod_spread=0.08, noise=0.1), 1440),
@@ -56,10 +57,17 @@ NULLS: tuple[tuple[str, ResourceLaw, int], ...] = (
     ("memory: noise 5 %, correlation .98", ResourceLaw(measures="memory", noise=0.05, correlation=0.98), 480),
     ("memory: pods alike, pods fill in 15 min", replace(MEMORY, pod_spread=0.0, warm_up=-0.5, half_life=15.0), 480),
     ("memory: pods 8 %, fill in 30 min", replace(MEMORY, pod_spread=0.08, warm_up=-0.5, half_life=30.0), 480),
+    ("memory: half of it by load, canary has twice the load",
+        replace(MEMORY, idle=0.5, swing=0.3, canary_load=2.0), 480),
+    ("memory: half of it by load, weight rises twice", replace(MEMORY, idle=0.5, swing=0.2, steps=True), 480),
     ("memory: replaced, fill in 30 min",
         replace(MEMORY, pod_spread=0.08, noise=0.01, warm_up=-0.5, half_life=30.0, replaced=True), 1440),
     ("memory: collection", replace(MEMORY, saw=0.2), 1440),
     ("device memory: pods 8 %", replace(DEVICE, pod_spread=0.08), 240),
+    ("device memory: a fifth of it by load, canary has twice the load",
+        replace(DEVICE, idle=0.8, swing=0.3, canary_load=2.0), 240),
+    ("device memory: a fifth of it by load, weight rises twice",
+        replace(DEVICE, idle=0.8, steps=True), 240),
     ("device memory: noise 5 %, correlation .5", replace(DEVICE, noise=0.05, correlation=0.5), 240),
     ("device memory: replaced, fill in 10 min",
         replace(DEVICE, noise=0.01, warm_up=-0.4, half_life=10.0, replaced=True), 240),
@@ -67,11 +75,16 @@ NULLS: tuple[tuple[str, ResourceLaw, int], ...] = (
     ("events: 1 in 100 min of a pod", ResourceLaw(measures="events", happening=0.01), 480),
     ("readiness: lost once in 500 min of a pod", ResourceLaw(measures="ready", happening=0.002), 480),
 )  # fmt: skip
+SLOW_START = replace(LOAD, warm_up=0.6, half_life=5.0)
 NULLS_RESOURCES = [
     ResourceCell(f"{pods}, {name}", replace(law, canary_pods=k, stable_pods=m), length,
                  margin=0.0 if law.measures == "share" else 1.0)
     for pods, (k, m) in PODS.items()
     for name, law, length in NULLS
+] + [
+    ResourceCell(f"{pods}, load: warm-up of half-life 5 min, margin 1.2",
+                 replace(SLOW_START, canary_pods=k, stable_pods=m), 60)
+    for pods, (k, m) in PODS.items()
 ]  # fmt: skip
 
 RATE = 0.0005
@@ -80,6 +93,8 @@ LEAKING, JUMPING = replace(MEMORY, leak=0.01), replace(DEVICE, jump=0.2)
 FAULTS: tuple[tuple[str, ResourceLaw, int], ...] = (
     ("load x1.5 at 60, pods 3 %", replace(LOAD, more=1.5, onset=60), 240),
     ("load x2 at 60, pods 5 %, noise 5 %", replace(LOAD, more=2.0, onset=60, pod_spread=0.05, noise=0.05), 240),
+    ("load x4 at 60, pods 5 %, noise 5 %", replace(LOAD, more=4.0, onset=60, pod_spread=0.05, noise=0.05), 240),
+    ("leak 4 %/h from the start, at 50 % of the limit", replace(LEAKING, leak=0.04), 600),
     ("leak 1 %/h from the start, at 50 % of the limit", LEAKING, 1500),
     ("leak 1 %/h from 240, at 50 % of the limit", replace(LEAKING, onset=240), 1740),
     ("leak 1 %/h from the start, at 80 % of the limit", replace(LEAKING, level=0.8), 600),

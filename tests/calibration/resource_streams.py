@@ -29,7 +29,7 @@ class ResourceLaw:
     correlation: float = 0.8
     warm_up: float = 0.0
     """Canary pods start this much above (below, where negative) their level ..."""
-    half_life: float = 3.0
+    half_life: float = 2.0
     """... and lose half of that in so many windows."""
     saw: float = 0.0
     """Memory falls by this part of itself at every collection, and comes back evenly ..."""
@@ -37,10 +37,12 @@ class ResourceLaw:
     """... in about so many windows."""
     swing: float = 0.0
     """Load of both arms goes up and down by this part over four hours, and by a third of it from minute to minute."""
-    idle: float = 0.2
-    """Part of a pod's use that does not depend on load."""
+    idle: float | None = None
+    """Part of a pod's use that does not depend on load; None: .2 of what is measured as load, all of memory."""
     canary_load: float = 1.0
     """Requests of a canary pod to those of a stable pod."""
+    steps: bool = False
+    """The canary's weight rises at each third: load of its pods .3, 1 and 2 times, of stable's 1.1, 1 and .8 times."""
     replaced: bool = False
     """A canary pod and a stable pod are replaced half-way."""
     happening: float = 0.0005
@@ -84,13 +86,16 @@ def resource_windows(law: ResourceLaw, rows: int, length: int, seed: int) -> Ite
             age[new] = 0.0
         load = 1.0 + law.swing * (np.sin(2 * np.pi * (t / 240 + start)) + rng.normal(size=(rows, 1)) / 3)
         load = np.maximum(load, 0.05) * np.where(canary, law.canary_load, 1.0)
+        if law.steps:
+            third = 3 * t // length
+            load = load * np.where(canary, (0.3, 1.0, 2.0)[third], (1.1, 1.0, 0.8)[third])
         x = level + law.noise * wandering
         if ratio:
             with np.errstate(over="ignore"):
                 young = np.where(np.isinf(age), 0.0, law.warm_up * 2.0 ** (-np.minimum(age, 1e6) / law.half_life))
             values = law.level * np.exp(x) * (1.0 + young)
-            if law.measures == "load":
-                values *= law.idle + (1.0 - law.idle) * load
+            idle = law.idle if law.idle is not None else 0.2 if law.measures == "load" else 1.0
+            values *= idle + (1.0 - idle) * load
             values *= 1.0 - law.saw + law.saw * ((t / period + phase) % 1.0)
         elif law.measures == "share":
             values = np.clip(law.level + x * law.level, 0.0, 1.0)
@@ -114,6 +119,7 @@ def resource_windows(law: ResourceLaw, rows: int, length: int, seed: int) -> Ite
             new=new,
             load=np.stack([requests[:, 0], requests[:, -1]], axis=-1),
             limit=np.broadcast_to(np.where(here, 1.0, np.nan), (rows, PODS)),
+            stepped=np.full(rows, law.steps and t > 0 and 3 * t // length != 3 * (t - 1) // length),
         )
         wandering = law.correlation * wandering + np.sqrt(1 - law.correlation**2) * rng.normal(size=wandering.shape)
         age += 1.0

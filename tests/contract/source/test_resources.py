@@ -11,6 +11,7 @@ import pytest
 from service.model.observation import Availability, PodValues, Reading
 from service.model.preset import MetricsPreset
 from tests.contract.source.stores import Store, lab_store, read, real_store, window
+from tests.stories import place
 
 CPU = {
     "kind": "resource", "series": "container_cpu_usage_seconds_total", "counter": True, "measures": "load",
@@ -32,10 +33,11 @@ GPU = {
 READY = {
     "kind": "resource", "series": "kube_pod_status_ready", "measures": "ready", "labels": {"condition": "true"},
 }  # fmt: skip
+NAMESPACE = place().namespace
 PRESET = MetricsPreset.model_validate(
     {
         "name": "http",
-        "pods": {"by": {"version": "label_version"}},
+        "pods": {"by": {"version": "label_version", "ns": "namespace"}},
         "metrics": {"cpu": CPU, "memory": MEMORY, "throttled": THROTTLED, "gpu": GPU, "ready": READY},
     }
 )
@@ -48,7 +50,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield made
 
 
-def pod(store: Store, name: str, version: str, *, started: int | None = None, namespace: str = "ml") -> None:
+def pod(store: Store, name: str, version: str, *, started: int | None = None, namespace: str = NAMESPACE) -> None:
     """kube-state-metrics begins to tell of a pod."""
     store.add("kube_pod_labels", 1, namespace=namespace, pod=name, label_version=version)
     if started is not None:
@@ -56,7 +58,7 @@ def pod(store: Store, name: str, version: str, *, started: int | None = None, na
 
 
 def uses(store: Store, name: str, pod: str, n: int, **labels: str) -> None:
-    store.add(name, n, **{"namespace": "ml", "pod": pod, "container": "serving", **labels})
+    store.add(name, n, **{"namespace": NAMESPACE, "pod": pod, "container": "serving", **labels})
 
 
 def arms(reading: Reading) -> tuple[dict[str, float | None], dict[str, float | None]]:
@@ -85,10 +87,10 @@ async def test_a_counter_grows_and_a_gauge_is_a_mean_pod_by_pod(store: Store) ->
     uses(store, "container_cpu_usage_seconds_total", "s-2", 5, container="sidecar")
     end = await store.scraped()
     ((cpu, memory),) = await read(store, window(start, end, "cpu", "memory"), preset=PRESET)
-    assert arms(cpu) == ({"ml/c-1": 30.0}, {"ml/s-1": 0.0, "ml/s-2": 17.0})
+    assert arms(cpu) == ({f"{NAMESPACE}/c-1": 30.0}, {f"{NAMESPACE}/s-1": 0.0, f"{NAMESPACE}/s-2": 17.0})
     canary, stable = arms(memory)
-    assert 100 < (canary["ml/c-1"] or 0) < 160
-    assert stable == {"ml/s-1": 100.0, "ml/s-2": 100.0}
+    assert 100 < (canary[f"{NAMESPACE}/c-1"] or 0) < 160
+    assert stable == {f"{NAMESPACE}/s-1": 100.0, f"{NAMESPACE}/s-2": 100.0}
     assert isinstance(memory.counts, PodValues)
     assert memory.counts.canary[0].limit == 400.0
     assert memory.counts.canary[0].age_s is None
@@ -105,7 +107,7 @@ async def test_a_share_is_growth_over_growth_and_unknown_without_any(store: Stor
     uses(store, "container_cpu_cfs_periods_total", "s-1", 60)
     end = await store.scraped()
     ((reading,),) = await read(store, window(start, end, "throttled"), preset=PRESET)
-    assert arms(reading) == ({"ml/c-1": 0.25}, {"ml/s-1": 0.0, "ml/s-2": None})
+    assert arms(reading) == ({f"{NAMESPACE}/c-1": 0.25}, {f"{NAMESPACE}/s-1": 0.0, f"{NAMESPACE}/s-2": None})
     assert reading.detail == "1 of 2 stable pods have no value"
 
 
@@ -113,13 +115,19 @@ async def test_the_exporters_own_pod_is_not_taken_for_the_one_that_uses_the_gpu(
     for name, version in (("c-1", "v2"), ("s-1", "v1")):
         pod(store, name, version)
         for gpu, used in (("0", 3000), ("1", 1000)):
-            where = {"exported_pod": name, "exported_namespace": "ml", "pod": "dcgm-x", "namespace": "gpu", "gpu": gpu}
+            where = {
+                "exported_pod": name,
+                "exported_namespace": NAMESPACE,
+                "pod": "dcgm-x",
+                "namespace": "gpu",
+                "gpu": gpu,
+            }
             store.add("DCGM_FI_DEV_FB_USED", used, **where)
             store.add("DCGM_FI_DEV_FB_FREE", 8000 - used, **where)
     start = await store.scraped()
     end = await store.scraped()
     ((reading,),) = await read(store, window(start, end, "gpu"), preset=PRESET)
-    assert arms(reading) == ({"ml/c-1": 4000.0 * 2**20}, {"ml/s-1": 4000.0 * 2**20})
+    assert arms(reading) == ({f"{NAMESPACE}/c-1": 4000.0 * 2**20}, {f"{NAMESPACE}/s-1": 4000.0 * 2**20})
     assert isinstance(reading.counts, PodValues)
     assert reading.counts.stable[0].limit == 16000.0 * 2**20
 
@@ -127,7 +135,7 @@ async def test_the_exporters_own_pod_is_not_taken_for_the_one_that_uses_the_gpu(
 async def test_a_sentinel_is_blind_and_not_zero_nor_very_much(store: Store) -> None:
     for name, version, used in (("c-1", "v2", 9223372036854775794), ("s-1", "v1", 1000)):
         pod(store, name, version)
-        store.add("DCGM_FI_DEV_FB_USED", used, exported_pod=name, exported_namespace="ml")
+        store.add("DCGM_FI_DEV_FB_USED", used, exported_pod=name, exported_namespace=NAMESPACE)
     start = await store.scraped()
     end = await store.scraped()
     ((reading,),) = await read(store, window(start, end, "gpu"), preset=PRESET)
@@ -142,7 +150,9 @@ async def test_a_missing_exporter_a_missing_arm_and_an_exporter_that_stopped_are
     end = await store.scraped()
     ((reading,),) = await read(store, window(start, end, "memory"), preset=PRESET)
     assert reading.availability is Availability.NO_SERIES
-    assert reading.detail == 'kube_pod_labels has no pods of the canary with {label_version="v2"}'
+    assert (
+        reading.detail == 'kube_pod_labels has no pods of the canary with {label_version="v2",namespace="ml-serving"}'
+    )
     pod(store, "c-1", "v2")
     start = await store.scraped()
     end = await store.scraped()
@@ -183,11 +193,22 @@ async def test_rollouts_share_questions_and_do_not_mix_their_pods(store: Store) 
     start = await store.scraped()
     end = await store.scraped()
     queries = [
-        window(start, end, "memory", stable={"version": f"{r}-v1"}, canary={"version": f"{r}-v2"}) for r in ("a", "b")
+        window(start, end, "memory", stable={"version": f"{r}-v1", "ns": ns}, canary={"version": f"{r}-v2", "ns": ns})
+        for r, ns in (("a", "one"), ("b", "two"))
     ]
     (first,), (second,) = await read(store, *queries, preset=PRESET)
     assert arms(first) == ({"one/x-v2": 102.0}, {"one/x-v1": 101.0})
     assert arms(second) == ({"two/x-v2": 302.0}, {"two/x-v1": 301.0})
+
+
+async def test_pods_of_the_same_version_in_other_namespaces_are_others(store: Store) -> None:
+    for name, version, namespace in (("c-1", "v2", NAMESPACE), ("s-1", "v1", NAMESPACE), ("x-1", "v1", "other")):
+        pod(store, name, version, namespace=namespace)
+        uses(store, "container_memory_working_set_bytes", name, 100, namespace=namespace)
+    start = await store.scraped()
+    end = await store.scraped()
+    ((reading,),) = await read(store, window(start, end, "memory"), preset=PRESET)
+    assert arms(reading) == ({f"{NAMESPACE}/c-1": 100.0}, {f"{NAMESPACE}/s-1": 100.0})
 
 
 async def test_series_that_carry_the_labels_of_the_arms_need_no_list_of_pods(store: Store) -> None:
@@ -196,7 +217,7 @@ async def test_series_that_carry_the_labels_of_the_arms_need_no_list_of_pods(sto
     start = await store.scraped()
     end = await store.scraped()
     ((reading,),) = await read(store, window(start, end, "memory"), preset=LABELLED)
-    assert arms(reading) == ({"ml/c-1": 120.0}, {"ml/s-1": 100.0})
+    assert arms(reading) == ({f"{NAMESPACE}/c-1": 120.0}, {f"{NAMESPACE}/s-1": 100.0})
 
 
 async def test_a_pod_of_both_arms_is_refused(store: Store) -> None:
@@ -214,7 +235,7 @@ async def test_labels_that_are_not_mapped_cannot_tell_the_arms(store: Store) -> 
     both = {"subset": "same"}
     ((reading,),) = await read(store, window(end - 1, end, "memory", stable=both, canary=both), preset=PRESET)
     assert reading.availability is Availability.NO_SERIES
-    assert "gives the stable no labels" in reading.detail
+    assert reading.detail == "the target's labels have none of version, ns, by which pods are known"
 
 
 async def test_a_store_that_is_away_is_told(store: Store) -> None:

@@ -116,7 +116,9 @@ def test_a_blind_resource_says_why_and_keeps_its_place() -> None:
     (one,) = judge_windows([(state(3), kept, [requests(), blind, events([0.0] * 2, [0.0] * 8)])])
     assert one.evidence[1].availability is Availability.NO_SERIES
     assert why in metric_clause(one.evidence[1], state().policy.metrics[1])
-    assert len(resources_in(one.monitor or b"")) == len(resources_in(kept))
+    assert one.evidence[1].resource == run(3, 100.0)[-1].evidence[1].resource.model_copy(  # type: ignore[union-attr]
+        update={"pods_canary": 0, "pods_stable": 0, "unit": ""}
+    )
 
 
 def test_resources_are_watched_before_the_arms_can_be_compared() -> None:
@@ -158,6 +160,21 @@ def test_a_pod_that_takes_anothers_place_is_known_as_new() -> None:
     assert one.harmful
 
 
+def test_a_step_of_the_weight_is_no_jump_of_what_pods_use() -> None:
+    metrics = [METRICS[0], {"name": "gpu", "kind": "resource", "required": False}]
+    rows = {30: b"", 5: b""}
+    for window in range(32):
+        # With three times the requests a pod needs a third more.
+        gpu = pods("gpu", near(100.0 if window < 28 else 133.0, 2), near(100.0, 9), measures="device-memory", age_s=1e4)
+        for weight in rows:
+            now = state(window, metrics=metrics).model_copy(update={"weight_seen": weight if window >= 28 else 5})
+            (one,) = judge_windows([(now, rows[weight], [requests(), gpu])])
+            rows[weight] = one.monitor or b""
+            jumped = one.evidence[1].resource is not None and one.evidence[1].resource.by == "jump"
+            assert not (one.harmful and weight == 30 and jumped)
+    assert one.harmful  # the one whose weight stayed
+
+
 def test_a_row_that_cannot_be_read_blinds_its_metric_only() -> None:
     kept = run(3, 100.0)[-1].monitor or b""
     layout, numbers = unpack(kept)
@@ -165,6 +182,21 @@ def test_a_row_that_cannot_be_read_blinds_its_metric_only() -> None:
     (one,) = judge_windows([(state(3), broken, [requests(), events([0.0] * 2, [0.0] * 8)])])
     assert one.evidence[0].availability is Availability.ENOUGH
     assert "cannot be compared" in one.evidence[2].detail
+
+
+def test_a_row_that_cannot_be_read_at_all_is_left_as_it_is() -> None:
+    broken = b"\x02\x00\x00\x00{}"
+    (one,) = judge_windows([(state(3), broken, [requests(), events([0.0] * 2, [0.0] * 8)])])
+    assert one.monitor is None
+
+
+def test_a_margin_that_its_pods_cannot_have_is_told() -> None:
+    metrics = [METRICS[0], {**METRICS[1], "margin": 0.5}]
+    (one,) = judge_windows([(state(metrics=metrics), b"", [requests(), pods("memory", [1.0], [1.0])])])
+    assert "margin of 'memory' must be at least 1" in one.evidence[1].detail
+    metrics[1]["margin"] = 1.5
+    (two,) = judge_windows([(state(metrics=metrics), b"", [requests(), pods("memory", [1.0], [1.0])])])
+    assert two.evidence[1].limit == 1.5
 
 
 def test_nothing_is_compared_while_warming_up() -> None:

@@ -138,7 +138,9 @@ def test_outside_names_are_quoted_in_every_question() -> None:
 def test_pods_are_asked_for_by_the_mapped_labels_only() -> None:
     (asks,) = plan([query(1, "memory"), query(2, "memory")], {"http": PRESET}, REACH, summed=lambda name: False).pods
     assert PRESET.pods is not None
-    assert pods.members_text(PRESET.pods, asks, 60.0) == 'kube_pod_labels{label_version=~"v1|v2"}[60s]'
+    assert pods.members_text(PRESET.pods, asks, 60.0) == (
+        'kube_pod_labels{label_version=~"v1|v2",namespace="ml-serving"}[60s]'
+    )
 
 
 def test_a_question_holds_a_bounded_number_of_pods() -> None:
