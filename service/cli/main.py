@@ -58,6 +58,8 @@ class Fault(StrEnum):
     DRIFT = "drift"
     BLACKOUT = "blackout"
     OPKERNEL = "opkernel"
+    MEMORY = "memory"
+    GPU_MEMORY = "gpu-memory"
     SCAN = "scan"
     INCOMPATIBLE_MODEL = "incompatible-model"
 

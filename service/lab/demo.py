@@ -49,6 +49,8 @@ EXPECTED = {
     "drift": "rolled_back",
     "blackout": "held",
     "opkernel": "rolled_back",
+    "memory": "rolled_back",
+    "gpu-memory": "rolled_back",
     "scan": "ended",
     "incompatible-model": "ended",
 }
@@ -75,6 +77,8 @@ POLICY: dict[str, Any] = {
         {"name": "latency", "kind": "latency", "label": "latency", "margin": 1.1},
         {"name": "errors", "kind": "errors", "margin": 2.0},
         {"name": "predictions", "kind": "predictions", "margin": 0.01},
+        {"name": "memory", "kind": "resource", "required": False},
+        {"name": "gpu-memory", "kind": "resource", "required": False, "label": "GPU memory"},
         {"name": "logs", "kind": "value", "required": False, "label": "log lines of a failed upgrade"},
     ],
     "guards": [
@@ -112,6 +116,22 @@ PRESET: dict[str, Any] = {
         "latency": {"kind": "latency", "buckets": "model_latency_seconds_bucket"},
         "errors": {"kind": "errors", "requests": "http_requests_total", "failed": [{"code": "5.."}]},
         "predictions": {"kind": "predictions", "counter": "model_predictions_total"},
+        "memory": {
+            "kind": "resource",
+            "series": "container_memory_working_set_bytes",
+            "measures": "memory",
+            "unit": "B",
+            "limit": ["container_spec_memory_limit_bytes"],
+            "settled_s": 0,
+        },
+        "gpu-memory": {
+            "kind": "resource",
+            "series": "DCGM_FI_DEV_FB_USED",
+            "measures": "device-memory",
+            "unit": "MiB",
+            "limit": ["DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_FB_FREE"],
+            "settled_s": 0,
+        },
         "logs": {"kind": "logs", "patterns": [{"name": "missing-opkernel", "any_of": [MISSING_OPKERNEL]}]},
     },
 }

@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[2]
         ("drift", "rolled_back"),
         ("blackout", "held"),
         ("opkernel", "rolled_back"),
+        ("memory", "rolled_back"),
+        ("gpu-memory", "rolled_back"),
         ("scan", "ended"),
         ("incompatible-model", "ended"),
     ],
