@@ -146,6 +146,15 @@ async def test_a_graph_without_the_tags_that_are_served_fails(tmp_path: Path):
     assert (await look(tmp_path, path="m", tags=("train",))).finding is Finding.PASSED
 
 
+async def test_a_tf1_hub_module_is_said_to_be_one(tmp_path: Path):
+    write_model(tmp_path / "hub", simple(tags=[]))
+    (tmp_path / "hub" / "tfhub_module.pb").write_bytes(b"")
+    report = await look(tmp_path, path="hub")
+    assert report.finding is Finding.FAILED
+    assert report.facts["model"] == "TF1 Hub module"
+    assert report.lines[0].startswith("a TF1 Hub module: hub.load takes it")
+
+
 async def test_variables_of_another_type_missing_ones_and_damaged_ones_fail(tmp_path: Path):
     prefix = tmp_path / "m" / "variables" / "variables"
     write_model(tmp_path / "m", restoring("w"))
@@ -308,3 +317,13 @@ def test_a_version_from_an_event_cannot_name_the_registry_of_a_jobs_image():
     with pytest.raises(ValidationError, match="must not be part of a registry's host"):
         RuntimeJob(image="r${canary_version}.example/tensorflow", namespace="n")
     assert RuntimeJob(image="tensorflow:${canary_version}", namespace="n").image
+
+
+def test_reading_and_asking_together_must_end_before_a_look_is_cut_off():
+    job = RuntimeJob(image="tensorflow:2", namespace="n", within_s=540)
+    with pytest.raises(ValidationError, match="together at most 590 s"):
+        ModelSubject(path="m", job=job)
+    assert ModelSubject(path="m", job=job, within_s=20)
+    with pytest.raises(ValidationError, match="together at most 590 s"):
+        ModelSubject(path="m", python="/p", python_within_s=400)
+    assert ModelSubject(path="m", dump="d", within_s=540)
