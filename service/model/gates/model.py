@@ -125,7 +125,7 @@ class ModelSubject(Value):
         )
         if self.within_s + asking_s > MAX_LOOK_S:
             raise ValueError(
-                f"reading may take {self.within_s:g} s and asking {asking_s:g} s; together at most {MAX_LOOK_S} s, since "
-                f"a look is cut off after ten minutes"
+                f"reading may take {self.within_s:g} s and asking {asking_s:g} s; together at most {MAX_LOOK_S} s, "
+                f"since a look is cut off after ten minutes"
             )
         return self
