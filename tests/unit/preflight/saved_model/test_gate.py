@@ -94,6 +94,7 @@ async def test_a_model_that_fits_passes_and_says_what_was_compared(tmp_path: Pat
     assert report.lines == ("signatures were not compared: no stable model is named",)
     assert report.facts["written by"] == "TensorFlow 2.13.0"
     assert report.facts["ops"] == "3 in 3 different uses"
+    assert report.facts["signatures"] == "serving_default"
 
 
 async def test_an_op_that_the_runtime_lacks_fails_with_its_name_and_what_to_do(tmp_path: Path):
@@ -168,7 +169,14 @@ async def test_variables_of_another_type_missing_ones_and_damaged_ones_fail(tmp_
     damaged = await look(tmp_path, path="m")
     assert damaged.finding is Finding.FAILED
     assert "checksum" in damaged.sentence
-    assert (await look(tmp_path, ModelGate(data=False), path="m")).finding is Finding.PASSED
+    unseen = await look(tmp_path, ModelGate(data=False), path="m")
+    assert unseen.finding is Finding.PASSED
+    assert "checksums of the variables' data were not looked at (data: false)" in unseen.lines
+    assert not any("checksums" in line for line in damaged.lines)
+    (prefix.parent / "variables.data-00000-of-00001").write_bytes(ONES[:-1])
+    cut_off = await look(tmp_path, path="m")
+    assert cut_off.finding is Finding.FAILED
+    assert not any("the checkpoint holds" in line for line in cut_off.lines)
     (prefix.parent / "variables.index").write_bytes(b"cut off")
     assert (await look(tmp_path, path="m")).finding is Finding.COULD_NOT_LOOK
 
@@ -218,8 +226,8 @@ async def test_a_keras_file_with_code_of_its_own_fails(tmp_path: Path):
     ("name", "content", "words"),
     [
         ("m.h5", b"\x89HDF\r\n\x1a\n" + b"\0" * 8, "HDF5"),
-        ("m.tflite", b"\x1c\0\0\0TFL3", "TensorFlow Lite"),
-        ("m/saved_model.cpb", b"", "in chunks"),
+        ("m.tflite", b"\x1c\0\0\0TFL3", "TensorFlow Lite model: this gate does not read it, and TensorFlow Serving"),
+        ("m/saved_model.cpb", b"", "in chunks (saved_model.cpb), which this gate does not read"),
         ("m/saved_model.pbtxt", b"", "as text"),
         ("m/1", b"", "folder of versions"),
         ("m/readme", b"", "holds no saved_model.pb"),

@@ -67,6 +67,7 @@ def test_ops_attributes_versions_and_signatures_are_read():
     assert (graph.producer_n, graph.min_consumer_n, graph.bad_consumers) == (1482, 12, (5, 6, 7))
     assert graph.tags == {"serve"}
     assert graph.tensorflow_version == "2.13.0"
+    assert graph.defaults_stripped
     assert graph.signatures["serving_default"].inputs == {"x": Tensor("float", (-1, 4))}
     (use,) = [one for one in graph.needs(entry=Entry.SIGNATURES, device="CPU")["uses"] if one["op"] == "TopKV2"]
     assert use["attrs"] == {"T": ["type", "float"], "sorted": ["bool", True], "index_type": ["type", "int64"]}
@@ -177,6 +178,14 @@ def test_equal_uses_are_kept_once_whatever_the_names_and_constants():
     ]
     graph = graph_of(simple(functions=[function("many", *nodes)]))
     assert sum(use["op"] == "VarHandleOp" for use in graph.uses) == 1
+
+
+def test_numbers_and_names_of_things_are_kept_only_where_they_are_the_writers_default():
+    attrs = {"n": ("int", num(3, 5), None), "shared_name": ("string", text(""), None)}
+    for n, name, kept in ((5, "", [5, ""]), (6, "w", [None, None])):
+        content = simple(attrs={"n": num(3, n), "shared_name": text(name)}, op_defs=[op_def("Relu", attrs=attrs)])
+        (use,) = [one for one in graph_of(content).uses if one["op"] == "Relu"]
+        assert [use["attrs"]["n"][1], use["attrs"]["shared_name"][1]] == kept
 
 
 def test_what_the_checkpoint_must_hold_is_read_from_the_constants_of_restoring():
