@@ -57,7 +57,10 @@ def model(
     else:
         ask = by_dump(runtime, device=device.value)
     wanted = tuple(one for one in tags.split(",") if one)
-    tell(asyncio.run(inspect(rule, path.absolute(), stable=stable, ask=ask, tags=wanted)), json_output=json_output)
+    tell(
+        asyncio.run(inspect(rule, path.absolute(), stable=stable, ask=ask, tags=wanted, within_s=3600.0)),
+        json_output=json_output,
+    )
 
 
 def runtime(

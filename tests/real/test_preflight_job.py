@@ -27,22 +27,21 @@ OF = RuntimeJob(
 NEEDS = needs(use("Relu"))
 
 
-async def run_by_hand(api: client.ApiClient, job: dict[str, Any], message: str) -> None:
+async def run_by_hand(api: client.ApiClient, job: dict[str, Any], uid: str, message: str) -> None:
     """What a Job's controller and a kubelet would do: make the pod of the template, and end its container."""
     core = client.CoreV1Api(api)
     template = job["spec"]["template"]
     # The runtime class is the cluster's own to have.
     spec = {key: value for key, value in template["spec"].items() if key != "runtimeClassName"}
     name = job["metadata"]["name"]
-    body = {
-        "metadata": {"name": f"{name}-x", "labels": template["metadata"]["labels"] | {"job-name": name}},
-        "spec": spec,
-    }
+    labels = template["metadata"]["labels"] | {"job-name": name, "controller-uid": uid}
+    pod = f"{name}-{uid[:5]}"
+    body = {"metadata": {"name": pod, "labels": labels}, "spec": spec}
     await core.create_namespaced_pod("default", body, field_validation="Strict")
     ended = {"exitCode": 0, "reason": "Completed", "message": message}
     container = {"name": "check", "image": "i", "imageID": "i", "ready": False, "restartCount": 0}
     status = {"status": {"phase": "Succeeded", "containerStatuses": [container | {"state": {"terminated": ended}}]}}
-    await core.patch_namespaced_pod_status(f"{name}-x", "default", status)
+    await core.patch_namespaced_pod_status(pod, "default", status)
 
 
 async def test_the_job_is_known_field_by_field_and_its_answer_read_and_the_job_taken_away(tmp_path: Path):
@@ -71,8 +70,13 @@ async def test_the_job_is_known_field_by_field_and_its_answer_read_and_the_job_t
                 nonlocal waits
                 waits += 1
                 if waits == 2:
-                    await run_by_hand(api, job, json.dumps(answer))
+                    made: Any = await batch.get_namespaced_custom_object(
+                        "batch", "v1", "default", "jobs", job["metadata"]["name"]
+                    )
+                    await run_by_hand(api, job, made["metadata"]["uid"], json.dumps(answer))
 
+            # What an earlier Job of this name said is nobody's answer.
+            await run_by_hand(api, job, "earlier", "said before")
             await jobs.create("default", job)
             # It is there already, and asked all the same.
             assert await asked_in_job(jobs, NEEDS, OF, device="CPU", sleep=sleep) == answer

@@ -47,9 +47,11 @@ class KubernetesJobs:
                 job: Any = await self._custom.get_namespaced_custom_object(
                     "batch", "v1", namespace, "jobs", name, _request_timeout=self._timeout_s
                 )
+            # Not by the name alone: a pod of an earlier Job of this name may not be gone yet.
+            selector = f"job-name={name},controller-uid={job['metadata']['uid']}"
             with answered(f"list the pods of the Job {namespace}/{name}"):
                 pods = await self._core.list_namespaced_pod(
-                    namespace, label_selector=f"job-name={name}", limit=5, _request_timeout=self._timeout_s
+                    namespace, label_selector=selector, limit=5, _request_timeout=self._timeout_s
                 )
         except client.ApiException as error:
             raise Refused(f"the Job {namespace}/{name} cannot be read ({error.status}): {message(error)}") from error

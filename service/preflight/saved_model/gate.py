@@ -161,7 +161,7 @@ async def inspect(
     stable: Path | None,
     ask: Ask,
     tags: Sequence[str] = ("serve",),
-    within_s: float = 600.0,
+    within_s: float = 240.0,
 ) -> GateReport:
     """Everything about one model: its files, the runtime that is to load it, the stable model's signatures.
 

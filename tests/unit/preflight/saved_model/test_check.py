@@ -61,7 +61,7 @@ def runtime(ops: dict[str, OpDef], kernels: dict[str, list[Kernel]] | None = Non
     )
 
 
-RELU = op(T=attr(allowed=["float", "double"]))
+RELU = op(T=attr(allowed=["float", "double"]), N=attr("int", default=["int", 1]))
 FLOAT = ["type", "float"]
 
 
@@ -87,7 +87,8 @@ def test_a_function_of_the_model_is_no_missing_op():
 
 def test_a_missing_kernel_is_found_where_it_is_run_and_not_in_dead_functions():
     has = runtime({"Relu": RELU}, {})
-    assert codes(check(needs(use("Relu", T=FLOAT)), has, "CPU")) == ["no_kernel"]
+    (found,) = check(needs(use("Relu", T=FLOAT, N=["int", 3])), has, "CPU")
+    assert (found["code"], found["seen"]) == ("no_kernel", "T=float")
     assert check(needs(use("Relu", "dead", T=FLOAT)), has, "CPU") == []
 
 

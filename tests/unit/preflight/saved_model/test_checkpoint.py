@@ -41,6 +41,10 @@ def index_of(content: bytes) -> Index:
     return read_index(BytesSource(content, name="variables.index"))
 
 
+def test_the_header_may_say_a_version_too():
+    assert index_of(table([(b"", num(1, 3) + msg(3, num(1, 1)))])).shards_n == 3
+
+
 def whole(tmp_path: Path) -> Checkpoint:
     return opened(write_checkpoint(tmp_path / "variables", {KEY: (FLOAT, (4, 3), ONES), "b": (DOUBLE, (), b"\0" * 8)}))
 
@@ -85,6 +89,11 @@ def test_a_size_that_does_not_fit_the_shape_is_found(tmp_path: Path):
     assert read.misplaced() == [f"{KEY} is float[4, 4] and has 48 bytes instead of 64"]
 
 
+def test_an_empty_tensor_that_has_bytes_is_found(tmp_path: Path):
+    read = opened(write_checkpoint(tmp_path / "variables", {"e": (FLOAT, (0, 4), ONES)}))
+    assert read.misplaced() == ["e is float[0, 4] and has 48 bytes instead of 0"]
+
+
 def test_tensors_over_one_another_cannot_make_it_read_without_end(tmp_path: Path):
     entries = [(b"", num(1, 1))] + [(b"k%d" % n, bundle_entry(FLOAT, (12,), 0, ONES)) for n in range(9)]
     (tmp_path / "v.index").write_bytes(table(entries))
@@ -112,6 +121,7 @@ def test_keys_that_share_their_beginning_are_put_together():
         (b"", "fewer than"),
         (b"a" * 100, "does not end as"),
         (table([(b"b", num(1, 1)), (b"a", num(1, 1))]), "out of order"),
+        (table([(b"a", num(1, 1)), (b"a", num(1, 1))]), "out of order"),
         (table([(b"a", num(1, FLOAT))]), "has no header"),
         (table([(b"", num(1, 1))], kind=1), "compressed"),
         (table([(b"", num(1, 20_000))]), "20000 shards"),
@@ -119,7 +129,7 @@ def test_keys_that_share_their_beginning_are_put_together():
         (table([(b"", num(1, 1))])[-48:], "past its end"),
         (table([(b"", num(1, 1)), (b"a" * 9000, b"")]), "past its block"),
     ],
-    ids=["empty", "noise", "order", "header", "packed", "shards", "endian", "cut", "key"],
+    ids=["empty", "noise", "order", "twice", "header", "packed", "shards", "endian", "cut", "key"],
 )
 def test_a_damaged_index_is_told(content: bytes, what: str):
     with pytest.raises(Unreadable, match=what):
@@ -201,6 +211,13 @@ def test_a_variable_of_another_shape_is_found_by_its_place_among_the_objects(
 def test_a_v1_variable_is_found_by_its_nodes_name(tmp_path: Path):
     graph = MetaGraph(variables=[Variable("b", Tensor("double", (2,))), Variable("part", Tensor("float", ()))])
     assert unmet(graph, [], whole(tmp_path)) == ["variable b is double[2], the checkpoint holds double[]"]
+
+
+def test_objects_that_are_no_variables_are_not_looked_for(tmp_path: Path):
+    tensors = {KEY: (FLOAT, (4, 3), ONES), checkpoint.OBJECT_GRAPH: (STRING, (), object_graph(KEY))}
+    read = opened(write_checkpoint(tmp_path / "v", tensors))
+    assert unmet(MetaGraph(objects=SavedObjects(children={0: {"w": 1}})), [], read) == []
+    assert unmet(declared(Tensor("float", (4, 3))), [], whole(tmp_path)) == []
 
 
 def test_objects_that_lead_in_a_circle_end(tmp_path: Path):

@@ -94,6 +94,7 @@ async def test_a_model_that_fits_passes_and_says_what_was_compared(tmp_path: Pat
     assert report.lines == ("signatures were not compared: no stable model is named",)
     assert report.facts["written by"] == "TensorFlow 2.13.0"
     assert report.facts["ops"] == "3 in 3 different uses"
+    assert report.facts["signatures"] == "serving_default"
 
 
 async def test_an_op_that_the_runtime_lacks_fails_with_its_name_and_what_to_do(tmp_path: Path):
@@ -146,6 +147,15 @@ async def test_a_graph_without_the_tags_that_are_served_fails(tmp_path: Path):
     assert (await look(tmp_path, path="m", tags=("train",))).finding is Finding.PASSED
 
 
+async def test_a_tf1_hub_module_is_said_to_be_one(tmp_path: Path):
+    write_model(tmp_path / "hub", simple(tags=[]))
+    (tmp_path / "hub" / "tfhub_module.pb").write_bytes(b"")
+    report = await look(tmp_path, path="hub")
+    assert report.finding is Finding.FAILED
+    assert report.facts["model"] == "TF1 Hub module"
+    assert report.lines[0].startswith("a TF1 Hub module: hub.load takes it")
+
+
 async def test_variables_of_another_type_missing_ones_and_damaged_ones_fail(tmp_path: Path):
     prefix = tmp_path / "m" / "variables" / "variables"
     write_model(tmp_path / "m", restoring("w"))
@@ -159,7 +169,14 @@ async def test_variables_of_another_type_missing_ones_and_damaged_ones_fail(tmp_
     damaged = await look(tmp_path, path="m")
     assert damaged.finding is Finding.FAILED
     assert "checksum" in damaged.sentence
-    assert (await look(tmp_path, ModelGate(data=False), path="m")).finding is Finding.PASSED
+    unseen = await look(tmp_path, ModelGate(data=False), path="m")
+    assert unseen.finding is Finding.PASSED
+    assert "checksums of the variables' data were not looked at (data: false)" in unseen.lines
+    assert not any("checksums" in line for line in damaged.lines)
+    (prefix.parent / "variables.data-00000-of-00001").write_bytes(ONES[:-1])
+    cut_off = await look(tmp_path, path="m")
+    assert cut_off.finding is Finding.FAILED
+    assert not any("the checkpoint holds" in line for line in cut_off.lines)
     (prefix.parent / "variables.index").write_bytes(b"cut off")
     assert (await look(tmp_path, path="m")).finding is Finding.COULD_NOT_LOOK
 
@@ -209,8 +226,8 @@ async def test_a_keras_file_with_code_of_its_own_fails(tmp_path: Path):
     ("name", "content", "words"),
     [
         ("m.h5", b"\x89HDF\r\n\x1a\n" + b"\0" * 8, "HDF5"),
-        ("m.tflite", b"\x1c\0\0\0TFL3", "TensorFlow Lite"),
-        ("m/saved_model.cpb", b"", "in chunks"),
+        ("m.tflite", b"\x1c\0\0\0TFL3", "TensorFlow Lite model: this gate does not read it, and TensorFlow Serving"),
+        ("m/saved_model.cpb", b"", "in chunks (saved_model.cpb), which this gate does not read"),
         ("m/saved_model.pbtxt", b"", "as text"),
         ("m/1", b"", "folder of versions"),
         ("m/readme", b"", "holds no saved_model.pb"),
@@ -308,3 +325,13 @@ def test_a_version_from_an_event_cannot_name_the_registry_of_a_jobs_image():
     with pytest.raises(ValidationError, match="must not be part of a registry's host"):
         RuntimeJob(image="r${canary_version}.example/tensorflow", namespace="n")
     assert RuntimeJob(image="tensorflow:${canary_version}", namespace="n").image
+
+
+def test_reading_and_asking_together_must_end_before_a_look_is_cut_off():
+    job = RuntimeJob(image="tensorflow:2", namespace="n", within_s=540)
+    with pytest.raises(ValidationError, match="together at most 590 s"):
+        ModelSubject(path="m", job=job)
+    assert ModelSubject(path="m", job=job, within_s=20)
+    with pytest.raises(ValidationError, match="together at most 590 s"):
+        ModelSubject(path="m", python="/p", python_within_s=400)
+    assert ModelSubject(path="m", dump="d", within_s=540)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -136,7 +137,7 @@ async def test_the_answer_is_taken_from_the_termination_message_and_the_job_take
 @pytest.mark.parametrize(
     ("standing", "what"),
     [
-        (WAITING, r"did not run to its end within 600 s \(ImagePullBackOff\)"),
+        (WAITING, r"did not run to its end within 300 s \(ImagePullBackOff\)"),
         (Standing(None, failed=True, waiting=""), "did not run to its end"),
         (said("Traceback\nModuleNotFoundError: No module named 'tensorflow'", 1, "Error"), r"ended with 1 \(Error\)"),
         (said("", 137, "OOMKilled"), r"ended with 137 \(OOMKilled\): it said nothing"),
@@ -150,4 +151,17 @@ async def test_a_job_that_gives_no_answer_is_told_and_taken_away(standing: Stand
     with pytest.raises(NoAnswer, match=what) as told:
         await ask(jobs)
     assert told.value.to_do
+    assert len(jobs.deleted) == 1
+
+
+async def test_an_api_server_that_is_slow_does_not_make_the_look_longer_than_it_may(monkeypatch: pytest.MonkeyPatch):
+    class Slow(FakeJobs):
+        async def standing(self, namespace: str, name: str) -> Standing:
+            await asyncio.Event().wait()
+            raise AssertionError("never")
+
+    monkeypatch.setattr(RuntimeJob, "longest_s", 0.05)
+    jobs = Slow(WAITING)
+    with pytest.raises(NoAnswer, match="did not run to its end"):
+        await ask(jobs)
     assert len(jobs.deleted) == 1

@@ -67,6 +67,7 @@ def test_ops_attributes_versions_and_signatures_are_read():
     assert (graph.producer_n, graph.min_consumer_n, graph.bad_consumers) == (1482, 12, (5, 6, 7))
     assert graph.tags == {"serve"}
     assert graph.tensorflow_version == "2.13.0"
+    assert graph.defaults_stripped
     assert graph.signatures["serving_default"].inputs == {"x": Tensor("float", (-1, 4))}
     (use,) = [one for one in graph.needs(entry=Entry.SIGNATURES, device="CPU")["uses"] if one["op"] == "TopKV2"]
     assert use["attrs"] == {"T": ["type", "float"], "sorted": ["bool", True], "index_type": ["type", "int64"]}
@@ -179,6 +180,14 @@ def test_equal_uses_are_kept_once_whatever_the_names_and_constants():
     assert sum(use["op"] == "VarHandleOp" for use in graph.uses) == 1
 
 
+def test_numbers_and_names_of_things_are_kept_only_where_they_are_the_writers_default():
+    attrs = {"n": ("int", num(3, 5), None), "shared_name": ("string", text(""), None)}
+    for n, name, kept in ((5, "", [5, ""]), (6, "w", [None, None])):
+        content = simple(attrs={"n": num(3, n), "shared_name": text(name)}, op_defs=[op_def("Relu", attrs=attrs)])
+        (use,) = [one for one in graph_of(content).uses if one["op"] == "Relu"]
+        assert [use["attrs"]["n"][1], use["attrs"]["shared_name"][1]] == kept
+
+
 def test_what_the_checkpoint_must_hold_is_read_from_the_constants_of_restoring():
     restore = [
         node("names", "Const", attrs={"dtype": dtype(STRING), "value": strings("a/b", "c")}, field=3),
@@ -206,6 +215,74 @@ def test_op_definitions_of_the_writer_are_read_whatever_their_place():
         "allowed": ["float", "int32"],
     }
     assert graph.op_defs["Relu"]["outputs"] == ["$T"]
+
+
+def test_arguments_are_types_attributes_lists_and_repeated_ones():
+    parts = [msg(1, "Op"), msg(2, msg(1, "a"), num(3, FLOAT)), msg(2, msg(1, "b"), msg(6, "Ts"))]
+    parts += [msg(3, msg(1, "c"), msg(4, "T"), msg(5, "N")), msg(8, num(1, 9))]
+    definition = graph_of(simple(op_defs=[msg(1, *parts)])).op_defs["Op"]
+    assert (definition["inputs"], definition["outputs"]) == (["float", "#Ts"], ["N*$T"])
+    assert definition["removed_n"] == 9
+
+
+def test_a_runtime_is_told_the_writers_definitions_of_used_ops_only():
+    unused = op_def("Unused", inputs=["T"], attrs={"T": ("type", None, None)})
+    used = op_def("Relu", inputs=["T"], attrs={"T": ("type", None, None)})
+    assert set(needs_of(simple(op_defs=[unused, used]))["op_defs"]) == {"Relu"}
+
+
+@pytest.mark.parametrize(
+    ("objects", "entry", "holds"),
+    [
+        (b"", Entry.SIGNATURES, True),
+        (b"", Entry.FUNCTIONS, False),
+        (None, Entry.SIGNATURES, True),
+        (None, Entry.FUNCTIONS, True),
+    ],
+)
+def test_which_loaders_look_at_the_graphs_versions(objects: bytes | None, entry: Entry, holds: bool):
+    assert needs_of(simple(objects=objects), entry)["holds_versions"] is holds
+
+
+def test_variables_of_v1_graphs_and_of_objects_are_read_with_type_and_shape():
+    nodes = [
+        node("w", "VariableV2", attrs={"dtype": dtype(FLOAT), "container": text(""), "shape": msg(7, shape(4, 3))}),
+        node("v", "VarHandleOp", attrs={"dtype": dtype(INT64), "shape": msg(7, num(3, 1))}),
+        node("c", "Const", attrs={"dtype": dtype(FLOAT)}),
+    ]
+    v1 = graph_of(saved_model(meta_graph(*nodes, objects=None)))
+    assert [(one.name, one.tensor) for one in v1.variables] == [
+        ("w", Tensor("float", (4, 3))),
+        ("v", Tensor("int64", None)),
+    ]
+    objects = msg(1, msg(1, num(1, 1), msg(2, "w"))) + msg(1, msg(7, num(1, INT32), msg(2, shape(2)), msg(6, "name")))
+    found = graph_of(simple(objects=objects)).objects
+    assert found is not None
+    assert found.children == {0: {"w": 1}}
+    assert (found.variables[1].name, found.variables[1].tensor) == ("name", Tensor("int32", (2,)))
+
+
+def test_inputs_with_defaults_are_optional_and_sparse_and_composite_outputs_reach_their_parts():
+    sparse = msg(4, msg(1, "a:0"), msg(2, "b:0"), msg(3, "c:0"))
+    composite = msg(5, msg(1, "spec"), msg(2, tensor_info("d:0")))
+    whole = [
+        *(entry(1, name, tensor_info(f"{name}:0")) for name in ("x", "mask")),
+        entry(2, "s", sparse), entry(2, "r", composite), msg(3, "predict"), entry(4, "mask", b""),
+    ]  # fmt: skip
+    nodes = [node(name, name.upper()) for name in "abcde"]
+    content = saved_model(meta_graph(*nodes, signatures=[entry(5, "serve", *whole)]))
+    one = graph_of(content).signatures["serve"]
+    assert one.optional == {"mask"}
+    needs = needs_of(content)
+    assert {use["op"] for use in needs["uses"] if use["reach"] == "run"} == {"A", "B", "C", "D"}
+
+
+def test_initialisation_of_older_graphs_is_named_by_a_collection():
+    start = entry(4, "legacy_init_op", msg(1, msg(1, "start:0")))
+    other = entry(4, "losses", msg(1, msg(1, "loss:0")))
+    content = saved_model(meta_graph(node("start", "Start"), node("loss", "Loss"), objects=None, more=start + other))
+    assert reach_of(needs_of(content), "Start") == {"run"}
+    assert reach_of(needs_of(content), "Loss") == {"dead"}
 
 
 def test_devices_are_told_by_their_kind():
