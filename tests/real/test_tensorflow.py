@@ -100,15 +100,8 @@ def cases(world: World) -> list[tuple[str, str, str]]:
 
 
 def test_every_model_that_was_meant_to_be_built_was(world: World):
-<<<<<<< HEAD
-    added_by_2_13 = {
-        "new_op", "no_kernel", "no_kernel_in_a_branch", "dead_function", "index_type", "refused_index",
-        "refused_string", "compiled_without_cpu_kernel",
-    }  # fmt: skip
-=======
     added_by_2_13 = {"new_op", "no_kernel", "no_kernel_in_a_branch", "dead_function", "index_type", "refused_index"}
     added_by_2_13 |= {"refused_string", "compiled_without_cpu_kernel"}
->>>>>>> i6-model
     assert set(world.written["newest"]) - set(world.written["2.13"]) == {"ignored_attribute"}
     assert set(world.written["2.13"]) - set(world.written["2.12"]) == added_by_2_13
 
