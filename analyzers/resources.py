@@ -416,7 +416,7 @@ class ResourceMonitor:
         if config.leaks:
             settled_s = LEAK_SETTLED * config.settled_s
             late = (st["since_step"] * config.window_s >= settled_s) | (st["since_step"] == st["t"])
-            self._leak(st, y, seen & (age_s >= settled_s) & late[:, None], limit)
+            self._leak(st, y, seen & (age_s >= settled_s) & late[:, None], values, limit)
         return ~both
 
     # Means
@@ -534,7 +534,7 @@ class ResourceMonitor:
 
     # Slopes
 
-    def _leak(self, st: dict[str, Array], y: Array, here: Flags, limit: Array) -> None:
+    def _leak(self, st: dict[str, Array], y: Array, here: Flags, values: Array, limit: Array) -> None:
         """Theil and Sen's slope (the median of the slopes between all pairs) of each pod's block minima."""
         st["floor"][...] = np.fmin(st["floor"], np.where(here, y, np.nan))
         st["in_block"] += 1
@@ -565,9 +565,9 @@ class ResourceMonitor:
         age = st["t"][done]
         due = done[(age >= GROWTH * st["looked"][done, LEAK]) & (st["filled"][done] >= LEAST_BLOCKS)]
         if due.size:
-            self._slopes(st, due, limit)
+            self._slopes(st, due, values, limit)
 
-    def _slopes(self, st: dict[str, Array], due: NDArray[np.int64], limit: Array) -> None:
+    def _slopes(self, st: dict[str, Array], due: NDArray[np.int64], values: Array, limit: Array) -> None:
         config = self.config
         ring = st["ring"][due]  # (N, PODS, BLOCKS)
         known = np.isfinite(ring)
@@ -606,7 +606,7 @@ class ResourceMonitor:
         st["looked"][due, LEAK] = st["t"][due]
         st["slope"][due] = difference
         # Of the canary pods the one that has least left, at the slope of the canary's own pods.
-        used_now = np.exp(level[:, _CANARY])
+        used_now = values[due, _CANARY]
         grows = _mean(slopes[:, _CANARY], counted[:, _CANARY])
         room = limit[due, _CANARY] - used_now
         with np.errstate(invalid="ignore", divide="ignore"):
