@@ -20,9 +20,14 @@ from service.app.labelling import lacking, names_of, narrowed, needs
 from service.app.run import connection_of
 from service.cluster import LOGS_NEEDED, NEEDED, Right, connect, rights
 from service.model.catalog import Catalog
+from service.model.gates.model import ModelGate
+from service.model.gates.rules import GateRule
+from service.model.gates.security import SecurityGate
 from service.model.lines import LogSeries
 from service.model.preset import MetricsPreset
 from service.model.target import Target
+from service.preflight.saved_model.cluster import NEEDED as JOBS_NEEDED
+from service.preflight.security.cluster import NEEDED as WORKLOADS_NEEDED
 from service.ring.ports import PortError, Refused, Unavailable
 from service.settings import ClusterSettings, Settings, SettingsError, load, load_catalog, read_secret
 from service.sources.inventory import absent_series
@@ -78,10 +83,21 @@ async def _run(settings: Settings) -> list[Finding]:
         await look(f"labels in {name}", lambda c=cluster, w=seen: _labels(c, w))  # type: ignore[misc]
         if cluster.loki is not None:
             await look(f"log store of {name}", lambda c=cluster, w=seen: _log_store(c, w))  # type: ignore[misc]
-        needed = (*NEEDED, *LOGS_NEEDED) if cluster.loki is None and _of_logs(seen) else NEEDED
+        gates = _gates_of(name, loaded)
+        needed = tuple(
+            dict.fromkeys(
+                (
+                    *NEEDED,
+                    *(LOGS_NEEDED if cluster.loki is None and _of_logs(seen) else ()),
+                    *(WORKLOADS_NEEDED if any(isinstance(rule, SecurityGate) for _, rule in gates) else ()),
+                    *(JOBS_NEEDED if any(isinstance(rule, ModelGate) and _by_job(one) for one, rule in gates) else ()),
+                )
+            )
+        )
         namespaces = sorted({t.namespace for t in loaded[0][0].targets if "*" not in t.namespace}) if loaded else []
         for namespace in namespaces:
             await look(f"rights in {name}/{namespace}", lambda c=cluster, n=namespace, w=needed: _rights(c, n, w))  # type: ignore[misc]
+    await look("gates", lambda: _gates(settings, loaded))
     await look("pagerduty", lambda: _pagerduty(settings))
     await look("api tokens", lambda: _tokens(settings))
     return findings
@@ -140,6 +156,50 @@ def _watched(cluster: str, loaded: list[tuple[Catalog, dict[str, MetricsPreset]]
                 metrics = {rule.name for policy in policies for rule in policy.metrics}
                 out.append((target, narrowed(presets[target.metrics], metrics)))
     return out
+
+
+def _gates_of(cluster: str, loaded: list[tuple[Catalog, dict[str, MetricsPreset]]]) -> list[tuple[Target, GateRule]]:
+    """Every gate that a policy may ask of a target in the cluster."""
+    return [
+        (target, rule)
+        for catalog, _ in loaded
+        for target in catalog.targets
+        if fnmatch.fnmatchcase(cluster, target.cluster)
+        for name in (target.policy, *target.allowed_policies)
+        for rule in catalog.policies[name].preflight
+    ]
+
+
+def _by_job(target: Target) -> bool:
+    return target.preflight.model is not None and target.preflight.model.job is not None
+
+
+async def _gates(settings: Settings, loaded: list[tuple[Catalog, dict[str, MetricsPreset]]]) -> str:
+    """That every gate of a policy is told where to look, and that the folders which they look in are there."""
+    gates = [one for name in settings.all_clusters() for one in _gates_of(name, loaded)]
+    untold = sorted(
+        {
+            f"{target.namespace}/{target.service} says nothing of preflight.{rule.gate}"
+            for target, rule in gates
+            if getattr(target.preflight, rule.gate) is None
+        }
+    )
+    kinds = {rule.gate for _, rule in gates}
+    preflight = settings.preflight
+    folders = {"model": ("models_dir", preflight.models_dir), "golden": ("requests_dir", preflight.requests_dir)}
+    if any(_file_of(target) for target, _ in gates):
+        folders["security"] = ("reports_dir", preflight.reports_dir)
+    for gate, (key, folder) in folders.items():
+        if gate in kinds and (folder is None or not folder.is_dir()):
+            untold.append(f"preflight.{key} is {'not set' if folder is None else f'no folder: {folder}'}")
+    if untold:
+        raise Refused(f"{'; '.join(untold)}: these gates could not look, and hold releases of their policies")
+    return f"{', '.join(sorted(kinds))}" if kinds else "no policy asks for any"
+
+
+def _file_of(target: Target) -> bool:
+    security = target.preflight.security
+    return security is not None and security.report is not None and security.report.file is not None
 
 
 def _of_logs(watched: Watched) -> list[Target]:
@@ -216,7 +276,8 @@ async def _rights(cluster: ClusterSettings, namespace: str, needed: Sequence[Rig
     missing = [f"{r.verb} {r.resource}.{r.group}" for r in found if not r.allowed]
     if missing:
         raise Refused(
-            f"not allowed: {', '.join(missing)}; the chart's Role grants exactly these (pods with rbac.podLogs: true)"
+            f"not allowed: {', '.join(missing)}; the chart's Role grants exactly these (pods and jobs with rbac.podLogs, "
+            f"rbac.pods, rbac.preflightJobs)"
         )
     return f"all {len(found)} rights"
 

@@ -104,7 +104,7 @@ class Place(Value):
     canary: Destination
     finish: Finish
     readiness: Readiness | None
-    preflight: GateSubjects = GateSubjects()
+    preflight: GateSubjects = Field(default=GateSubjects(), exclude_if=lambda subjects: subjects == GateSubjects())
     metrics: DnsLabel
     stable_labels: dict[str, str]
     canary_labels: dict[str, str]

@@ -32,8 +32,11 @@ class PreflightGates:
             return could_not_look(gate, f"this service has no such gate; known: {known}.", "Mend the policy.")
         subject = getattr(order.subjects, gate)
         if subject is None:
-            why = f"the target of {order.service} does not say where gate {gate} finds what it looks at."
-            return could_not_look(gate, why, f"Add preflight.{gate} to the target, or take the gate off the policy.")
+            why = (
+                f"the target of {order.service} does not say where gate {gate} finds what it looks at, "
+                f"or names it by a version that the event does not give."
+            )
+            return could_not_look(gate, why, f"See preflight.{gate} of the target; events should name both versions.")
         try:
             return await look(order.rule, subject, order.candidate)
         except Exception as error:  # a fault of ours must not pass a candidate, nor stop the lane

@@ -6,6 +6,7 @@ happen; an event only picks among what they allow.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,16 +122,16 @@ def _newest_of(run: Sequence[DeploymentEvent], service: ServiceKey, catalog: Cat
     while older:
         event = older.pop()
         target = _target_of(service, catalog)
-        if target is not None and _fits(target, service, event):
+        if target is not None and _fits(target, service, event, catalog):
             versions = dict.fromkeys(e.version for e in older if e.version and e.version != event.version)
             return [Merged(event, tuple(versions)[-PASSED_OVER_KEPT:]), *out]
         out.append(Merged(event))
     return out
 
 
-def _fits(target: Target, service: ServiceKey, event: DeploymentEvent) -> bool:
+def _fits(target: Target, service: ServiceKey, event: DeploymentEvent, catalog: Catalog) -> bool:
     try:
-        _place(target, service, event)
+        _place(target, service, event, _policy_of(target, event, catalog))
     except (ValidationError, KeyError, ValueError):
         return False
     return True
@@ -196,10 +197,9 @@ def _release(
     target = _target_of(service, catalog)
     if target is None:
         return NotApplied(f"no target matches {service}")
-    policy_name = event.policy if event.policy in (target.policy, *target.allowed_policies) else target.policy
-    policy = catalog.policies[policy_name or target.policy]
+    policy = _policy_of(target, event, catalog)
     try:
-        place = _place(target, service, event)
+        place = _place(target, service, event, policy)
     except (ValidationError, KeyError, ValueError) as error:
         return NotApplied(f"the target of {service} cannot be filled in for {event.version}: {_brief(error)}")
     return Applied(
@@ -239,6 +239,12 @@ def _matches(target: Target, service: ServiceKey) -> bool:
     return all(fnmatch.fnmatchcase(name, pattern) for name, pattern in pairs)
 
 
+def _policy_of(target: Target, event: DeploymentEvent, catalog: Catalog) -> Policy:
+    """The policy that the event names, where the target allows it, else the target's own."""
+    allowed = event.policy is not None and event.policy in target.allowed_policies
+    return catalog.policies[event.policy if allowed and event.policy is not None else target.policy]
+
+
 def _first_weight(event: DeploymentEvent, target: Target, policy: Policy) -> int:
     """The policy's first weight, or the event's where it is not larger than the target allows."""
     usual = policy.first_weight.get(target.criticality, 5)
@@ -251,7 +257,7 @@ def _narrower(wide: Mode, narrow: Mode | None) -> Mode:
     return wide if narrow is None or wide.reach <= narrow.reach else narrow
 
 
-def _place(target: Target, service: ServiceKey, event: DeploymentEvent) -> Place:
+def _place(target: Target, service: ServiceKey, event: DeploymentEvent, policy: Policy) -> Place:
     """The target with its templates filled in; raises KeyError for a version that the event does not give."""
     values = {"service": service.name, "namespace": service.namespace, "canary_version": event.version or ""}
     if event.stable_version is not None:
@@ -270,9 +276,13 @@ def _place(target: Target, service: ServiceKey, event: DeploymentEvent) -> Place
 
     route = fill(target.route.model_dump(exclude={"http_route"}))
     readiness = None if target.readiness is None else Readiness.model_validate(fill(target.readiness.model_dump()))
-    preflight = target.preflight
-    if preflight != GateSubjects():
-        preflight = GateSubjects.model_validate(fill(preflight.model_dump(mode="json")))
+    subjects: dict[str, Any] = {}
+    for rule in policy.preflight:
+        given = getattr(target.preflight, rule.gate)
+        # A gate whose subject needs a version that the event does not give finds none, and so could not look; that
+        # keeps the release from traffic and not from being begun and told of.
+        with contextlib.suppress(KeyError):
+            subjects[rule.gate] = given and fill(given.model_dump(mode="json"))
     return Place(
         virtual_service=route["virtual_service"],
         namespace=route["namespace"],
@@ -281,7 +291,7 @@ def _place(target: Target, service: ServiceKey, event: DeploymentEvent) -> Place
         canary=route["canary"],
         finish=target.finish,
         readiness=readiness,
-        preflight=preflight,
+        preflight=GateSubjects.model_validate(subjects),
         metrics=target.metrics,
         stable_labels=fill({**target.labels, **target.stable_labels}),
         canary_labels=fill({**target.labels, **target.canary_labels}),

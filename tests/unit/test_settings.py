@@ -29,13 +29,20 @@ def test_the_shipped_settings_and_catalogue_are_valid(monkeypatch: pytest.Monkey
     settings = load(ROOT / "config" / "serinus.yaml")
     catalog, presets = load_catalog(settings)
     assert settings.mode is Mode.OBSERVE
-    assert set(catalog.policies) == {"tensorflow-image", "fully-automatic", "quick"}
+    assert set(catalog.policies) == {
+        "tensorflow-image", "model-version", "feature-change", "fully-automatic", "quick",
+    }  # fmt: skip
     assert set(presets) == SHIPPED
     image = catalog.policies["tensorflow-image"]
     assert [s.weight_percent for s in image.stages] == ["first", 30, 60, 100]
     assert {s.bake_s for s in image.stages} == {86400.0}
-    (guard,) = image.guards
-    assert (guard.above, guard.windows, guard.on_breach.value) == (0.01, 5, "pause_and_confirm")
+    errors, lines = image.guards
+    assert (errors.above, errors.windows, errors.on_breach.value) == (0.01, 5, "pause_and_confirm")
+    assert (lines.only_on_canary, lines.windows, lines.on_breach.value) == (True, 1, "rollback")
+    gates = {name: [rule.gate for rule in policy.preflight] for name, policy in catalog.policies.items()}
+    assert gates["tensorflow-image"] == ["image", "security", "model", "golden"]
+    assert gates["model-version"] == ["model", "golden"]
+    assert gates["feature-change"] == gates["quick"] == []
 
 
 def test_a_preset_gets_the_patterns_of_its_sets_and_an_unknown_set_stops_the_start_up(tmp_path: Path) -> None:

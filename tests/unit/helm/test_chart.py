@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import yaml
 
 from service.api.health import CHECK_S
 from service.app.metrics import OwnMetrics
-from service.cluster import LOGS_NEEDED, NEEDED
+from service.cluster import LOGS_NEEDED, NEEDED, Right
+from service.preflight.saved_model.cluster import NEEDED as JOBS_NEEDED
+from service.preflight.security.cluster import NEEDED as WORKLOADS_NEEDED
 
 CHART = Path(__file__).parents[3] / "helm" / "serinus"
 TOKENS = ["--set", "secrets.apiTokens=serinus-tokens"]
@@ -58,21 +61,27 @@ def test_the_chart_lints_and_renders(values: list[str]) -> None:
     assert {"Deployment", "ServiceAccount", "Role", "RoleBinding", "ConfigMap", "Service"} <= kinds
 
 
-def test_the_role_grants_exactly_the_rights_that_the_code_asks_for() -> None:
-    (role,) = of_kind(rendered(*TOKENS), "Role")
-    granted = {
+def granted(*values: str) -> set[tuple[str, str, str]]:
+    (role,) = of_kind(rendered(*TOKENS, *values), "Role")
+    return {
         (v, g, r) for rule in role["rules"] for v in rule["verbs"] for g in rule["apiGroups"] for r in rule["resources"]
     }
-    assert granted == {(need.verb, need.group, need.resource) for need in NEEDED}
+
+
+def needed(rights: Sequence[Right]) -> set[tuple[str, str, str]]:
+    return {(need.verb, need.group, need.resource) for need in rights}
+
+
+def test_the_role_grants_exactly_the_rights_that_the_code_asks_for() -> None:
+    assert granted() == needed(NEEDED)
     assert not of_kind(rendered(*TOKENS), "ClusterRole")
 
 
-def test_the_logs_of_pods_are_only_granted_where_that_is_asked_for() -> None:
-    (role,) = of_kind(rendered(*TOKENS, "--set", "rbac.podLogs=true"), "Role")
-    granted = {
-        (v, g, r) for rule in role["rules"] for v in rule["verbs"] for g in rule["apiGroups"] for r in rule["resources"]
-    }
-    assert granted == {(need.verb, need.group, need.resource) for need in (*NEEDED, *LOGS_NEEDED)}
+@pytest.mark.parametrize(
+    ("switch", "more"), [("podLogs", LOGS_NEEDED), ("pods", WORKLOADS_NEEDED), ("preflightJobs", JOBS_NEEDED)]
+)
+def test_further_rights_are_only_granted_where_they_are_asked_for(switch: str, more: Sequence[Right]) -> None:
+    assert granted("--set", f"rbac.{switch}=true") == needed((*NEEDED, *more))
 
 
 def test_a_role_is_made_in_each_named_namespace() -> None:

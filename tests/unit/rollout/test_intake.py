@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from service.model.gates.rules import GateSubjects
 from service.model.names import Mode
 from service.model.rollout import Phase, RolloutState
 from service.model.stimulus import DeploymentEvent, EventKind, ReleaseRequested, StableUpgraded, WeightsWritten
 from service.rollout import intake, machine
 from service.rollout.intake import Newest, merge
-from tests.stories import SERVICE, START, Story, catalog, event, lean
+from tests.stories import SERVICE, START, Story, catalog, event, lean, policy
 
 CATALOG = catalog(stable_labels={"version": "${stable_version}"})
 
@@ -40,6 +41,34 @@ def test_labels_of_log_lines_are_filled_in_and_left_out_where_the_metrics_labels
         where = meant.fact.place
         assert (where.canary_log_labels, where.stable_log_labels) == (canary, stable)
         assert ("canary_log_labels" in where.model_dump()) == bool(canary)
+
+
+def test_the_gates_of_the_policy_are_told_where_to_look_with_the_versions_filled_in() -> None:
+    subjects = {
+        "image": {"canary": "r.example/m:${canary_version}", "stable": "r.example/m:${stable_version}"},
+        "security": {"report": {"file": "${service}/${canary_version}.json"}},
+    }
+    asks = policy(name="asks", preflight=[{"gate": "image"}, {"gate": "security"}])
+    (target,) = catalog(preflight=subjects).targets
+    target = target.model_copy(update={"allowed_policies": ("asks",)})
+    given = CATALOG.model_copy(update={"policies": {**CATALOG.policies, "asks": asks}, "targets": (target,)})
+
+    def begun(**changes: Any) -> GateSubjects:
+        meant = intake.apply(event("a", "2", **changes), SERVICE, given, None, None, now=TAKEN_IN)
+        assert isinstance(meant, intake.Applied)
+        assert isinstance(meant.fact, ReleaseRequested)
+        return meant.fact.place.preflight
+
+    assert begun() == GateSubjects()  # the target's own policy has no gates
+    both = begun(policy="asks")
+    assert both.image is not None
+    assert (both.image.canary, both.image.stable) == ("r.example/m:2", "r.example/m:1")
+    assert both.security is not None
+    assert both.security.report is not None
+    assert both.security.report.file == f"{SERVICE.name}/2.json"
+    # Without stable's version the image gate has nothing to look at; the release is begun and told of all the same.
+    alone = begun(policy="asks", stable_version=None)
+    assert (alone.image, alone.security) == (None, both.security)
 
 
 def test_a_withdrawal_keeps_its_place_between_releases() -> None:
