@@ -79,6 +79,7 @@ def test_depth_is_bounded():
 
 
 def test_fields_are_paid_from_a_budget():
+    assert len(list(Reader(BytesSource(num(1, 1) * 100, name="m"), max_fields_n=100).message().fields())) == 100
     with pytest.raises(Unreadable, match="more fields than"):
         list(Reader(BytesSource(num(1, 1) * 100, name="m"), max_fields_n=99).message().fields())
     with pytest.raises(Unreadable, match="more fields than"):
