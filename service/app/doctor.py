@@ -276,8 +276,8 @@ async def _rights(cluster: ClusterSettings, namespace: str, needed: Sequence[Rig
     missing = [f"{r.verb} {r.resource}.{r.group}" for r in found if not r.allowed]
     if missing:
         raise Refused(
-            f"not allowed: {', '.join(missing)}; the chart's Role grants exactly these (pods and jobs with rbac.podLogs, "
-            f"rbac.pods, rbac.preflightJobs)"
+            f"not allowed: {', '.join(missing)}; the chart's Role grants exactly these (pods and jobs by "
+            "rbac.podLogs, rbac.pods, rbac.preflightJobs)"
         )
     return f"all {len(found)} rights"
 
