@@ -35,6 +35,7 @@ import aiohttp
 import numpy as np
 import sqlalchemy as sa
 import yaml
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.events.connection import Connection as Kafka
@@ -48,7 +49,7 @@ from service.storage.packing import unpack
 from tests import embedded, processes
 from tests.benchmarks.load_store import LoadStore
 from tests.embedded import NAMESPACE
-from tests.real.rig import Replica
+from tests.real.rig import TOPICS, Replica
 
 ROOT = Path(__file__).parents[2]
 SCRAPE_S = 15.0
@@ -234,6 +235,27 @@ async def announce(bootstrap: str, rollouts_n: int, spread_s: float) -> None:
 
 
 @contextlib.asynccontextmanager
+async def bus(replicas_n: int, embedded: str, folder: Path) -> AsyncIterator[str]:
+    """The event bus: the embedded one for a replica alone; for several a real broker, whose groups can be shared."""
+    if replicas_n == 1:
+        yield embedded
+        return
+    from tests.real.parts import building
+    from tests.real.parts.kafka import KafkaBroker
+
+    (broker,) = KafkaBroker.cluster(1, building.kafka_jars(), folder / "kafka")
+    try:
+        KafkaBroker.start_cluster([broker])
+        admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
+        await admin.start()
+        await admin.create_topics([NewTopic(name, 4 * replicas_n, 1) for name in TOPICS])
+        await admin.close()
+        yield broker.bootstrap
+    finally:
+        broker.cleanup()
+
+
+@contextlib.asynccontextmanager
 async def database(kind: str, folder: Path) -> AsyncIterator[str]:
     """Its URL."""
     if kind == "sqlite":
@@ -269,6 +291,7 @@ async def measure(run: Run) -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         store = stack.enter_context(LoadStore(run.rollouts_n, pods=run.pods, scrape_s=SCRAPE_S))
         parts = stack.enter_context(around(run.rollouts_n, folder))
+        parts = (await stack.enter_async_context(bus(run.replicas_n, parts[0], folder)), *parts[1:])
         url = await stack.enter_async_context(database(run.database, folder))
         session = await stack.enter_async_context(aiohttp.ClientSession())
         settings = configure(folder, url, parts, store.url)
