@@ -108,7 +108,7 @@ GROUPS = {
     ),
     "nulls-resources": Group(
         NULLS_RESOURCES,
-        {60: 4000, 240: 2000, 480: 1000, 1440: 600},
+        {60: 8000, 240: 4000, 480: 2000, 1440: 1200},
         "called harmful (95 % interval)",
         _null_resource,
         lambda _, outcome: outcome.rollback,
