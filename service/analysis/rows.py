@@ -17,6 +17,7 @@ OTHER = "(other)"
 """Where classes go that were not there when the comparison began."""
 
 MAX_CLASSES = 200
+"""Of a model with more, the most frequent ones of the first window, both arms together, are told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,17 @@ def layout_of(readings: dict[str, Reading], compared: frozenset[str], required: 
         if isinstance(counts, HistogramCounts):
             edges = counts.edges_s
         elif isinstance(counts, CategoryCounts):
-            classes = (*sorted(counts.names)[:MAX_CLASSES], OTHER)
+            classes = (*_largest(counts), OTHER)
     return Layout(edges, classes, "errors" in shown)
+
+
+def _largest(counts: CategoryCounts) -> list[str]:
+    """The names that are told apart, in order of the alphabet."""
+    by_name = dict.fromkeys(counts.names, 0)
+    for name, canary, stable in zip(counts.names, counts.canary, counts.stable, strict=True):
+        by_name[name] += canary + stable
+    by_name.pop(OTHER, None)
+    return sorted(sorted(by_name, key=lambda name: (-by_name[name], name))[:MAX_CLASSES])
 
 
 def pack(layout: Layout, numbers: NDArray[np.float64]) -> bytes:

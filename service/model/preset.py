@@ -112,6 +112,23 @@ class PredictionSeries(Value):
         return (self.counter,)
 
 
+class PredictionRecords(Value):
+    """Prediction records of a Kafka topic (see service/predictions/decode.py for their form)."""
+
+    kind: Literal["prediction_records"] = "prediction_records"
+    view: Literal["class", "top", "score", "value", "distance"] = "class"
+    """What is compared: classes, one label drawn from the top ones, or scores, values or distances of embeddings in
+    bins that are frozen when the comparison begins."""
+    output: Annotated[str, StringConstraints(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")] = ""
+    """Name of the output, for models with several."""
+    model: Annotated[str, StringConstraints(max_length=100)] = ""
+    """Only records of this model; empty: of all models of the service."""
+    service_label: LabelName = "service"
+    """The target's label whose value the records carry as ``service``."""
+    version_label: LabelName = "version"
+    """The target's label whose value, different in both arms, the records carry as ``version``."""
+
+
 class ValueExpression(Value):
     """Any PromQL expression that gives one number an arm; ``$matchers`` stands for the arm's label matchers."""
 
@@ -136,7 +153,9 @@ class ValueExpression(Value):
 CounterSeries: TypeAlias = LatencySeries | ErrorSeries | PredictionSeries
 """Metrics that are counted from raw samples."""
 
-Series = Annotated[LatencySeries | ErrorSeries | PredictionSeries | ValueExpression, Field(discriminator="kind")]
+Series = Annotated[
+    LatencySeries | ErrorSeries | PredictionSeries | PredictionRecords | ValueExpression, Field(discriminator="kind")
+]
 
 
 class MetricsPreset(Value):
@@ -153,6 +172,7 @@ class MetricsPreset(Value):
         if NAME in self.labels:
             raise ValueError(f"labels holds {NAME}; the series' names stand in the metrics")
         for name, series in self.metrics.items():
-            if series.kind != "value" and name != series.kind:
-                raise ValueError(f"metric {name!r} is of kind {series.kind!r}, so it must be named {series.kind!r}")
+            wanted = "predictions" if isinstance(series, PredictionRecords) else series.kind
+            if series.kind != "value" and name != wanted:
+                raise ValueError(f"metric {name!r} is of kind {series.kind!r}, so it must be named {wanted!r}")
         return self
