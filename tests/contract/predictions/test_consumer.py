@@ -9,6 +9,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from service.model.target import Destination, Finish, Place
 from service.predictions.consumer import PredictionConsumer
 from service.predictions.source import RecordsSource
 from service.predictions.tally import from_bytes
-from service.ring.predictions import PredictionStore
+from service.ring.predictions import Advance, PredictionStore
 from service.ring.stopping import Stopping
 from service.storage.opening import open_store
 from service.storage.predictions import SqlPredictions
@@ -112,11 +113,12 @@ async def store(tmp_path: Path) -> AsyncIterator[SqlPredictions]:
 
 
 def consumer(broker: Broker, topic: str, store: PredictionStore, **more: Any) -> PredictionConsumer:
-    given: dict[str, Any] = {"commit_s": 0.3, "lateness_s": 1.0, **more}
+    # A group of its own each: the offsets are in the database, and the embedded broker's groups take seconds to join.
+    broker.n += 1
+    given: dict[str, Any] = {"commit_s": 0.3, "lateness_s": 1.0, "group": f"serinus-{broker.n}", **more}
     return PredictionConsumer(
         Connection(broker.bootstrap).arguments(),
         topic=topic,
-        group=f"serinus-{topic}",
         cluster="default",
         store=store,
         clock=SystemClock(),
@@ -128,10 +130,13 @@ def consumer(broker: Broker, topic: str, store: PredictionStore, **more: Any) ->
 async def counting(
     broker: Broker, topic: str, store: PredictionStore, **more: Any
 ) -> AsyncIterator[PredictionConsumer]:
-    """A consumer at work, cut off without a word at the end."""
+    """A consumer at work, which has partitions when this begins and is cut off without a word when it ends."""
     one = consumer(broker, topic, store, **more)
     task = asyncio.create_task(one.run())
     try:
+        async with asyncio.timeout(60):
+            while not one._parts:
+                await asyncio.sleep(0.02)
         yield one
     finally:
         task.cancel()
@@ -206,19 +211,36 @@ async def test_consumers_that_are_cut_off_again_and_again_count_every_record_onc
     for first in range(0, 4000, 400):
         await broker.send(topic, sent[first : first + 400])
         async with counting(broker, topic, store, commit_s=0.05, lateness_s=60.0):
-            await asyncio.sleep(chance.uniform(0.3, 0.8))
+            await asyncio.sleep(chance.uniform(0.0, 0.4))
     async with counting(broker, topic, store, lateness_s=60.0):
         await until(store, topic, 4000)
     wanted = Counter(("v2" if n % 7 == 0 else "v1", f"c{n % 3}") for n in range(4000))
     assert await kept(store) == wanted
 
 
-async def test_two_consumers_of_a_group_share_a_topic_and_count_it_once(broker: Broker, store: SqlPredictions) -> None:
+async def test_two_consumers_that_both_take_all_partitions_for_theirs_count_every_record_once(
+    broker: Broker, store: SqlPredictions
+) -> None:
     topic = await broker.topic(4)
     sent = [record(n, time.time() - 5) for n in range(2000)]
-    async with counting(broker, topic, store, commit_s=0.05, lateness_s=60.0):
+    async with (
+        counting(broker, topic, store, commit_s=0.05, lateness_s=60.0),
+        counting(broker, topic, store, commit_s=0.07, lateness_s=60.0),
+    ):
+        for first in range(0, 2000, 500):
+            await broker.send(topic, sent[first : first + 500])
+            await until(store, topic, first + 500)
+    assert await kept(store) == Counter(("v1", f"c{n % 3}") for n in range(2000))
+
+
+# The embedded broker's groups have one member.
+@pytest.mark.parametrize("broker", [pytest.param("real", marks=pytest.mark.real)], indirect=True)
+async def test_a_group_shares_a_topic_and_goes_on_when_a_member_leaves(broker: Broker, store: SqlPredictions) -> None:
+    topic = await broker.topic(4)
+    sent = [record(n, time.time() - 5) for n in range(2000)]
+    async with counting(broker, topic, store, commit_s=0.05, lateness_s=60.0, group="shared"):
         await broker.send(topic, sent[:1000])
-        async with counting(broker, topic, store, commit_s=0.05, lateness_s=60.0):
+        async with counting(broker, topic, store, commit_s=0.05, lateness_s=60.0, group="shared"):
             await broker.send(topic, sent[1000:1500])
             await until(store, topic, 1500)
         await broker.send(topic, sent[1500:])
@@ -256,7 +278,7 @@ async def test_scores_are_compared_in_bins_that_are_frozen_at_the_first_window(
     broker: Broker, store: SqlPredictions
 ) -> None:
     topic, chance = await broker.topic(2), random.Random(3)
-    end_s = float(int(time.time()) - 130)
+    end_s = float(int(time.time()) - 170)
     first = [record(n, end_s - chance.uniform(0.1, 59), "v1", score=chance.random()) for n in range(500)]
     first += [record(n, end_s - chance.uniform(0.1, 59), "v2", score=chance.random() ** 2) for n in range(100)]
     second = [record(n, end_s + chance.uniform(0.1, 59), f"v{1 + n % 2}", score=0.999) for n in range(100)]
@@ -328,10 +350,6 @@ async def test_a_topic_that_was_made_anew_is_read_from_its_start_and_the_gap_is_
 ) -> None:
     topic = await broker.topic(1)
     begun = (await store.begin(topic, [0]))[0]
-    from dataclasses import replace
-
-    from service.ring.predictions import Advance
-
     now_s = time.time()
     ahead = replace(begun, revision=1, next_offset=9_000, watermark_s=now_s - 300)
     await store.advance([Advance(begun, ahead)])
