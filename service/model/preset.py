@@ -105,11 +105,27 @@ class PredictionSeries(Value):
     kind: Literal["predictions"] = "predictions"
     counter: SeriesName
     class_label: LabelName = "class"
+    rank_label: LabelName | None = None
+    """For counters of a request's top k labels: the label that tells a class's place among them. Only those of
+    ``rank`` are counted, because k labels of one request are not k requests."""
+    rank: Annotated[str, StringConstraints(max_length=20)] = "1"
 
     @property
     def names(self) -> tuple[str, ...]:
         """The series to read."""
         return (self.counter,)
+
+
+class ScoreSeries(Value):
+    """A histogram's cumulative buckets of a model's scores or values; each bucket is a category."""
+
+    kind: Literal["prediction_scores"] = "prediction_scores"
+    buckets: SeriesName
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The series to read."""
+        return (self.buckets,)
 
 
 class PredictionRecords(Value):
@@ -150,11 +166,12 @@ class ValueExpression(Value):
         return self
 
 
-CounterSeries: TypeAlias = LatencySeries | ErrorSeries | PredictionSeries
+CounterSeries: TypeAlias = LatencySeries | ErrorSeries | PredictionSeries | ScoreSeries
 """Metrics that are counted from raw samples."""
 
 Series = Annotated[
-    LatencySeries | ErrorSeries | PredictionSeries | PredictionRecords | ValueExpression, Field(discriminator="kind")
+    LatencySeries | ErrorSeries | PredictionSeries | ScoreSeries | PredictionRecords | ValueExpression,
+    Field(discriminator="kind"),
 ]
 
 
@@ -172,7 +189,7 @@ class MetricsPreset(Value):
         if NAME in self.labels:
             raise ValueError(f"labels holds {NAME}; the series' names stand in the metrics")
         for name, series in self.metrics.items():
-            wanted = "predictions" if isinstance(series, PredictionRecords) else series.kind
+            wanted = "predictions" if isinstance(series, ScoreSeries | PredictionRecords) else series.kind
             if series.kind != "value" and name != wanted:
                 raise ValueError(f"metric {name!r} is of kind {series.kind!r}, so it must be named {wanted!r}")
         return self

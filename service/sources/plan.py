@@ -24,6 +24,7 @@ from service.model.preset import (
     MetricsPreset,
     PredictionRecords,
     PredictionSeries,
+    ScoreSeries,
     ValueExpression,
 )
 from service.sources import promql
@@ -104,7 +105,7 @@ class Batch:
             reach_s=reach_s,
             length_s=self.at_s - start_s,
             fresh_s=self.reach.stale_after_s,
-            cells=isinstance(self.what, LatencySeries),
+            cells=isinstance(self.what, LatencySeries | ScoreSeries),
         )
 
     def of(self, asks: Sequence[Ask], *, summed: bool) -> Batch:
@@ -120,10 +121,10 @@ class Batch:
 def _details(what: CounterSeries) -> set[str]:
     """The labels that a reading looks at beside those that tell the arms."""
     match what:
-        case LatencySeries():
+        case LatencySeries() | ScoreSeries():
             return {"le"}
         case PredictionSeries():
-            return {what.class_label}
+            return {what.class_label} | ({what.rank_label} if what.rank_label else set())
         case ErrorSeries():
             return {label for alternative in what.failed for label in alternative}
 
