@@ -145,6 +145,25 @@ class PredictionRecords(Value):
     """The target's label whose value, different in both arms, the records carry as ``version``."""
 
 
+class PredictionPairs(Value):
+    """Classes that both versions gave to the same mirrored requests, from prediction records: one number, for guards.
+
+    Judged request by request, which needs far fewer of them than two separate samples (analyzers/paired.py).
+    """
+
+    kind: Literal["prediction_pairs"] = "prediction_pairs"
+    gives: Literal["log_evidence", "disagreement"] = "log_evidence"
+    """``log_evidence``: nats against «as often one way as the other, and no more than tolerated», over all windows so
+    far; a guard at 4.6 stops a harmless release in at most 1 of 100 rollouts. ``disagreement``: the share of pairs
+    that differ, with ``tolerated`` as stable's value."""
+    tolerated: float = Field(default=0.01, gt=0, lt=1)
+    """Share of requests on which two runs of the same version disagree."""
+    output: Annotated[str, StringConstraints(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")] = ""
+    model: Annotated[str, StringConstraints(max_length=100)] = ""
+    service_label: LabelName = "service"
+    version_label: LabelName = "version"
+
+
 class ValueExpression(Value):
     """Any PromQL expression that gives one number an arm; ``$matchers`` stands for the arm's label matchers."""
 
@@ -170,7 +189,13 @@ CounterSeries: TypeAlias = LatencySeries | ErrorSeries | PredictionSeries | Scor
 """Metrics that are counted from raw samples."""
 
 Series = Annotated[
-    LatencySeries | ErrorSeries | PredictionSeries | ScoreSeries | PredictionRecords | ValueExpression,
+    LatencySeries
+    | ErrorSeries
+    | PredictionSeries
+    | ScoreSeries
+    | PredictionRecords
+    | PredictionPairs
+    | ValueExpression,
     Field(discriminator="kind"),
 ]
 
@@ -190,6 +215,6 @@ class MetricsPreset(Value):
             raise ValueError(f"labels holds {NAME}; the series' names stand in the metrics")
         for name, series in self.metrics.items():
             wanted = "predictions" if isinstance(series, ScoreSeries | PredictionRecords) else series.kind
-            if series.kind != "value" and name != wanted:
+            if not isinstance(series, PredictionPairs | ValueExpression) and name != wanted:
                 raise ValueError(f"metric {name!r} is of kind {series.kind!r}, so it must be named {wanted!r}")
         return self

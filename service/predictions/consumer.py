@@ -28,6 +28,7 @@ from aiokafka.errors import IllegalStateError, KafkaConnectionError, KafkaError
 from service.model.names import ServiceKey
 from service.predictions.centroids import Centroids, Embedding
 from service.predictions.decode import Poison, Prediction, View, decode
+from service.predictions.pairing import Joiner
 from service.predictions.tally import SLOT_S, Key, Service, Tally, slot_of
 from service.ring.ports import Clock, PortError, Unavailable
 from service.ring.predictions import NOT_BEGUN, Advance, PartitionState, PredictionStore, ServiceCounts
@@ -144,11 +145,15 @@ class PredictionConsumer:
         lateness_s: float = LATENESS_S,
         commit_s: float = COMMIT_S,
         services_n: int = SERVICES_N,
+        waiting_n: int = 0,
         seen: Observer = UNSEEN,
         stopping: Stopping | None = None,
         client: Callable[..., AIOKafkaConsumer] = AIOKafkaConsumer,
     ) -> None:
-        """``arguments`` reach the brokers (``events.connection``); ``cluster`` is that of records that name none."""
+        """``arguments`` reach the brokers (``events.connection``); ``cluster`` is that of records that name none.
+
+        waiting_n : answers to mirrored requests that may wait for the other version's; 0: no pairs are joined
+        """
         self._arguments = arguments
         self._topic = topic
         self._group = group
@@ -162,6 +167,7 @@ class PredictionConsumer:
         self._stopping = stopping or Stopping()
         self._client = client
         self._centroids = Centroids(store)
+        self._joiner = Joiner(waiting_n) if waiting_n else None
         self._parts: dict[int, _Part] = {}
         self._services: dict[Service, float] = {}
         self._last_commit_s = 0.0
@@ -353,6 +359,11 @@ class PredictionConsumer:
         part.counted_n += 1
         for output, view, category in said.counted:
             part.tally.add(service, (said.model, said.version, output, view, slot), category)
+        if self._joiner is not None and said.request_id:
+            classes = tuple((output, str(category)) for output, view, category in said.counted if view is View.CLASS)
+            for pair in self._joiner.add(service, said.model, said.request_id, said.version, said.time_s, classes):
+                key = (said.model, pair.versions, pair.output, View.PAIR.value, slot)
+                part.tally.add(service, key, pair.classes)
         for output, numbers in said.embeddings:
             key = (said.model, said.version, output, View.DISTANCE.value, slot)
             embeddings.append((Embedding(service, output, said.version, numbers), key))

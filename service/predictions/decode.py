@@ -67,6 +67,8 @@ class View(StrEnum):
     SCORE = "score"
     VALUE = "value"
     DISTANCE = "distance"
+    PAIR = "pair"
+    """Classes of both versions for one mirrored request (``pairing``)."""
 
 
 _Name = Annotated[str, Meta(pattern=DNS_LABEL, max_length=63)]

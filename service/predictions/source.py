@@ -93,33 +93,21 @@ class RecordsSource:
         if not isinstance(what, PredictionRecords):
             why = f"preset {query.place.metrics!r} has no prediction records named {metric!r}"
             return Reading(metric, Availability.NO_SERIES, None, why)
-        arms = {Arm.CANARY: query.place.canary_labels, Arm.STABLE: query.place.stable_labels}
-        for label in (what.service_label, what.version_label):
-            lacking = [arm for arm, labels in arms.items() if not labels.get(label)]
-            if lacking:
-                why = f"the target gives the {lacking[0]} no label {label!r}, by which its prediction records are known"
-                return Reading(metric, Availability.NO_SERIES, None, why)
-        versions = {arm: labels[what.version_label] for arm, labels in arms.items()}
-        names = {labels[what.service_label] for labels in arms.values()}
-        if len(names) > 1 or versions[Arm.CANARY] == versions[Arm.STABLE]:
-            why = "both arms must have one service and two versions in their labels, or they cannot be compared"
-            return Reading(metric, Availability.NO_SERIES, None, why)
-        if slots_of(query.start_s, query.end_s) is None:
-            why = f"the window's edges are no multiples of {SLOT_S:g} s, in which predictions are counted"
-            return Reading(metric, Availability.NO_SERIES, None, why)
-        service = ServiceKey.model_construct(cluster=query.cluster, namespace=query.place.namespace, name=names.pop())
-        return _Ask(slot, metric, query.rollout, what, service, versions, query.start_s, query.end_s)
+        arms = arms_of(query, what.service_label, what.version_label)
+        if isinstance(arms, str):
+            return Reading(metric, Availability.NO_SERIES, None, arms)
+        return _Ask(slot, metric, query.rollout, what, *arms, query.start_s, query.end_s)
 
     async def _read(self, asks: Sequence[_Ask], readings: dict[Slot, Reading]) -> None:
         """The readings of all asks; statements grow with different windows, not with rollouts."""
         states = await self._store.partitions(self._topic) if asks else ()
         by_window: dict[tuple[float, float], list[_Ask]] = defaultdict(list)
         for ask in asks:
-            missing = self._incomplete(ask, states)
+            missing = incomplete(states, self._topic, ask.start_s, ask.end_s, self._clock.now().timestamp())
             if missing is None:
                 by_window[ask.start_s, ask.end_s].append(ask)
             else:
-                readings[ask.slot] = missing
+                readings[ask.slot] = Reading(ask.metric, missing[0], None, missing[1])
         bins = await self._kept_bins([ask for listed in by_window.values() for ask in listed])
         for (start_s, end_s), listed in by_window.items():
             found = await self._summed(listed, start_s, end_s)
@@ -129,31 +117,6 @@ class RecordsSource:
             bins |= await self._frozen([ask for ask in past if _unbinned(ask, bins)], before)
             for ask in listed:
                 readings[ask.slot] = _reading(ask, found[ask.slot], before.get(ask.slot), bins.get(ask.reference))
-
-    def _incomplete(self, ask: _Ask, states: Sequence[PartitionState]) -> Reading | None:
-        """Why the window cannot be read now; None when it can."""
-        if not states:
-            return Reading(ask.metric, Availability.AWAY, None, f"topic {self._topic} has not been read yet")
-        now_s = self._clock.now().timestamp()
-        behind = [one for one in states if one.watermark_s < ask.end_s]
-        for one in behind:
-            silent_s = now_s - one.seen_at_s
-            if one.next_offset == NOT_BEGUN or silent_s > UNREAD_S:
-                since = "yet" if one.next_offset == NOT_BEGUN else f"for {silent_s:.0f} s"
-                why = f"partition {one.partition} of topic {self._topic} has not been read {since}"
-                return Reading(ask.metric, Availability.AWAY, None, why)
-        if behind:
-            worst = min(behind, key=lambda one: one.watermark_s)
-            why = (
-                f"partition {worst.partition} of topic {self._topic} is counted up to "
-                f"{ask.end_s - worst.watermark_s:.0f} s before the window's end"
-            )
-            return Reading(ask.metric, Availability.STALE, None, why)
-        for one in states:
-            if one.lost_from_s < ask.end_s and ask.start_s < one.lost_until_s:
-                why = f"records of partition {one.partition} of topic {self._topic} were not read in the window's time"
-                return Reading(ask.metric, Availability.DEGRADED, None, why)
-        return None
 
     async def _summed(self, asks: Sequence[_Ask], start_s: float, end_s: float) -> dict[Slot, ByArm]:
         """Counts by arm of every ask in ``(start_s, end_s]``."""
@@ -177,6 +140,47 @@ class RecordsSource:
                 chosen.append(Reference(*ask.reference, bins.to_bytes()))
         kept = await self._store.freeze(chosen, self._clock.now().timestamp()) if chosen else {}
         return {key: Bins.from_bytes(body) for key, body in kept.items()}
+
+
+def arms_of(query: WindowQuery, service_label: str, version_label: str) -> tuple[ServiceKey, Mapping[Arm, str]] | str:
+    """The service and each arm's version as records name them, by the target's labels; or why that cannot be said."""
+    arms = {Arm.CANARY: query.place.canary_labels, Arm.STABLE: query.place.stable_labels}
+    for label in (service_label, version_label):
+        lacking = [arm for arm, labels in arms.items() if not labels.get(label)]
+        if lacking:
+            return f"the target gives the {lacking[0]} no label {label!r}, by which its prediction records are known"
+    versions = {arm: labels[version_label] for arm, labels in arms.items()}
+    names = {labels[service_label] for labels in arms.values()}
+    if len(names) > 1 or versions[Arm.CANARY] == versions[Arm.STABLE]:
+        return "both arms must have one service and two versions in their labels, or they cannot be compared"
+    if slots_of(query.start_s, query.end_s) is None:
+        return f"the window's edges are no multiples of {SLOT_S:g} s, in which predictions are counted"
+    # Not checked: a label that is no service's name has no records, which is what is then said.
+    service = ServiceKey.model_construct(cluster=query.cluster, namespace=query.place.namespace, name=names.pop())
+    return service, versions
+
+
+def incomplete(
+    states: Sequence[PartitionState], topic: str, start_s: float, end_s: float, now_s: float
+) -> tuple[Availability, str] | None:
+    """Why the window cannot be read now; None when every partition is counted past its end."""
+    if not states:
+        return Availability.AWAY, f"topic {topic} has not been read yet"
+    behind = [one for one in states if one.watermark_s < end_s]
+    for one in behind:
+        silent_s = now_s - one.seen_at_s
+        if one.next_offset == NOT_BEGUN or silent_s > UNREAD_S:
+            since = "yet" if one.next_offset == NOT_BEGUN else f"for {silent_s:.0f} s"
+            return Availability.AWAY, f"partition {one.partition} of topic {topic} has not been read {since}"
+    if behind:
+        worst = min(behind, key=lambda one: one.watermark_s)
+        how_far = f"up to {end_s - worst.watermark_s:.0f} s before the window's end"
+        return Availability.STALE, f"partition {worst.partition} of topic {topic} is counted {how_far}"
+    for one in states:
+        if one.lost_from_s < end_s and start_s < one.lost_until_s:
+            why = f"records of partition {one.partition} of topic {topic} were not read in the window's time"
+            return Availability.DEGRADED, why
+    return None
 
 
 def _numeric(ask: _Ask) -> bool:

@@ -92,7 +92,7 @@ def _bounded(of: dict[Key, dict[Category, int]]) -> dict[Key, dict[Category, int
     """The same with rare classes as one, chosen over all versions and slots together so that no arm is favoured."""
     totals: dict[tuple[str, str], Counter[Category]] = defaultdict(Counter)
     for (_, _, output, view, _), counts in of.items():
-        if view in (View.CLASS, View.TOP):
+        if view in (View.CLASS, View.TOP, View.PAIR):
             totals[output, view].update(counts)
     crowded = {name: _largest(seen) for name, seen in totals.items() if len(seen) > MOST_CLASSES}
     if not crowded:

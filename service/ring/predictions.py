@@ -90,5 +90,9 @@ class PredictionStore(Protocol):
     async def freeze(self, references: Sequence[Reference], at_s: float) -> Mapping[tuple[str, str], bytes]:
         """Freeze these where nothing is frozen yet; what is frozen then, by whomever."""
 
+    async def replace(self, reference: Reference, was: bytes | None, at_s: float) -> None:
+        """Keep a body that changes from window to window, if ``was`` is what is kept (None: nothing is). Raises
+        Conflict where it is not."""
+
     async def prune(self, before_s: float, *, limit: int) -> int:
         """Delete counts that end before then, at most ``limit`` of them; how many were deleted."""

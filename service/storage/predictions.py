@@ -118,6 +118,18 @@ class SqlPredictions:
                 await connection.execute(_insert(connection, _R).values(rows).on_conflict_do_nothing())
         return await self.references([(one.owner, one.name) for one in references])
 
+    async def replace(self, reference: Reference, was: bytes | None, at_s: float) -> None:
+        """See ``PredictionStore.replace``."""
+        key = {"owner": reference.owner, "name": reference.name}
+        held = (_R.c.owner == reference.owner, _R.c.name == reference.name, _R.c.body == was)
+        async with self._store._write("keep a reference of predictions") as connection:
+            if was is None:
+                made = _insert(connection, _R).values(**key, body=reference.body, at=at_s).on_conflict_do_nothing()
+            else:
+                made = _R.update().where(*held).values(body=reference.body, at=at_s)
+            if (await connection.execute(made)).rowcount != 1:
+                raise Conflict(f"{reference.name} of {reference.owner} was changed by another replica meanwhile")
+
     async def prune(self, before_s: float, *, limit: int) -> int:
         """See ``PredictionStore.prune``."""
         oldest = sa.select(_C.c.id).where(_C.c.until_s < before_s).order_by(_C.c.until_s).limit(limit)

@@ -89,6 +89,17 @@ async def test_what_is_frozen_stays_whoever_comes_later(store: SqlPredictions) -
     assert await store.freeze([], 5.0) == {}
 
 
+async def test_what_changes_is_replaced_only_by_who_read_it_as_it_is(store: SqlPredictions) -> None:
+    one = Reference("r-1", "pairs", b"one")
+    await store.replace(one, None, 1.0)
+    with pytest.raises(Conflict):
+        await store.replace(one, None, 1.0)
+    await store.replace(replace(one, body=b"two"), b"one", 2.0)
+    with pytest.raises(Conflict, match="pairs of r-1 was changed by another replica"):
+        await store.replace(replace(one, body=b"late"), b"one", 2.0)
+    assert await store.references([("r-1", "pairs")]) == {("r-1", "pairs"): b"two"}
+
+
 async def test_old_counts_go_a_little_at_once_and_centroids_of_services_stay(store: SqlPredictions) -> None:
     begun = await store.begin(TOPIC, [0])
     await store.advance([step(begun[0], 5, *(counted(ONE, at, b"x") for at in (0, 1, 2, 50)))])

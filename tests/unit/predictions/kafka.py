@@ -176,5 +176,8 @@ class Trouble:
     async def freeze(self, references: Sequence[Reference], at_s: float) -> Mapping[tuple[str, str], bytes]:
         return await self._through("freeze", lambda: self.store.freeze(references, at_s))  # type: ignore[no-any-return]
 
+    async def replace(self, reference: Reference, was: bytes | None, at_s: float) -> None:
+        await self._through("replace", lambda: self.store.replace(reference, was, at_s))
+
     async def prune(self, before_s: float, *, limit: int) -> int:
         return await self._through("prune", lambda: self.store.prune(before_s, limit=limit))  # type: ignore[no-any-return]
