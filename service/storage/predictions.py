@@ -12,13 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from service.model.names import ServiceKey
 from service.ring.predictions import Advance, PartitionState, Reference
 from service.ring.store import Conflict
 from service.storage import tables as t
-from service.storage.store import CHUNK, SqlStore
+from service.storage.database import Database, chunks
 
 REFERENCES_KEPT_S = 90 * 86400.0
 """Frozen bins of rollouts go after this; those of services stay, one row an output."""
@@ -28,24 +27,24 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(PartitionState))
 
 
 class SqlPredictions:
-    """Implements ``ring.predictions.PredictionStore`` on the store's connections."""
+    """Implements ``ring.predictions.PredictionStore`` on the service's database."""
 
-    def __init__(self, store: SqlStore) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def begin(self, topic: str, partitions: Collection[int]) -> Mapping[int, PartitionState]:
         """See ``PredictionStore.begin``."""
         rows = [dataclasses.asdict(PartitionState(topic, partition)) for partition in sorted(partitions)]
         query = sa.select(_P).where(_P.c.topic == topic, _P.c.partition.in_(partitions))
-        async with self._store._write("begin partitions of predictions") as connection:
+        async with self._database.writing("begin partitions of predictions") as connection:
             if rows:
-                await connection.execute(_insert(connection, _P).values(rows).on_conflict_do_nothing())
+                await connection.execute(self._database.insert_into(_P).values(rows).on_conflict_do_nothing())
             found = [_state(row) for row in await connection.execute(query)]
         return {state.partition: state for state in found}
 
     async def advance(self, steps: Sequence[Advance]) -> None:
         """See ``PredictionStore.advance``."""
-        async with self._store._write("keep counts of predictions") as connection:
+        async with self._database.writing("keep counts of predictions") as connection:
             # In one order for all, so that two replicas never wait for each other.
             for step in sorted(steps, key=lambda one: (one.was.topic, one.was.partition)):
                 held = (_P.c.topic == step.was.topic, _P.c.partition == step.was.partition)
@@ -73,7 +72,7 @@ class SqlPredictions:
     async def partitions(self, topic: str) -> Sequence[PartitionState]:
         """See ``PredictionStore.partitions``."""
         query = sa.select(_P).where(_P.c.topic == topic).order_by(_P.c.partition)
-        return [_state(row) for row in await self._store.read("read partitions of predictions", query)]
+        return [_state(row) for row in await self._database.read("read partitions of predictions", query)]
 
     async def counts(
         self, services: Collection[ServiceKey], from_s: float, until_s: float, *, limit: int
@@ -84,18 +83,18 @@ class SqlPredictions:
         newest = sa.func.row_number().over(
             partition_by=(_C.c.cluster, _C.c.namespace, _C.c.service), order_by=(_C.c.until_s.desc(), _C.c.id.desc())
         )
-        for i in range(0, len(keys), CHUNK):
+        for part in chunks(keys):
             within = (
                 sa.select(_C.c.cluster, _C.c.namespace, _C.c.service, _C.c.body, newest.label("place"))
                 .where(
-                    sa.tuple_(_C.c.cluster, _C.c.namespace, _C.c.service).in_(keys[i : i + CHUNK]),
+                    sa.tuple_(_C.c.cluster, _C.c.namespace, _C.c.service).in_(part),
                     _C.c.until_s > from_s,
                     _C.c.from_s < until_s,
                 )
                 .subquery()
             )
             query = sa.select(within).where(within.c.place <= limit)
-            for row in await self._store.read("read counts of predictions", query):
+            for row in await self._database.read("read counts of predictions", query):
                 key = ServiceKey(cluster=row.cluster, namespace=row.namespace, name=row.service)
                 out[key].append(bytes(row.body))
         return out
@@ -103,10 +102,9 @@ class SqlPredictions:
     async def references(self, keys: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], bytes]:
         """See ``PredictionStore.references``."""
         out: dict[tuple[str, str], bytes] = {}
-        listed = sorted(set(keys))
-        for i in range(0, len(listed), CHUNK):
-            query = sa.select(_R).where(sa.tuple_(_R.c.owner, _R.c.name).in_(listed[i : i + CHUNK]))
-            for row in await self._store.read("read references of predictions", query):
+        for part in chunks(sorted(set(keys))):
+            query = sa.select(_R).where(sa.tuple_(_R.c.owner, _R.c.name).in_(part))
+            for row in await self._database.read("read references of predictions", query):
                 out[row.owner, row.name] = bytes(row.body)
         return out
 
@@ -114,17 +112,19 @@ class SqlPredictions:
         """See ``PredictionStore.freeze``."""
         rows = [{"owner": one.owner, "name": one.name, "body": one.body, "at": at_s} for one in references]
         if rows:
-            async with self._store._write("freeze references of predictions") as connection:
-                await connection.execute(_insert(connection, _R).values(rows).on_conflict_do_nothing())
+            async with self._database.writing("freeze references of predictions") as connection:
+                await connection.execute(self._database.insert_into(_R).values(rows).on_conflict_do_nothing())
         return await self.references([(one.owner, one.name) for one in references])
 
     async def replace(self, reference: Reference, was: bytes | None, at_s: float) -> None:
         """See ``PredictionStore.replace``."""
         key = {"owner": reference.owner, "name": reference.name}
         held = (_R.c.owner == reference.owner, _R.c.name == reference.name, _R.c.body == was)
-        async with self._store._write("keep a reference of predictions") as connection:
+        async with self._database.writing("keep a reference of predictions") as connection:
             if was is None:
-                made = _insert(connection, _R).values(**key, body=reference.body, at=at_s).on_conflict_do_nothing()
+                made = (
+                    self._database.insert_into(_R).values(**key, body=reference.body, at=at_s).on_conflict_do_nothing()
+                )
             else:
                 made = _R.update().where(*held).values(body=reference.body, at=at_s)
             if (await connection.execute(made)).rowcount != 1:
@@ -134,7 +134,7 @@ class SqlPredictions:
         """See ``PredictionStore.prune``."""
         oldest = sa.select(_C.c.id).where(_C.c.until_s < before_s).order_by(_C.c.until_s).limit(limit)
         ended = sa.and_(_R.c.owner.like("r-%"), _R.c.at < before_s - REFERENCES_KEPT_S)
-        counts_n, _ = await self._store.write(
+        counts_n, _ = await self._database.write(
             "delete old counts of predictions", [_C.delete().where(_C.c.id.in_(oldest)), _R.delete().where(ended)]
         )
         return counts_n
@@ -142,7 +142,3 @@ class SqlPredictions:
 
 def _state(row: Any) -> PartitionState:
     return PartitionState(**{name: getattr(row, name) for name in _FIELDS})
-
-
-def _insert(connection: Any, table: sa.Table) -> Any:
-    return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
