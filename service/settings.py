@@ -57,6 +57,22 @@ class KafkaSettings(_Section):
         return self
 
 
+class PredictionSettings(_Section):
+    """Prediction records, on the brokers of the event bus. Without a topic none are read."""
+
+    topic: str = ""
+    group: str = "serinus-predictions"
+    cluster: DnsName | None = None
+    """Where records ran that name no cluster; needed where there are several clusters."""
+    lateness_s: Annotated[Seconds, Field(ge=1, le=300)] = Field(default=10.0, alias="lateness")
+    """How far records of one partition may come out of order; windows are complete that much later."""
+    waiting: int = Field(default=0, ge=0, le=1_000_000)
+    """Answers to mirrored requests that may wait for the other version's; 0: no pairs are joined. About 500 bytes
+    each."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
 class PrometheusSettings(_Section):
     """A cluster's metric store."""
 
@@ -183,6 +199,7 @@ class Settings(BaseSettings):
     cluster: DnsName = "default"
     """Name of the one cluster, where ``clusters`` is empty."""
     kafka: KafkaSettings = KafkaSettings()
+    predictions: PredictionSettings = PredictionSettings()
     prometheus: PrometheusSettings = PrometheusSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
     clusters: dict[DnsName, ClusterSettings] = {}

@@ -31,6 +31,7 @@ from service.app import logs
 from service.app.clock import SystemClock
 from service.app.metrics import Counted, OwnMetrics
 from service.app.observed_store import observed
+from service.app.predictions import predictions_of
 from service.app.supervisor import run_until
 from service.app.tracing import open_tracer
 from service.dispatch.clockwork import Clockwork
@@ -136,6 +137,9 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
                 token=read_secret(cluster.prometheus.token_file),
                 asked=partial(own.asked, name),
             )
+        predictions = predictions_of(
+            settings, connection_of(settings.kafka), opened, presets, clock=clock, seen=own, stopping=stopping
+        )
         producer = Producer(connection_of(settings.kafka))
         bus = KafkaBus(producer, settings.kafka.decisions_topic)
         door = Door(store, catalog, clock)
@@ -211,6 +215,7 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
             stopping,
             {
                 "events": consumer.run(),
+                **({"predictions": predictions.consumer.run()} if predictions.consumer else {}),
                 **{f"tick {name}": tick.run() for name, tick in ticks.items()},
                 "wake": clockwork.wake(),
                 **{f"watch {cluster}": clockwork.watch(cluster) for cluster in meshes},

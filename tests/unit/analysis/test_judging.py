@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from service.analysis.judging import Judged, judge_windows, learned
-from service.analysis.rows import EMPTY, OTHER, Layout, pack, unpack
+from service.analysis.rows import EMPTY, MAX_CLASSES, OTHER, Layout, layout_of, pack, unpack
 from service.model.observation import (
     ArmValues,
     Availability,
@@ -119,6 +119,16 @@ def test_classes_that_appear_later_are_counted_as_other() -> None:
         (two,) = judge([s], [read(("a", "b", "new"), (20, 20, 60), (270, 270, 0))], [row])
         row = two.monitor or b""
     assert two.harmful
+
+
+def test_of_more_classes_than_are_told_apart_the_most_frequent_ones_are() -> None:
+    names = tuple(f"c{n:04d}" for n in range(1000))
+    canary = tuple(50 if n == 999 else 1 for n in range(1000))
+    read = {"predictions": Reading("predictions", Availability.ENOUGH, CategoryCounts(names, canary, (9,) * 1000))}
+    layout = layout_of(read, frozenset({"predictions"}), frozenset({"predictions"}))
+    assert layout.classes is not None
+    assert len(layout.classes) == MAX_CLASSES + 1
+    assert layout.classes[-2:] == ("c0999", OTHER)
 
 
 def test_at_all_traffic_the_comparison_stands_still_and_guards_watch() -> None:
