@@ -22,16 +22,26 @@ MAX_CLASSES = 200
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Buckets and classes of a rollout. None: that metric is not compared in this rollout."""
+    """Buckets and classes of a rollout. None: that metric is not compared in this rollout.
+
+    outputs : (metric, classes) where predictions of several outputs are compared, each as a metric; classes is then
+    None.
+    """
 
     edges_s: tuple[float, ...] | None
     classes: tuple[str, ...] | None
     errors: bool
+    outputs: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def empty(self) -> bool:
         """True when there is nothing to compare yet."""
-        return self.edges_s is None and self.classes is None and not self.errors
+        return self.edges_s is None and not self.by_output and not self.errors
+
+    @property
+    def by_output(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """(metric, classes) of everything that is compared as predictions, in the order of the statistics' row."""
+        return self.outputs if self.classes is None else (("predictions", self.classes),)
 
 
 EMPTY = Layout(None, None, False)
@@ -46,14 +56,16 @@ def layout_of(readings: dict[str, Reading], compared: frozenset[str], required: 
     if not (required & compared) <= shown or not shown:
         return EMPTY
     edges: tuple[float, ...] | None = None
-    classes: tuple[str, ...] | None = None
-    for name in shown:
+    outputs: dict[str, tuple[str, ...]] = {}
+    for name in sorted(shown):
         counts = readings[name].counts
         if isinstance(counts, HistogramCounts):
             edges = counts.edges_s
         elif isinstance(counts, CategoryCounts):
-            classes = (*_largest(counts), OTHER)
-    return Layout(edges, classes, "errors" in shown)
+            outputs[name] = (*_largest(counts), OTHER)
+    if set(outputs) <= {"predictions"}:
+        return Layout(edges, outputs.get("predictions"), "errors" in shown)
+    return Layout(edges, None, "errors" in shown, tuple(outputs.items()))
 
 
 def _largest(counts: CategoryCounts) -> list[str]:
@@ -67,7 +79,7 @@ def _largest(counts: CategoryCounts) -> list[str]:
 
 def pack(layout: Layout, numbers: NDArray[np.float64]) -> bytes:
     """One rollout's layout and its (D,) row as bytes."""
-    head = json.dumps([layout.edges_s, layout.classes, layout.errors]).encode()
+    head = json.dumps([layout.edges_s, dict(layout.outputs) or layout.classes, layout.errors]).encode()
     return len(head).to_bytes(4, "little") + head + np.ascontiguousarray(numbers, dtype="<f8").tobytes()
 
 
@@ -77,5 +89,7 @@ def unpack(packed: bytes) -> tuple[Layout, NDArray[np.float64] | None]:
         return EMPTY, None
     size = int.from_bytes(packed[:4], "little")
     edges, classes, errors = json.loads(packed[4 : 4 + size])
-    layout = Layout(None if edges is None else tuple(edges), None if classes is None else tuple(classes), bool(errors))
+    outputs = tuple((name, tuple(of)) for name, of in classes.items()) if isinstance(classes, dict) else ()
+    alone = None if classes is None or outputs else tuple(classes)
+    layout = Layout(None if edges is None else tuple(edges), alone, bool(errors), outputs)
     return layout, np.frombuffer(packed, dtype="<f8", offset=4 + size).astype(np.float64)

@@ -215,6 +215,8 @@ class MetricsPreset(Value):
             raise ValueError(f"labels holds {NAME}; the series' names stand in the metrics")
         for name, series in self.metrics.items():
             wanted = "predictions" if isinstance(series, ScoreSeries | PredictionRecords) else series.kind
-            if not isinstance(series, PredictionPairs | ValueExpression) and name != wanted:
+            # Several outputs of one model are several metrics.
+            named = name == wanted or (wanted == "predictions" and name.startswith("predictions-"))
+            if not isinstance(series, PredictionPairs | ValueExpression) and not named:
                 raise ValueError(f"metric {name!r} is of kind {series.kind!r}, so it must be named {wanted!r}")
         return self

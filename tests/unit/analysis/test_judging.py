@@ -121,6 +121,28 @@ def test_classes_that_appear_later_are_counted_as_other() -> None:
     assert two.harmful
 
 
+def test_each_output_of_a_model_is_a_metric_with_evidence_of_its_own() -> None:
+    metrics = [{"name": f"predictions-{name}", "kind": "predictions"} for name in ("label", "topic")]
+    s = state(metrics=metrics, guards=[])
+
+    def read(canary: tuple[int, ...]) -> tuple[Reading, ...]:
+        return (
+            Reading("predictions-topic", Availability.ENOUGH, CategoryCounts(("x", "y"), (30, 30), (270, 270))),
+            Reading("predictions-label", Availability.ENOUGH, CategoryCounts(("a", "b"), canary, (270, 270))),
+        )
+
+    row = b""
+    for _ in range(12):
+        (one,) = judge([s], [read((10, 50))], [row])
+        row = one.monitor or b""
+    layout, _ = unpack(row)
+    assert layout.by_output == (("predictions-label", ("a", "b", OTHER)), ("predictions-topic", ("x", "y", OTHER)))
+    label, topic = one.evidence
+    assert one.harmful
+    assert (label.log_e or 0) > 4.6 > (topic.log_e or 0)
+    assert (label.n_canary, topic.n_canary) == (12 * 60, 12 * 60)
+
+
 def test_of_more_classes_than_are_told_apart_the_most_frequent_ones_are() -> None:
     names = tuple(f"c{n:04d}" for n in range(1000))
     canary = tuple(50 if n == 999 else 1 for n in range(1000))
