@@ -108,7 +108,7 @@ class PairsSource:
         kept = await self._store.references({ask.reference for listed in by_window.values() for ask in listed})
         for (start_s, end_s), listed in sorted(by_window.items()):
             services = {ask.service for ask in listed}
-            bodies = await self._store.counts(services, start_s, end_s, limit=MOST_BODIES)
+            bodies = await self._store.counts(self._topic, services, start_s, end_s, limit=MOST_BODIES)
             slots = slots_of(start_s, end_s)
             assert slots is not None
             now: dict[tuple[str, str], bytes] = {}

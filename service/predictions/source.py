@@ -121,7 +121,7 @@ class RecordsSource:
     async def _summed(self, asks: Sequence[_Ask], start_s: float, end_s: float) -> dict[Slot, ByArm]:
         """Counts by arm of every ask in ``(start_s, end_s]``."""
         services = {ask.service for ask in asks}
-        bodies = await self._store.counts(services, start_s, end_s, limit=MOST_BODIES)
+        bodies = await self._store.counts(self._topic, services, start_s, end_s, limit=MOST_BODIES)
         slots = slots_of(start_s, end_s)
         assert slots is not None
         return await asyncio.to_thread(_sums, asks, bodies, slots)

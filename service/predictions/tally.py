@@ -68,6 +68,16 @@ class Tally:
             counts[category] = 1
             self.cells_n += 1
 
+    def take(self, other: Tally) -> None:
+        """Add what another has counted."""
+        for service, of in other.by_service.items():
+            mine = self.by_service.setdefault(service, {})
+            for key, counts in of.items():
+                held = mine.setdefault(key, {})
+                for category, n in counts.items():
+                    self.cells_n += category not in held
+                    held[category] = held.get(category, 0) + n
+
     def bodies(self) -> Iterator[tuple[Service, int, int, bytes]]:
         """(service, first slot, last slot, bytes) of each service."""
         for service, of in self.by_service.items():

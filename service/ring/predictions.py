@@ -55,7 +55,6 @@ class Advance:
 
     was: PartitionState
     now: PartitionState
-    counts: tuple[ServiceCounts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +72,15 @@ class PredictionStore(Protocol):
     async def begin(self, topic: str, partitions: Collection[int]) -> Mapping[int, PartitionState]:
         """The states of these partitions, made where there are none."""
 
-    async def advance(self, steps: Sequence[Advance]) -> None:
-        """All steps and their counts in one transaction. Raises Conflict where one ``was`` no longer holds."""
+    async def advance(self, steps: Sequence[Advance], counts: Sequence[ServiceCounts]) -> None:
+        """All steps, of one topic, and what they counted in one transaction. Raises Conflict where one ``was`` no
+        longer holds."""
 
     async def partitions(self, topic: str) -> Sequence[PartitionState]:
         """All partitions that were ever begun."""
 
     async def counts(
-        self, services: Collection[ServiceKey], from_s: float, until_s: float, *, limit: int
+        self, topic: str, services: Collection[ServiceKey], from_s: float, until_s: float, *, limit: int
     ) -> Mapping[ServiceKey, Sequence[bytes]]:
         """Bodies of counts that reach into ``(from_s, until_s]``; of each service the newest ``limit`` at most."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from service.model.names import ServiceKey
-from service.ring.predictions import Advance, PartitionState, Reference
+from service.ring.predictions import Advance, PartitionState, Reference, ServiceCounts
 from service.ring.store import Conflict
 from service.storage import tables as t
 from service.storage.database import Database, chunks
@@ -42,7 +42,7 @@ class SqlPredictions:
             found = [_state(row) for row in await connection.execute(query)]
         return {state.partition: state for state in found}
 
-    async def advance(self, steps: Sequence[Advance]) -> None:
+    async def advance(self, steps: Sequence[Advance], counts: Sequence[ServiceCounts]) -> None:
         """See ``PredictionStore.advance``."""
         async with self._database.writing("keep counts of predictions") as connection:
             # In one order for all, so that two replicas never wait for each other.
@@ -59,12 +59,10 @@ class SqlPredictions:
                     )
             rows = [
                 {
-                    "topic": step.now.topic, "partition": step.now.partition, "cluster": one.service.cluster,
-                    "namespace": one.service.namespace, "service": one.service.name, "from_s": one.from_s,
-                    "until_s": one.until_s, "body": one.body,
+                    "topic": steps[0].now.topic, "cluster": one.service.cluster, "namespace": one.service.namespace,
+                    "service": one.service.name, "from_s": one.from_s, "until_s": one.until_s, "body": one.body,
                 }
-                for step in steps
-                for one in step.counts
+                for one in counts
             ]  # fmt: skip
             if rows:
                 await connection.execute(_C.insert(), rows)
@@ -75,7 +73,7 @@ class SqlPredictions:
         return [_state(row) for row in await self._database.read("read partitions of predictions", query)]
 
     async def counts(
-        self, services: Collection[ServiceKey], from_s: float, until_s: float, *, limit: int
+        self, topic: str, services: Collection[ServiceKey], from_s: float, until_s: float, *, limit: int
     ) -> Mapping[ServiceKey, Sequence[bytes]]:
         """See ``PredictionStore.counts``."""
         out: dict[ServiceKey, list[bytes]] = defaultdict(list)
@@ -87,6 +85,7 @@ class SqlPredictions:
             within = (
                 sa.select(_C.c.cluster, _C.c.namespace, _C.c.service, _C.c.body, newest.label("place"))
                 .where(
+                    _C.c.topic == topic,
                     sa.tuple_(_C.c.cluster, _C.c.namespace, _C.c.service).in_(part),
                     _C.c.until_s > from_s,
                     _C.c.from_s < until_s,

@@ -204,7 +204,6 @@ prediction_counts = Table(
     metadata,
     Column("id", AUTO_ID, primary_key=True, autoincrement=True),
     Column("topic", String(249), nullable=False),
-    Column("partition", Integer, nullable=False),
     Column("cluster", String(253), nullable=False),
     Column("namespace", String(63), nullable=False),
     Column("service", String(63), nullable=False),

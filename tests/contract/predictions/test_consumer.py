@@ -154,9 +154,9 @@ async def until(store: PredictionStore, topic: str, records_n: int) -> None:
             await asyncio.sleep(0.05)
 
 
-async def kept(store: PredictionStore) -> Counter[tuple[str, str | int]]:
+async def kept(store: PredictionStore, topic: str) -> Counter[tuple[str, str | int]]:
     """All that is counted of the service: (version, category) -> n."""
-    bodies = await store.counts([SERVICE], 0, time.time() + 3600, limit=100_000)
+    bodies = await store.counts(topic, [SERVICE], 0, time.time() + 3600, limit=100_000)
     out: Counter[tuple[str, str | int]] = Counter()
     for body in bodies.get(SERVICE, ()):
         for _, version, _, _, _, counts in from_bytes(body):
@@ -215,7 +215,7 @@ async def test_consumers_that_are_cut_off_again_and_again_count_every_record_onc
     async with counting(broker, topic, store, lateness_s=60.0):
         await until(store, topic, 4000)
     wanted = Counter(("v2" if n % 7 == 0 else "v1", f"c{n % 3}") for n in range(4000))
-    assert await kept(store) == wanted
+    assert await kept(store, topic) == wanted
 
 
 async def test_two_consumers_that_both_take_all_partitions_for_theirs_count_every_record_once(
@@ -230,7 +230,7 @@ async def test_two_consumers_that_both_take_all_partitions_for_theirs_count_ever
         for first in range(0, 2000, 500):
             await broker.send(topic, sent[first : first + 500])
             await until(store, topic, first + 500)
-    assert await kept(store) == Counter(("v1", f"c{n % 3}") for n in range(2000))
+    assert await kept(store, topic) == Counter(("v1", f"c{n % 3}") for n in range(2000))
 
 
 # The embedded broker's groups have one member.
@@ -245,7 +245,7 @@ async def test_a_group_shares_a_topic_and_goes_on_when_a_member_leaves(broker: B
             await until(store, topic, 1500)
         await broker.send(topic, sent[1500:])
         await until(store, topic, 2000)
-    assert await kept(store) == Counter(("v1", f"c{n % 3}") for n in range(2000))
+    assert await kept(store, topic) == Counter(("v1", f"c{n % 3}") for n in range(2000))
 
 
 async def test_a_stop_writes_what_was_gathered(broker: Broker, store: SqlPredictions) -> None:
@@ -256,10 +256,10 @@ async def test_a_stop_writes_what_was_gathered(broker: Broker, store: SqlPredict
     async with asyncio.timeout(30):
         while not any(part.counted_n for part in one._parts.values()):
             await asyncio.sleep(0.05)
-    assert not await kept(store)
+    assert not await kept(store, topic)
     stopping.ask()
     await task
-    assert sum((await kept(store)).values()) == 50
+    assert sum((await kept(store, topic)).values()) == 50
 
 
 async def test_late_records_are_counted_as_late_and_change_no_window(broker: Broker, store: SqlPredictions) -> None:
@@ -271,7 +271,7 @@ async def test_late_records_are_counted_as_late_and_change_no_window(broker: Bro
         await until(store, topic, 3)
     (state,) = await store.partitions(topic)
     assert (state.counted_n, state.late_n) == (2, 1)
-    assert sum((await kept(store)).values()) == 2
+    assert sum((await kept(store, topic)).values()) == 2
 
 
 async def test_scores_are_compared_in_bins_that_are_frozen_at_the_first_window(
@@ -352,7 +352,7 @@ async def test_a_topic_that_was_made_anew_is_read_from_its_start_and_the_gap_is_
     begun = (await store.begin(topic, [0]))[0]
     now_s = time.time()
     ahead = replace(begun, revision=1, next_offset=9_000, watermark_s=now_s - 300)
-    await store.advance([Advance(begun, ahead)])
+    await store.advance([Advance(begun, ahead)], [])
     await broker.send(topic, [record(n, now_s - 2, f"v{1 + n % 2}") for n in range(10)])
     async with counting(broker, topic, store):
         await until(store, topic, 10)

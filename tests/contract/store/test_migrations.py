@@ -89,7 +89,7 @@ def rows_of(revision: str) -> dict[str, dict[str, Any]]:
             "refused_n": 0,
         }  # fmt: skip
         rows["prediction_counts"] = {
-            "id": 1, "topic": "predictions", "partition": 0, "cluster": "default", "namespace": "ml-serving",
+            "id": 1, "topic": "predictions", "cluster": "default", "namespace": "ml-serving",
             "service": "tf-model-service", "from_s": AT, "until_s": AT + 5, "body": b"\x90",
         }  # fmt: skip
         rows["prediction_references"] = {"owner": "r-1", "name": "predictions", "body": b"[[],[]]", "at": AT}

@@ -28,8 +28,8 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     await opened.close()
 
 
-def step(was: PartitionState, to: int, *counts: ServiceCounts) -> Advance:
-    return Advance(was, replace(was, revision=was.revision + 1, next_offset=to, watermark_s=float(to)), counts)
+def step(was: PartitionState, to: int) -> Advance:
+    return Advance(was, replace(was, revision=was.revision + 1, next_offset=to, watermark_s=float(to)))
 
 
 def counted(service: ServiceKey, from_s: float, body: bytes) -> ServiceCounts:
@@ -39,7 +39,7 @@ def counted(service: ServiceKey, from_s: float, body: bytes) -> ServiceCounts:
 async def test_a_partition_is_begun_once_and_keeps_how_far_it_is(store: SqlPredictions) -> None:
     begun = await store.begin(TOPIC, [0, 1])
     assert {one.next_offset for one in begun.values()} == {NOT_BEGUN}
-    await store.advance([step(begun[0], 7)])
+    await store.advance([step(begun[0], 7)], [])
     assert (await store.begin(TOPIC, [0]))[0] == step(begun[0], 7).now
     assert [(one.partition, one.next_offset) for one in await store.partitions(TOPIC)] == [(0, 7), (1, NOT_BEGUN)]
     assert await store.partitions("another") == []
@@ -47,21 +47,19 @@ async def test_a_partition_is_begun_once_and_keeps_how_far_it_is(store: SqlPredi
 
 async def test_counts_are_there_if_and_only_if_the_offset_stands_behind_them(store: SqlPredictions) -> None:
     begun = await store.begin(TOPIC, [0, 1])
-    await store.advance([step(begun[0], 5, counted(ONE, 0, b"first"))])
+    await store.advance([step(begun[0], 5)], [counted(ONE, 0, b"first")])
     with pytest.raises(Conflict, match=r"partition 0 of predictions .* another consumer"):
-        await store.advance(
-            [step(begun[1], 9, counted(ONE, 0, b"beside")), step(begun[0], 6, counted(ONE, 0, b"again"))]
-        )
-    assert (await store.counts([ONE], 0, 10, limit=9))[ONE] == [b"first"]
+        await store.advance([step(begun[1], 9), step(begun[0], 6)], [counted(ONE, 0, b"again")])
+    assert (await store.counts(TOPIC, [ONE], 0, 10, limit=9))[ONE] == [b"first"]
     assert [one.next_offset for one in await store.partitions(TOPIC)] == [5, NOT_BEGUN]
 
 
 async def test_of_two_consumers_that_write_at_once_one_counts(store: SqlPredictions) -> None:
     begun = await store.begin(TOPIC, [0])
-    tries = [store.advance([step(begun[0], 5, counted(ONE, 0, name))]) for name in (b"a", b"b", b"c")]
+    tries = [store.advance([step(begun[0], 5)], [counted(ONE, 0, name)]) for name in (b"a", b"b", b"c")]
     said = await asyncio.gather(*tries, return_exceptions=True)
     assert [type(one) for one in said if one is not None] == [Conflict, Conflict]
-    assert len((await store.counts([ONE], 0, 10, limit=9))[ONE]) == 1
+    assert len((await store.counts(TOPIC, [ONE], 0, 10, limit=9))[ONE]) == 1
 
 
 async def test_counts_are_found_by_service_and_time_and_the_newest_where_they_are_too_many(
@@ -69,11 +67,12 @@ async def test_counts_are_found_by_service_and_time_and_the_newest_where_they_ar
 ) -> None:
     begun = await store.begin(TOPIC, [0])
     listed = [counted(service, at, f"{service.name}{at}".encode()) for service in (ONE, TWO) for at in (0, 10, 20)]
-    await store.advance([step(begun[0], 5, *listed)])
-    found = await store.counts([ONE, TWO], 10, 20, limit=9)
+    await store.advance([step(begun[0], 5)], listed)
+    found = await store.counts(TOPIC, [ONE, TWO], 10, 20, limit=9)
     assert found == {ONE: [b"one10"], TWO: [b"two10"]}
-    assert sorted((await store.counts([ONE], 0, 100, limit=2))[ONE]) == [b"one10", b"one20"]
-    assert await store.counts([], 0, 100, limit=2) == {}
+    assert sorted((await store.counts(TOPIC, [ONE], 0, 100, limit=2))[ONE]) == [b"one10", b"one20"]
+    assert await store.counts(TOPIC, [], 0, 100, limit=2) == {}
+    assert await store.counts("another", [ONE], 0, 100, limit=2) == {}
 
 
 async def test_what_is_frozen_stays_whoever_comes_later(store: SqlPredictions) -> None:
@@ -102,10 +101,10 @@ async def test_what_changes_is_replaced_only_by_who_read_it_as_it_is(store: SqlP
 
 async def test_old_counts_go_a_little_at_once_and_centroids_of_services_stay(store: SqlPredictions) -> None:
     begun = await store.begin(TOPIC, [0])
-    await store.advance([step(begun[0], 5, *(counted(ONE, at, b"x") for at in (0, 1, 2, 50)))])
+    await store.advance([step(begun[0], 5)], [counted(ONE, at, b"x") for at in (0, 1, 2, 50)])
     await store.freeze([Reference("r-1", "predictions", b"bins"), Reference("default/ml/one", "", b"centroid")], 0.0)
     assert [await store.prune(30.0, limit=2) for _ in range(3)] == [2, 1, 0]
-    assert len((await store.counts([ONE], 0, 100, limit=9))[ONE]) == 1
+    assert len((await store.counts(TOPIC, [ONE], 0, 100, limit=9))[ONE]) == 1
     await store.prune(REFERENCES_KEPT_S + 30.0, limit=2)
     assert await store.references([("r-1", "predictions"), ("default/ml/one", "")]) == {
         ("default/ml/one", ""): b"centroid"

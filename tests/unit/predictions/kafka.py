@@ -17,7 +17,7 @@ from aiokafka import ConsumerRecord, TopicPartition
 from service.model.names import ServiceKey
 from service.model.value import from_epoch_s
 from service.ring.ports import Unavailable
-from service.ring.predictions import Advance, PartitionState, PredictionStore, Reference
+from service.ring.predictions import Advance, PartitionState, PredictionStore, Reference, ServiceCounts
 
 START_S = 1_764_131_307.0
 TOPIC = "predictions"
@@ -159,16 +159,16 @@ class Trouble:
     async def begin(self, topic: str, partitions: Collection[int]) -> Mapping[int, PartitionState]:
         return await self._through("begin", lambda: self.store.begin(topic, partitions))  # type: ignore[no-any-return]
 
-    async def advance(self, steps: Sequence[Advance]) -> None:
-        await self._through("advance", lambda: self.store.advance(steps))
+    async def advance(self, steps: Sequence[Advance], counts: Sequence[ServiceCounts]) -> None:
+        await self._through("advance", lambda: self.store.advance(steps, counts))
 
     async def partitions(self, topic: str) -> Sequence[PartitionState]:
         return await self.store.partitions(topic)
 
     async def counts(
-        self, services: Collection[ServiceKey], from_s: float, until_s: float, *, limit: int
+        self, topic: str, services: Collection[ServiceKey], from_s: float, until_s: float, *, limit: int
     ) -> Mapping[ServiceKey, Sequence[bytes]]:
-        return await self.store.counts(services, from_s, until_s, limit=limit)
+        return await self.store.counts(topic, services, from_s, until_s, limit=limit)
 
     async def references(self, keys: Collection[tuple[str, str]]) -> Mapping[tuple[str, str], bytes]:
         return await self._through("references", lambda: self.store.references(keys))  # type: ignore[no-any-return]

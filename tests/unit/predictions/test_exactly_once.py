@@ -60,7 +60,7 @@ def consumer(store: PredictionStore, clock: Clock, client: Client, **more: Any) 
 async def kept(store: PredictionStore) -> Counter[tuple[str, int, str | int]]:
     """All that is counted: (version, slot, category) -> n."""
     out: Counter[tuple[str, int, str | int]] = Counter()
-    for body in (await store.counts([SERVICE], 0, 1e12, limit=10**6)).get(SERVICE, ()):
+    for body in (await store.counts(TOPIC, [SERVICE], 0, 1e12, limit=10**6)).get(SERVICE, ()):
         for _, version, _, _, slot, counts in from_bytes(body):
             for category, n in counts.items():
                 out[version, slot, category] += n

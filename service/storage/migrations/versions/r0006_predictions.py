@@ -32,7 +32,6 @@ def upgrade() -> None:
         "prediction_counts",
         sa.Column("id", auto_id, primary_key=True, autoincrement=True),
         sa.Column("topic", sa.String(249), nullable=False),
-        sa.Column("partition", sa.Integer, nullable=False),
         sa.Column("cluster", sa.String(253), nullable=False),
         sa.Column("namespace", sa.String(63), nullable=False),
         sa.Column("service", sa.String(63), nullable=False),
