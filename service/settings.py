@@ -65,7 +65,8 @@ class PredictionSettings(_Section):
     cluster: DnsName | None = None
     """Where records ran that name no cluster; needed where there are several clusters."""
     lateness_s: Annotated[Seconds, Field(ge=1, le=300)] = Field(default=10.0, alias="lateness")
-    """How far records of one partition may come out of order; windows are complete that much later."""
+    """How far records of one partition may come out of order; later ones are not counted, and windows are judged that
+    much later, if they are not later already."""
     waiting: int = Field(default=0, ge=0, le=1_000_000)
     """Answers to mirrored requests that may wait for the other version's; 0: no pairs are joined. About 500 bytes
     each."""

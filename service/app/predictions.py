@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from service.app.clock import SystemClock
 from service.events.connection import Connection
 from service.model.preset import MetricsPreset
-from service.predictions.consumer import PredictionConsumer
+from service.predictions.consumer import COMMIT_S, POLL_S, PredictionConsumer
 from service.predictions.pairs import PairsSource
 from service.predictions.source import RecordsSource
 from service.ring.ports import Source
@@ -25,6 +25,13 @@ class Predictions:
 
     consumer: PredictionConsumer | None
     readers: Mapping[str, Source]
+
+
+def complete_after_s(settings: Settings) -> float:
+    """How long after its end a window's records are counted; 0 where none are read. Windows are judged no sooner."""
+    if not settings.predictions.topic:
+        return 0.0
+    return settings.predictions.lateness_s + POLL_S + 2 * COMMIT_S
 
 
 def predictions_of(

@@ -31,7 +31,7 @@ from service.app import logs
 from service.app.clock import SystemClock
 from service.app.metrics import Counted, OwnMetrics
 from service.app.observed_store import observed
-from service.app.predictions import predictions_of
+from service.app.predictions import complete_after_s, predictions_of
 from service.app.supervisor import run_until
 from service.app.tracing import open_tracer
 from service.dispatch.clockwork import Clockwork
@@ -112,7 +112,8 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
     last_s = LAST_SHARE * settings.stop_s
     tracer = open_tracer(settings.tracing, version())
     own = OwnMetrics(version(), clock_behind_s=lambda: clock.behind_s, tracer=tracer)
-    grace_s = max(2 * c.prometheus.scrape_interval_s for c in settings.all_clusters().values())
+    scraped_s = max(2 * c.prometheus.scrape_interval_s for c in settings.all_clusters().values())
+    grace_s = max(scraped_s, complete_after_s(settings))
     async with AsyncExitStack() as stack, _ending(stopping):
         stack.callback(tracer.close, last_s)
         opened = await open_store(settings.database.url, password=read_secret(settings.database.password_file))

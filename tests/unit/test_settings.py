@@ -10,10 +10,11 @@ import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from service.app.clock import SystemClock
-from service.app.predictions import predictions_of
+from service.app.predictions import complete_after_s, predictions_of
 from service.cli.schemas import all_schemas
 from service.events.connection import Connection
 from service.model.names import Mode
+from service.predictions.consumer import COMMIT_S
 from service.ring.seen import UNSEEN
 from service.ring.stopping import Stopping
 from service.settings import SettingsError, load, load_catalog, read_secret
@@ -141,7 +142,9 @@ def test_of_several_clusters_records_that_name_none_must_be_given_one(tmp_path: 
     made = predictions_of(load(write(tmp_path, text + ", cluster: b}\n")), Connection("k:1"), database, {}, **given)
     assert made.consumer is not None
     assert set(made.readers) == {"prediction_records", "prediction_pairs"}
+    assert complete_after_s(load(write(tmp_path, text + ", cluster: b}\n"))) > 20 + COMMIT_S
     without = load(write(tmp_path, "api: {auth: 'off'}\n"))
+    assert complete_after_s(without) == 0
     assert predictions_of(without, Connection("k:1"), database, {}, **given).consumer is None
 
 
