@@ -73,6 +73,9 @@ SERVICES_N: Final = 2_000
 """Services counted at most; one that was silent for an hour gives its place to another."""
 
 SERVICE_SILENT_S: Final = 3600.0
+FULL_S: Final = 10.0
+"""Once all places are taken, so long nobody looks whether one is free again, which costs a look at each."""
+
 TELL_S: Final = 60.0
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 SILENT_S: Final = 60.0
@@ -169,6 +172,7 @@ class PredictionConsumer:
         self._joiner = Joiner(waiting_n) if waiting_n else None
         self._parts: dict[int, _Part] = {}
         self._services: dict[Service, float] = {}
+        self._full_until_s = 0.0
         self._last_commit_s = 0.0
         self._looked_s = 0.0
         self._last_prune_s = 0.0
@@ -370,10 +374,13 @@ class PredictionConsumer:
     def _admitted(self, service: Service, now_s: float) -> bool:
         """Whether this service is among those that are counted."""
         if service not in self._services and len(self._services) >= self._services_n:
+            if now_s < self._full_until_s:
+                return False
             silent = [one for one, at in self._services.items() if now_s - at > SERVICE_SILENT_S]
             for one in silent:
                 del self._services[one]
             if not silent:
+                self._full_until_s = now_s + FULL_S
                 self._tell(now_s, f"more than {self._services_n} services send predictions; the rest is not counted")
                 return False
         self._services[service] = now_s

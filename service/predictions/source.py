@@ -171,7 +171,10 @@ def incomplete(
         silent_s = now_s - one.seen_at_s
         if one.next_offset == NOT_BEGUN or silent_s > UNREAD_S:
             since = "yet" if one.next_offset == NOT_BEGUN else f"for {silent_s:.0f} s"
-            return Availability.AWAY, f"partition {one.partition} of topic {topic} has not been read {since}"
+            why = (
+                f"partition {one.partition} of topic {topic} has not been read {since}; is it there, and its consumer?"
+            )
+            return Availability.AWAY, why
     if behind:
         worst = min(behind, key=lambda one: one.watermark_s)
         how_far = f"up to {end_s - worst.watermark_s:.0f} s before the window's end"
