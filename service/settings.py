@@ -70,6 +70,8 @@ class PredictionSettings(_Section):
     waiting: int = Field(default=0, ge=0, le=1_000_000)
     """Answers to mirrored requests that may wait for the other version's; 0: no pairs are joined. About 500 bytes
     each."""
+    learn: bool = False
+    """Whether a classifier is trained on embeddings, in a process of its own; needs the extra ``tensorflow``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 

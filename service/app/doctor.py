@@ -17,7 +17,7 @@ from service.api.auth import read_tokens
 from service.app.clock import SystemClock
 from service.app.run import connection_of
 from service.model.catalog import Catalog
-from service.model.preset import MetricsPreset, PredictionPairs, PredictionRecords, ValueExpression
+from service.model.preset import FromRecords, MetricsPreset, ValueExpression
 from service.ring.ports import PortError, Refused, Unavailable
 from service.settings import ClusterSettings, Settings, SettingsError, load, load_catalog, read_secret
 from service.sources.inventory import absent_series
@@ -122,7 +122,7 @@ async def _metric_store(cluster: ClusterSettings, loaded: list[tuple[Catalog, di
         for _, presets in loaded
         for preset in used
         for series in presets[preset].metrics.values()
-        if not isinstance(series, ValueExpression | PredictionRecords | PredictionPairs)
+        if not isinstance(series, ValueExpression | FromRecords)
         for name in series.names
     }
     absent = await absent_series(cluster.prometheus.url, names, token=token, timeout_s=cluster.prometheus.timeout_s)

@@ -9,6 +9,7 @@ from service.app.clock import SystemClock
 from service.events.connection import Connection
 from service.model.preset import MetricsPreset
 from service.predictions.consumer import COMMIT_S, POLL_S, PredictionConsumer
+from service.predictions.learned import KerasLearner, LearnedSource
 from service.predictions.pairs import PairsSource
 from service.predictions.source import RecordsSource
 from service.ring.ports import Source
@@ -25,6 +26,8 @@ class Predictions:
 
     consumer: PredictionConsumer | None
     readers: Mapping[str, Source]
+    learner: KerasLearner | None = None
+    """To be closed."""
 
 
 def complete_after_s(settings: Settings) -> float:
@@ -63,6 +66,7 @@ def predictions_of(
         clock=clock,
         lateness_s=wanted.lateness_s,
         waiting_n=wanted.waiting,
+        samples=wanted.learn,
         seen=seen,
         stopping=stopping,
     )
@@ -70,4 +74,8 @@ def predictions_of(
         "prediction_records": RecordsSource(store, presets, topic=wanted.topic, clock=clock),
         "prediction_pairs": PairsSource(store, presets, topic=wanted.topic, clock=clock),
     }
-    return Predictions(consumer, readers)
+    if not wanted.learn:
+        return Predictions(consumer, readers)
+    learner = KerasLearner()
+    readers["prediction_learned"] = LearnedSource(store, presets, learner, topic=wanted.topic, clock=clock)
+    return Predictions(consumer, readers, learner)

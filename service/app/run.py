@@ -141,6 +141,8 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
         predictions = predictions_of(
             settings, connection_of(settings.kafka), opened, presets, clock=clock, seen=own, stopping=stopping
         )
+        if predictions.learner is not None:
+            stack.push_async_callback(predictions.learner.close)
         producer = Producer(connection_of(settings.kafka))
         bus = KafkaBus(producer, settings.kafka.decisions_topic)
         door = Door(store, catalog, clock)

@@ -164,6 +164,21 @@ class PredictionPairs(Value):
     version_label: LabelName = "version"
 
 
+class PredictionLearned(Value):
+    """Whether a small classifier, trained on past windows, can tell both versions' embeddings apart: one number, for
+    guards. Needs ``predictions.learn`` in the settings and the ``tensorflow`` extra.
+
+    The number is nats of evidence; a guard at 4.6 stops a harmless release in at most 1 of 100 rollouts, whatever the
+    classifier learns (analyzers/learned.py).
+    """
+
+    kind: Literal["prediction_learned"] = "prediction_learned"
+    output: Annotated[str, StringConstraints(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")] = ""
+    model: Annotated[str, StringConstraints(max_length=100)] = ""
+    service_label: LabelName = "service"
+    version_label: LabelName = "version"
+
+
 class ValueExpression(Value):
     """Any PromQL expression that gives one number an arm; ``$matchers`` stands for the arm's label matchers."""
 
@@ -185,6 +200,9 @@ class ValueExpression(Value):
         return self
 
 
+FromRecords: TypeAlias = PredictionRecords | PredictionPairs | PredictionLearned
+"""Metrics that lie in prediction records and in no metric store."""
+
 CounterSeries: TypeAlias = LatencySeries | ErrorSeries | PredictionSeries | ScoreSeries
 """Metrics that are counted from raw samples."""
 
@@ -195,6 +213,7 @@ Series = Annotated[
     | ScoreSeries
     | PredictionRecords
     | PredictionPairs
+    | PredictionLearned
     | ValueExpression,
     Field(discriminator="kind"),
 ]
@@ -217,6 +236,6 @@ class MetricsPreset(Value):
             wanted = "predictions" if isinstance(series, ScoreSeries | PredictionRecords) else series.kind
             # Several outputs of one model are several metrics.
             named = name == wanted or (wanted == "predictions" and name.startswith("predictions-"))
-            if not isinstance(series, PredictionPairs | ValueExpression) and not named:
+            if not isinstance(series, PredictionPairs | PredictionLearned | ValueExpression) and not named:
                 raise ValueError(f"metric {name!r} is of kind {series.kind!r}, so it must be named {wanted!r}")
         return self

@@ -148,6 +148,7 @@ class PredictionConsumer:
         commit_s: float = COMMIT_S,
         services_n: int = SERVICES_N,
         waiting_n: int = 0,
+        samples: bool = False,
         seen: Observer = UNSEEN,
         stopping: Stopping | None = None,
         client: Callable[..., AIOKafkaConsumer] = AIOKafkaConsumer,
@@ -155,6 +156,7 @@ class PredictionConsumer:
         """``arguments`` reach the brokers (``events.connection``); ``cluster`` is that of records that name none.
 
         waiting_n : answers to mirrored requests that may wait for the other version's; 0: no pairs are joined
+        samples : whether some embeddings are kept whole, for ``learned``
         """
         self._arguments = arguments
         self._topic = topic
@@ -169,6 +171,7 @@ class PredictionConsumer:
         self._stopping = stopping or Stopping()
         self._client = client
         self._centroids = Centroids(store)
+        self._samples = samples
         self._joiner = Joiner(waiting_n) if waiting_n else None
         self._parts: dict[int, _Part] = {}
         self._services: dict[Service, float] = {}
@@ -368,6 +371,8 @@ class PredictionConsumer:
                 key = (said.model, pair.versions, pair.output, View.PAIR.value, slot)
                 part.tally.add(service, key, pair.classes)
         for output, numbers in said.embeddings:
+            if self._samples:
+                part.tally.sample(service, (said.model, said.version, output, View.SAMPLE.value, slot), numbers)
             key = (said.model, said.version, output, View.DISTANCE.value, slot)
             embeddings.append((Embedding(service, output, said.version, numbers), key))
 

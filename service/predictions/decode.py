@@ -69,6 +69,8 @@ class View(StrEnum):
     DISTANCE = "distance"
     PAIR = "pair"
     """Classes of both versions for one mirrored request (``pairing``)."""
+    SAMPLE = "sample"
+    """Some whole embeddings, for the classifier that learns to tell the arms apart (``learned``)."""
 
 
 _Name = Annotated[str, Meta(pattern=DNS_LABEL, max_length=63)]

@@ -6,9 +6,11 @@ moments ``(end - SLOT_S, end]``, as windows do, so that any window whose edges a
 
 from __future__ import annotations
 
+import array
+import base64
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -22,6 +24,12 @@ SLOT_S: Final = 0.5
 
 MOST_CLASSES: Final = 1000
 """Classes kept of one view of a service in a batch, the most frequent of both arms together; others as one."""
+
+MOST_SAMPLES: Final = 32
+"""Embeddings kept whole of one version's output in a batch of one partition: some 400 a minute."""
+
+MOST_SAMPLED_NUMBERS: Final = 1024
+"""Longer embeddings are not kept whole."""
 
 Service: TypeAlias = tuple[str, str, str]
 """(cluster, namespace, service)."""
@@ -53,6 +61,7 @@ class Tally:
     by_service: dict[Service, dict[Key, dict[Category, int]]] = field(default_factory=dict)
     cells_n: int = 0
     """Different (key, category) that are held."""
+    _samples_n: Counter[tuple[Service, str, str, str]] = field(default_factory=Counter)
 
     def add(self, service: Service, key: Key, category: Category) -> None:
         """Count one record in one view."""
@@ -67,6 +76,14 @@ class Tally:
         else:
             counts[category] = 1
             self.cells_n += 1
+
+    def sample(self, service: Service, key: Key, numbers: Sequence[float]) -> None:
+        """Keep an embedding as it is, unless there are enough of its version and output in this batch. The first ones
+        are as good as any: what an embedding holds has no part in it."""
+        place = (service, key[0], key[1], key[2])
+        if self._samples_n[place] < MOST_SAMPLES and len(numbers) <= MOST_SAMPLED_NUMBERS:
+            self._samples_n[place] += 1
+            self.add(service, key, base64.b85encode(array.array("f", numbers).tobytes()).decode())
 
     def take(self, other: Tally) -> None:
         """Add what another has counted."""

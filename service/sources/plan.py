@@ -20,10 +20,9 @@ from service.model.preset import (
     PLACEHOLDER,
     CounterSeries,
     ErrorSeries,
+    FromRecords,
     LatencySeries,
     MetricsPreset,
-    PredictionPairs,
-    PredictionRecords,
     PredictionSeries,
     ScoreSeries,
     ValueExpression,
@@ -172,7 +171,7 @@ def plan(
                 why = f"preset {query.place.metrics!r} has no metric {metric!r}"
                 known[slot] = Reading(metric, Availability.NO_SERIES, None, why)
                 continue
-            if isinstance(series, PredictionRecords | PredictionPairs):
+            if isinstance(series, FromRecords):
                 why = f"{metric} comes from prediction records, and no topic of them is set (predictions.topic)"
                 known[slot] = Reading(metric, Availability.NO_SERIES, None, why)
                 continue
@@ -193,7 +192,7 @@ def plan(
     batches: list[Batch] = []
     for (preset_name, metric, keys), asks in groups.items():
         what = presets[preset_name].metrics[metric]
-        assert not isinstance(what, ValueExpression | PredictionRecords | PredictionPairs)
+        assert not isinstance(what, ValueExpression | FromRecords)
         to_sum, raw = _parted(asks, what, keys) if summed(what.names[0]) else ([], asks)
         for alike in to_sum:
             batches += (
