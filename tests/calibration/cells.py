@@ -5,6 +5,8 @@ Every cell names its law; the seeds are others than those that the boundary and 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from analyzers import Margins
 from tests.calibration.measuring import Cell
 from tests.calibration.pod_streams import PodLaw
@@ -138,11 +140,17 @@ def _of_classes(name: str, fault: dict[str, float], ways: tuple[str, ...], class
 
 
 WAYS = ("alone", "half of the evidence", "a tenth of the evidence")
-PREDICTION_NULLS = _of_classes("", {}, WAYS, (2, 10, 1000))
+OUTPUTS = Law(predictions_alone=True, outputs_n=4)
+PREDICTION_NULLS = [*_of_classes("", {}, WAYS, (2, 10, 1000)), Cell("4 outputs of 10 classes, alone", OUTPUTS)]
 PREDICTION_FAULTS = [
     cell
     for at in (0, 30)
-    for cell in _of_classes(f", 5 points move at {at}", {"class_move": 0.05, "onset": at}, WAYS, (2, 10, 1000))
+    for cell in (
+        *_of_classes(f", 5 points move at {at}", {"class_move": 0.05, "onset": at}, WAYS, (2, 10, 1000)),
+        Cell(
+            f"4 outputs of 10 classes, alone, 5 points of one move at {at}", replace(OUTPUTS, class_move=0.05, onset=at)
+        ),
+    )
 ]
 
 

@@ -56,6 +56,8 @@ class Law:
     class_move: float = 0.0
     classes_n: int = len(CLASSES)
     """Classes of the model: 2 as 70 to 30 %, 10 as ``CLASSES``, any other number as 1, 1/2, 1/3 and so on."""
+    outputs_n: int = 1
+    """Outputs of the model, alike and independent; a fault is in the first."""
     predictions_alone: bool = False
     """Latency and errors are not collected."""
 
@@ -122,9 +124,9 @@ def windows(law: Law, rollouts: int, length: int, seed: int) -> Iterator[Window]
         tail = (law.tail_share, TAIL_FACTOR * law.tail_slower) if fault else (TAIL_SHARE, TAIL_FACTOR)
         failing = law.errors if law.canary_errors is None or not fault else law.canary_errors
         if law.predictions_alone:
-            yield Window(
-                predictions=Categories(rng.multinomial(n_c, moved if fault else usual), rng.multinomial(n_s, usual))
-            )
+            shares = [moved if fault and place == 0 else usual for place in range(law.outputs_n)]
+            first, *further = [Categories(rng.multinomial(n_c, p), rng.multinomial(n_s, usual)) for p in shares]
+            yield Window(predictions=first, outputs=tuple(further))
             continue
         yield Window(
             Histogram(
