@@ -9,6 +9,7 @@ from service.app.clock import SystemClock
 from service.events.connection import Connection
 from service.model.preset import MetricsPreset
 from service.predictions.consumer import COMMIT_S, POLL_S, PredictionConsumer
+from service.predictions.counting import Counting
 from service.predictions.learned import KerasLearner, LearnedSource
 from service.predictions.pairs import PairsSource
 from service.predictions.source import RecordsSource
@@ -57,16 +58,22 @@ def predictions_of(
             f"predictions.cluster must name the cluster of records that name none; known: {', '.join(clusters)}"
         )
     store = SqlPredictions(database)
+    counting = Counting(
+        store,
+        clock,
+        topic=wanted.topic,
+        cluster=cluster,
+        lateness_s=wanted.lateness_s,
+        waiting_n=wanted.waiting,
+        samples=wanted.learn,
+    )
     consumer = PredictionConsumer(
         connection.arguments(),
         topic=wanted.topic,
         group=wanted.group,
-        cluster=cluster,
+        counting=counting,
         store=store,
         clock=clock,
-        lateness_s=wanted.lateness_s,
-        waiting_n=wanted.waiting,
-        samples=wanted.learn,
         seen=seen,
         stopping=stopping,
     )

@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -26,12 +25,10 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaConnectionError, KafkaError
 
 from service.model.names import ServiceKey
-from service.predictions.centroids import Centroids, Embedding
-from service.predictions.decode import Poison, Prediction, View, decode
-from service.predictions.pairing import Joiner
-from service.predictions.tally import SLOT_S, Key, Service, Tally, slot_of
+from service.predictions.counting import Counting, Part
+from service.predictions.tally import SLOT_S, Service, Tally
 from service.ring.ports import Clock, PortError, Unavailable
-from service.ring.predictions import NOT_BEGUN, Advance, PartitionState, PredictionStore, ServiceCounts
+from service.ring.predictions import NOT_BEGUN, Advance, PredictionStore, ServiceCounts
 from service.ring.seen import UNSEEN, Observer
 from service.ring.stopping import Stopping
 from service.ring.store import Conflict
@@ -41,9 +38,6 @@ logger = logging.getLogger(__name__)
 LOOP = "predictions"
 POLL_S: Final = 0.5
 POLL_N: Final = 5_000
-COUNTED_AT_ONCE: Final = 200
-"""Records counted before other tasks get a turn, about 3 ms."""
-
 COMMIT_S: Final = 5.0
 """A batch is written so often at least, and the watermark with it: windows are complete that much later."""
 
@@ -52,9 +46,6 @@ COMMIT_N: Final = 100_000
 
 COMMIT_CELLS: Final = 100_000
 """... or so many different counts, which bounds its memory to some 20 MB."""
-
-LATENESS_S: Final = 10.0
-"""How far records of one partition may come out of order."""
 
 FIRST_LOOKBACK_S: Final = 3600.0
 """A partition that is met for the first time is read from so long ago."""
@@ -69,14 +60,6 @@ PRUNES_N: Final = 20
 """Rows deleted in one transaction, and transactions after one batch: 2,000 rows a second, five times what comes of as
 many services as are counted at most."""
 
-SERVICES_N: Final = 2_000
-"""Services counted at most; one that was silent for an hour gives its place to another."""
-
-SERVICE_SILENT_S: Final = 3600.0
-FULL_S: Final = 10.0
-"""Once all places are taken, so long nobody looks whether one is free again, which costs a look at each."""
-
-TELL_S: Final = 60.0
 RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 SILENT_S: Final = 60.0
 """A client that hears nothing of its brokers for so long is made anew."""
@@ -84,52 +67,6 @@ SILENT_S: Final = 60.0
 ASK_EVERY_S: Final = 10.0
 PARTITION_FETCH_BYTES: Final = 4 * 1024 * 1024
 FETCH_BYTES: Final = 16 * 1024 * 1024
-
-
-@dataclass(slots=True)
-class _Part:
-    """One partition that is ours: what the store holds, and what has been gathered since."""
-
-    state: PartitionState
-    """As the store holds it."""
-    start: PartitionState
-    """The same with what was found out when it was begun: where to read on, and what was lost."""
-    next_offset: int
-    watermark_s: float
-    tally: Tally = field(default_factory=Tally)
-    counted_n: int = 0
-    late_n: int = 0
-    poison_n: int = 0
-    refused_n: int = 0
-    answered_ms: int = 0
-    """The client's mark of the brokers' last answer for it."""
-
-    @property
-    def records_n(self) -> int:
-        """Records of the batch."""
-        return self.counted_n + self.late_n + self.poison_n + self.refused_n
-
-    def step(self, now_s: float) -> Advance:
-        """The batch as one step of the store."""
-        was, start = self.state, self.start
-        now = replace(
-            start,
-            revision=was.revision + 1,
-            next_offset=self.next_offset,
-            watermark_s=self.watermark_s,
-            seen_at_s=now_s,
-            counted_n=was.counted_n + self.counted_n,
-            late_n=was.late_n + self.late_n,
-            poison_n=was.poison_n + self.poison_n,
-            refused_n=was.refused_n + self.refused_n,
-        )
-        return Advance(was, now)
-
-    def written(self, now: PartitionState) -> None:
-        """The batch is in the store; the next begins."""
-        self.state = self.start = now
-        self.tally = Tally()
-        self.counted_n = self.late_n = self.poison_n = self.refused_n = 0
 
 
 class PredictionConsumer:
@@ -141,49 +78,31 @@ class PredictionConsumer:
         *,
         topic: str,
         group: str,
-        cluster: str,
+        counting: Counting,
         store: PredictionStore,
         clock: Clock,
-        lateness_s: float = LATENESS_S,
         commit_s: float = COMMIT_S,
-        services_n: int = SERVICES_N,
-        waiting_n: int = 0,
-        samples: bool = False,
         seen: Observer = UNSEEN,
         stopping: Stopping | None = None,
         client: Callable[..., AIOKafkaConsumer] = AIOKafkaConsumer,
     ) -> None:
-        """``arguments`` reach the brokers (``events.connection``); ``cluster`` is that of records that name none.
-
-        waiting_n : answers to mirrored requests that may wait for the other version's; 0: no pairs are joined
-        samples : whether some embeddings are kept whole, for ``learned``
-        """
+        """``arguments`` reach the brokers (``events.connection``)."""
         self._arguments = arguments
         self._topic = topic
         self._group = group
-        self._cluster = cluster
+        self._counting = counting
         self._store = store
         self._clock = clock
-        self._lateness_s = lateness_s
         self._commit_s = commit_s
-        self._services_n = services_n
         self._seen = seen
         self._stopping = stopping or Stopping()
         self._client = client
-        self._centroids = Centroids(store)
-        self._samples = samples
-        self._joiner = Joiner(waiting_n) if waiting_n else None
-        self._parts: dict[int, _Part] = {}
-        self._services: dict[Service, float] = {}
-        self._full_until_s = 0.0
+        self._parts: dict[int, Part] = {}
         self._last_commit_s = 0.0
         self._looked_s = 0.0
         self._last_prune_s = 0.0
-        self._told_s = -TELL_S
         self.last_heard_at: datetime | None = None
         """When the brokers last answered."""
-        self.poison_n: Counter[str] = Counter()
-        """Records that could not be counted, by code, since the start of the process."""
 
     async def run(self) -> None:
         """Count until a stop is asked, then write what is gathered and leave the group."""
@@ -235,7 +154,7 @@ class PredictionConsumer:
             for one, records in batch.items():
                 # Records of a partition that was given to us during the poll are read again from where it is begun.
                 if one.partition in self._parts:
-                    await self._count(self._parts[one.partition], records)
+                    await self._counting.count(self._parts[one.partition], records)
             await self._listen(consumer)
             heard_s = since_s if self.last_heard_at is None else self.last_heard_at.timestamp()
             if self._now_s() - max(heard_s, since_s) > SILENT_S:
@@ -295,7 +214,7 @@ class PredictionConsumer:
             if one in consumer.assignment():
                 consumer.seek(one, start.next_offset)
                 answered_ms = consumer.last_poll_timestamp(one) or 0
-                self._parts[one.partition] = _Part(
+                self._parts[one.partition] = Part(
                     state, start, start.next_offset, start.watermark_s, answered_ms=answered_ms
                 )
 
@@ -314,7 +233,7 @@ class PredictionConsumer:
             part.answered_ms, answered = answered_ms, True
             top = consumer.highwater(one)
             if top is not None and await self._position(consumer, one, part) >= top:
-                part.watermark_s = max(part.watermark_s, looked_s - self._lateness_s)
+                part.watermark_s = max(part.watermark_s, looked_s - self._counting.lateness_s)
         now = self._clock.now()
         if not consumer.assignment() and _older(self.last_heard_at, now, ASK_EVERY_S):
             await consumer.topics()
@@ -323,85 +242,12 @@ class PredictionConsumer:
             self.last_heard_at = now
         self._looked_s = now.timestamp()
 
-    async def _position(self, consumer: AIOKafkaConsumer, one: TopicPartition, part: _Part) -> int:
+    async def _position(self, consumer: AIOKafkaConsumer, one: TopicPartition, part: Part) -> int:
         """Where the client reads on: behind our last record, and behind marks that are no records."""
         try:
             return max(part.next_offset, int(await consumer.position(one)))
         except IllegalStateError:
             return part.next_offset  # it moved away just now
-
-    # --- counting ---------------------------------------------------------------------------------------------------
-
-    async def _count(self, part: _Part, records: Sequence[ConsumerRecord]) -> None:
-        """Take records into the batch, each offset once."""
-        for first in range(0, len(records), COUNTED_AT_ONCE):
-            embeddings: list[tuple[Embedding, Key]] = []
-            now_s = self._now_s()
-            for record in records[first : first + COUNTED_AT_ONCE]:
-                if record.offset >= part.next_offset:
-                    part.next_offset = record.offset + 1
-                    said = decode(record.value, now_s=now_s)
-                    if isinstance(said, Prediction):
-                        self._add(part, said, now_s, embeddings)
-                    else:
-                        self._poison(part, said, record)
-            if embeddings:
-                cells = await self._centroids.cells([one for one, _ in embeddings], now_s)
-                for (one, key), cell in zip(embeddings, cells, strict=True):
-                    if cell is not None:
-                        part.tally.add(one.service, key, cell)
-            await asyncio.sleep(0)
-
-    def _add(self, part: _Part, said: Prediction, now_s: float, embeddings: list[tuple[Embedding, Key]]) -> None:
-        slot = slot_of(said.time_s)
-        if slot * SLOT_S <= part.watermark_s:
-            part.late_n += 1
-            return
-        part.watermark_s = max(part.watermark_s, min(said.time_s, now_s) - self._lateness_s)
-        service = (said.cluster or self._cluster, said.namespace, said.service)
-        if not self._admitted(service, now_s):
-            part.refused_n += 1
-            return
-        part.counted_n += 1
-        for output, view, category in said.counted:
-            part.tally.add(service, (said.model, said.version, output, view, slot), category)
-        if self._joiner is not None and said.request_id:
-            classes = tuple((output, str(category)) for output, view, category in said.counted if view is View.CLASS)
-            for pair in self._joiner.add(service, said.model, said.request_id, said.version, said.time_s, classes):
-                key = (said.model, pair.versions, pair.output, View.PAIR.value, slot)
-                part.tally.add(service, key, pair.classes)
-        for output, numbers in said.embeddings:
-            if self._samples:
-                part.tally.sample(service, (said.model, said.version, output, View.SAMPLE.value, slot), numbers)
-            key = (said.model, said.version, output, View.DISTANCE.value, slot)
-            embeddings.append((Embedding(service, output, said.version, numbers), key))
-
-    def _admitted(self, service: Service, now_s: float) -> bool:
-        """Whether this service is among those that are counted."""
-        if service not in self._services and len(self._services) >= self._services_n:
-            if now_s < self._full_until_s:
-                return False
-            silent = [one for one, at in self._services.items() if now_s - at > SERVICE_SILENT_S]
-            for one in silent:
-                del self._services[one]
-            if not silent:
-                self._full_until_s = now_s + FULL_S
-                self._tell(now_s, f"more than {self._services_n} services send predictions; the rest is not counted")
-                return False
-        self._services[service] = now_s
-        return True
-
-    def _poison(self, part: _Part, said: Poison, record: ConsumerRecord) -> None:
-        part.poison_n += 1
-        self.poison_n[said.code] += 1
-        where = f"partition {record.partition} offset {record.offset} of {self._topic}"
-        self._tell(self._now_s(), f"{where} cannot be counted: {said.reason}")
-
-    def _tell(self, now_s: float, what: str) -> None:
-        """Say it, but a thing like it at most once a minute."""
-        if now_s - self._told_s >= TELL_S:
-            self._told_s = now_s
-            logger.warning("predictions: %s", what, extra={"action": "prediction_refused"})
 
     # --- writing ----------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from service.app.clock import SystemClock
 from service.events.connection import Connection
 from service.lab.broker import EmbeddedBroker
 from service.predictions.consumer import PredictionConsumer
+from service.predictions.counting import Counting
 from service.ring.stopping import Stopping
 from service.storage.opening import open_store
 from service.storage.predictions import SqlPredictions
@@ -80,11 +81,11 @@ def fill(bootstrap: str, records: list[bytes]) -> None:
 async def consume(bootstrap: str, records_n: int, folder: Path) -> None:
     """Count all of it, and print what it took as JSON."""
     opened = await open_store(f"sqlite:///{folder / 's.db'}")
-    store, stopping = SqlPredictions(opened), Stopping()
+    store, stopping, clock = SqlPredictions(opened), Stopping(), SystemClock()
     consumer = PredictionConsumer(
         Connection(bootstrap).arguments(),
-        topic=TOPIC, group="bench", cluster="default", store=store, clock=SystemClock(), stopping=stopping,
-        lateness_s=2 * SPREAD_S,
+        topic=TOPIC, group="bench", store=store, clock=clock, stopping=stopping,
+        counting=Counting(store, clock, topic=TOPIC, cluster="default", lateness_s=2 * SPREAD_S),
     )  # fmt: skip
     cpu_s, began_s = time.process_time(), time.monotonic()
     task = asyncio.create_task(consumer.run())

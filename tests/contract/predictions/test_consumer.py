@@ -25,6 +25,7 @@ from service.model.observation import Availability, CategoryCounts, Reading, Win
 from service.model.preset import MetricsPreset
 from service.model.target import Destination, Finish, Place
 from service.predictions.consumer import PredictionConsumer
+from service.predictions.counting import Counting
 from service.predictions.source import RecordsSource
 from service.predictions.tally import from_bytes
 from service.ring.predictions import Advance, PredictionStore
@@ -115,14 +116,15 @@ async def store(tmp_path: Path) -> AsyncIterator[SqlPredictions]:
 def consumer(broker: Broker, topic: str, store: PredictionStore, **more: Any) -> PredictionConsumer:
     # A group of its own each: the offsets are in the database, and the embedded broker's groups take seconds to join.
     broker.n += 1
-    given: dict[str, Any] = {"commit_s": 0.3, "lateness_s": 1.0, "group": f"serinus-{broker.n}", **more}
+    own = {name: more.pop(name) for name in ("commit_s", "group", "stopping") if name in more}
+    clock = SystemClock()
     return PredictionConsumer(
         Connection(broker.bootstrap).arguments(),
         topic=topic,
-        cluster="default",
+        counting=Counting(store, clock, topic=topic, cluster="default", **{"lateness_s": 1.0, **more}),
         store=store,
-        clock=SystemClock(),
-        **given,
+        clock=clock,
+        **{"commit_s": 0.3, "group": f"serinus-{broker.n}", **own},
     )
 
 
@@ -190,7 +192,7 @@ async def test_a_window_counts_each_record_of_its_time_once_over_all_partitions(
     await broker.send(topic, [*inside[:300], broken, *inside[300:], *edges])
     async with counting(broker, topic, store, lateness_s=90.0) as one:
         await until(store, topic, 604)
-        assert dict(one.poison_n) == {"json": 1}
+        assert dict(one._counting.poison_n) == {"json": 1}
         source = RecordsSource(store, {"records": preset()}, topic=topic, clock=SystemClock())
         assert (await window(source, end_s)).availability is Availability.STALE
     async with counting(broker, topic, store):

@@ -18,6 +18,7 @@ from service.model.observation import Availability, CategoryCounts, Reading, Win
 from service.model.preset import MetricsPreset
 from service.model.target import Destination, Finish, Place
 from service.predictions.consumer import PredictionConsumer
+from service.predictions.counting import Counting
 from service.predictions.source import RecordsSource
 from service.predictions.tally import from_bytes, slot_of
 from service.ring.predictions import PredictionStore
@@ -51,9 +52,11 @@ async def store(tmp_path: Path) -> AsyncIterator[SqlPredictions]:
 
 
 def consumer(store: PredictionStore, clock: Clock, client: Client, **more: Any) -> PredictionConsumer:
+    own = {name: more.pop(name) for name in ("commit_s", "stopping") if name in more}
+    counting = Counting(store, clock, topic=TOPIC, cluster="default", **{"lateness_s": 1e6, **more})
     return PredictionConsumer(
-        {}, topic=TOPIC, group="g", cluster="default", store=store, clock=clock,
-        client=lambda *names, **arguments: client, **{"lateness_s": 1e6, "commit_s": 1.0, **more},
+        {}, topic=TOPIC, group="g", counting=counting, store=store, clock=clock,
+        client=lambda *names, **arguments: client, **{"commit_s": 1.0, **own},
     )  # fmt: skip
 
 
