@@ -120,6 +120,11 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
         stack.push_async_callback(opened.close)
         store = observed(opened, own, clock, grace_s=grace_s)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64)))
+        predictions = predictions_of(
+            settings, connection_of(settings.kafka), opened, presets, clock=clock, seen=own, stopping=stopping
+        )
+        if predictions.learner is not None:
+            stack.push_async_callback(predictions.learner.close)
         clusters = settings.all_clusters()
         meshes: dict[str, Mesh] = {}
         sources: dict[str, Source] = {}
@@ -138,11 +143,6 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
                 token=read_secret(cluster.prometheus.token_file),
                 asked=partial(own.asked, name),
             )
-        predictions = predictions_of(
-            settings, connection_of(settings.kafka), opened, presets, clock=clock, seen=own, stopping=stopping
-        )
-        if predictions.learner is not None:
-            stack.push_async_callback(predictions.learner.close)
         producer = Producer(connection_of(settings.kafka))
         bus = KafkaBus(producer, settings.kafka.decisions_topic)
         door = Door(store, catalog, clock)
