@@ -7,18 +7,21 @@ start-up with the list of what is known. Policies, targets and metric presets ar
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.model.catalog import Catalog
+from service.model.lines import LogSeries, PatternSet
 from service.model.names import DnsName, Mode
 from service.model.policy import Age, Policy, Seconds
 from service.model.preset import MetricsPreset
 from service.model.target import Target
+from service.preflight.outside import Allowed
 
 MAX_FILE_BYTES = 1_000_000
 """A configuration file larger than this is a mistake, not a configuration."""
@@ -90,6 +93,23 @@ class PrometheusSettings(_Section):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
+class LokiSettings(_Section):
+    """A cluster's log store. Without one, metrics of logs are read from the pods themselves."""
+
+    url: str = "http://localhost:3100"
+    tenant: Annotated[str, Field(pattern=r"^[A-Za-z0-9!_.*'()|-]{1,300}$")] | None = None
+    """Sent as X-Scope-OrgID, which a store with several tenants needs; a|b asks both."""
+    token_file: Path | None = None
+    timeout_s: Annotated[Seconds, Field(gt=0)] = Field(default=20.0, alias="timeout")
+    max_concurrent: int = Field(default=4, ge=1, le=64)
+    delay_s: Annotated[Seconds, Field(le=600)] = Field(default=30.0, alias="delay")
+    """So much later than they were written lines may arrive; a window is counted that much further back."""
+    heard_within_s: Annotated[Seconds, Field(ge=60)] = Field(default=7 * 86400.0, alias="heard_within")
+    """An arm without any line for so long is one whose logs do not get here, and not a quiet one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
 class KubernetesSettings(_Section):
     """A cluster's API server. Without a kubeconfig, the pod's own ServiceAccount is used."""
 
@@ -105,6 +125,7 @@ class ClusterSettings(_Section):
 
     prometheus: PrometheusSettings
     kubernetes: KubernetesSettings
+    loki: LokiSettings | None = None
     environments: tuple[str, ...] = ()
     """Environment ids in events that mean this cluster."""
 
@@ -172,6 +193,31 @@ class PagerDutySettings(_Section):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
+class PreflightSettings(_Section):
+    """What the gates before any traffic may reach and how."""
+
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts with an address inside (private, loopback) that may be read: registries, report servers. As ``host``,
+    ``host:port`` or, for one without TLS, ``http://host:port``. Public hosts need no entry; everything else inside is
+    refused, also behind a redirect."""
+    registry_logins_file: Path | None = None
+    """A ``.dockerconfigjson``, as in Kubernetes' pull secrets. Without it registries are read without a login."""
+    ca_file: Path | None = None
+    """Certificates of an authority of one's own, in PEM; used beside the system's."""
+    models_dir: Path | None = None
+    """The folder below which the targets' models are; without it the gate model cannot look."""
+    requests_dir: Path | None = None
+    """The folder below which the targets' golden requests are; without it the gate golden cannot look."""
+    reports_dir: Path | None = None
+    """The folder below which scan reports are; without it reports are read from addresses and registries alone."""
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _of_that_form(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        Allowed.listed(entries)
+        return entries
+
+
 class LogSettings(_Section):
     """What is written to standard output."""
 
@@ -198,18 +244,20 @@ class Settings(BaseSettings):
     rollbacks_per_hour: int = Field(default=10, ge=0)
     """Automatic rollbacks in any hour over all services; past it, harm pauses and pages instead."""
     config_dir: Path = Path("config")
-    """Folder with policies/, targets/ and metrics/."""
+    """Folder with policies/, targets/, metrics/ and logs/."""
     cluster: DnsName = "default"
     """Name of the one cluster, where ``clusters`` is empty."""
     kafka: KafkaSettings = KafkaSettings()
     predictions: PredictionSettings = PredictionSettings()
     prometheus: PrometheusSettings = PrometheusSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
+    loki: LokiSettings | None = None
     clusters: dict[DnsName, ClusterSettings] = {}
     database: DatabaseSettings = DatabaseSettings()
     retention: RetentionSettings = RetentionSettings()
     api: ApiSettings
     pagerduty: PagerDutySettings = PagerDutySettings()
+    preflight: PreflightSettings = PreflightSettings()
     log: LogSettings = LogSettings()
     tracing: TracingSettings = TracingSettings()
     stop_s: Seconds = Field(default=10.0, alias="stop_within")
@@ -228,8 +276,9 @@ class Settings(BaseSettings):
         return env_settings, init_settings
 
     def all_clusters(self) -> dict[str, ClusterSettings]:
-        """The clusters by name; the top-level Prometheus and API server where none are listed."""
-        return self.clusters or {self.cluster: ClusterSettings(prometheus=self.prometheus, kubernetes=self.kubernetes)}
+        """The clusters by name; the top-level Prometheus, API server and Loki where none are listed."""
+        one = ClusterSettings(prometheus=self.prometheus, kubernetes=self.kubernetes, loki=self.loki)
+        return self.clusters or {self.cluster: one}
 
 
 def load(file: Path | None) -> Settings:
@@ -261,7 +310,13 @@ def load_catalog(settings: Settings) -> tuple[Catalog, dict[str, MetricsPreset]]
     if not folder.is_dir():
         raise SettingsError(f"config_dir {folder} is no folder; it must hold policies/, targets/ and metrics/")
     policies = {p.name: p for p in (_parse(Policy, f, _read_yaml(f)) for f in _yaml_files(folder / "policies"))}
-    presets = {p.name: p for p in (_parse(MetricsPreset, f, _read_yaml(f)) for f in _yaml_files(folder / "metrics"))}
+    sets = {p.name: p for p in (_parse(PatternSet, f, _read_yaml(f)) for f in _yaml_files(folder / "logs"))}
+    listed_presets = (_parse(MetricsPreset, f, _read_yaml(f)) for f in _yaml_files(folder / "metrics"))
+    given = {p.name: _with_sets(p, sets, folder) for p in listed_presets}
+    try:
+        presets = {name: preset.with_included(given) for name, preset in given.items()}
+    except ValueError as error:
+        raise SettingsError(f"{folder / 'metrics'}: {error}") from None
     targets: list[Target] = []
     for file in _yaml_files(folder / "targets"):
         listed = _read_yaml(file)
@@ -295,6 +350,24 @@ def load_catalog(settings: Settings) -> tuple[Catalog, dict[str, MetricsPreset]]
                         f"{target.namespace}/{target.service} lacks; it has: {', '.join(sorted(preset.metrics))}"
                     )
     return catalog, presets
+
+
+def _with_sets(preset: MetricsPreset, sets: Mapping[str, PatternSet], folder: Path) -> MetricsPreset:
+    """The preset with the patterns of the sets that it names."""
+    try:
+        return preset.model_copy(
+            update={
+                "metrics": {
+                    name: series.with_sets(sets) if isinstance(series, LogSeries) else series
+                    for name, series in preset.metrics.items()
+                }
+            }
+        )
+    except KeyError as error:
+        raise SettingsError(
+            f"preset {preset.name!r} names the pattern set {error.args[0]!r}; "
+            f"known in {folder / 'logs'}: {', '.join(sorted(sets)) or 'none'}"
+        ) from None
 
 
 def _yaml_files(folder: Path) -> list[Path]:

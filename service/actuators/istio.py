@@ -8,8 +8,8 @@ from typing import Any
 
 from kubernetes.aio import client
 
-from service.actuators.cluster import answered, message
 from service.actuators.virtual_service import CannotEdit, Edit, ServesOthers, Wanted, edit, look
+from service.cluster import answered, message
 from service.model.target import Place, Readiness
 from service.ring.ports import NotOurs, Refused, Unavailable, WeightsSeen
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,8 @@ from analyzers import (
     past_of,
     warnings,
 )
-from service.analysis.rows import OTHER, Layout, layout_of, pack, unpack
+from service.analysis.resources import RESOURCE_SHARE, Watched, watch_resources
+from service.analysis.rows import OTHER, Layout, layout_of, pack, resources_in, unpack
 from service.model.names import ServiceKey
 from service.model.observation import (
     ArmValues,
@@ -35,6 +36,8 @@ from service.model.observation import (
     CategoryCounts,
     FailureCounts,
     HistogramCounts,
+    LineCounts,
+    PodValues,
     Reading,
 )
 from service.model.policy import Guard, MetricKind, Policy
@@ -42,6 +45,9 @@ from service.model.rollout import RolloutState
 from service.model.stimulus import GuardReading, MetricEvidence
 
 DEFAULT_MARGINS = Margins()
+
+BY_ARM = frozenset({MetricKind.LATENCY, MetricKind.ERRORS, MetricKind.PREDICTIONS})
+"""Kinds that are compared between the arms by the monitor."""
 
 
 @dataclass(slots=True)
@@ -75,20 +81,20 @@ class _Case:
 
 
 def compared_metrics(policy: Policy) -> frozenset[str]:
-    """Names of the metrics that are compared between the arms; the others serve guards only."""
-    return frozenset(m.name for m in policy.metrics if m.kind is not MetricKind.VALUE)
+    """Names of the metrics that are compared between the arms; the others are of pods, or serve guards only."""
+    return frozenset(m.name for m in policy.metrics if m.kind in BY_ARM)
 
 
 def monitor_config(policy: Policy, layout: Layout) -> MonitorConfig:
     """The library's settings for a policy, limited to the metrics that the layout holds."""
     kinds, outputs = _kinds(layout), _outputs(layout)
-    margins = {
-        m.kind.value: m.margin for m in policy.metrics if m.margin is not None and m.kind is not MetricKind.VALUE
-    }
+    margins = {m.kind.value: m.margin for m in policy.metrics if m.margin is not None and m.kind in BY_ARM}
+    # The promise is for the whole rollout: what is said of pods has a part of the rates of its own.
+    left = 1.0 - RESOURCE_SHARE * any(m.kind is MetricKind.RESOURCE for m in policy.metrics)
     weights = {str(m.kind): m.weight for m in policy.metrics if m.weight is not None and m.kind.value in kinds}
     return MonitorConfig(
-        false_rollback=policy.false_rollback,
-        false_pause=policy.false_pause,
+        false_rollback=left * policy.false_rollback,
+        false_pause=left * policy.false_pause,
         planned_windows=policy.planned_windows,
         margins=Margins(
             latency=margins.get("latency", DEFAULT_MARGINS.latency),
@@ -134,7 +140,39 @@ def judge_windows(
     for (config, layout, _), batch in batches.items():
         for case, verdict in zip(batch, _verdicts(config, layout, batch), strict=True):
             judged[case.place] = verdict
-    return [one for one in judged if one is not None]
+    found = [one for one in judged if one is not None]
+    watched = watch_resources(
+        [
+            (state, _resources(packed), listed, _requests({r.metric: r for r in listed}), one.log_rollback)
+            for (state, packed, listed), one in zip(cases, found, strict=True)
+        ]
+    )
+    return [
+        one if seen is None else _with_resources(one, seen, packed)
+        for (_, packed, _), one, seen in zip(cases, found, watched, strict=True)
+    ]
+
+
+def _resources(packed: bytes) -> bytes:
+    with contextlib.suppress(ValueError, TypeError):
+        return resources_in(packed)
+    return b""
+
+
+def _with_resources(judged: Judged, watched: Watched, packed: bytes) -> Judged:
+    """The verdict with what was found of pods: the graver one counts."""
+    row = judged.monitor
+    if watched.row is not None:
+        # A row that cannot be read is left as it is.
+        with contextlib.suppress(ValueError, TypeError):
+            row = pack(*unpack(judged.monitor or packed), watched.row)
+    return replace(
+        judged,
+        evidence=tuple(watched.evidence.get(one.metric, one) for one in judged.evidence),
+        log_evidence=max(judged.log_evidence, watched.log_evidence),
+        harmful=judged.harmful or watched.harmful,
+        monitor=row,
+    )
 
 
 def _verdicts(config: MonitorConfig, layout: Layout, batch: Sequence[_Case]) -> list[Judged]:
@@ -259,7 +297,7 @@ def _outputs(layout: Layout) -> dict[str, str]:
 
 
 def _limit(config: MonitorConfig, kind: MetricKind) -> float | None:
-    return None if kind is MetricKind.VALUE else float(getattr(config.margins, kind.value))
+    return float(getattr(config.margins, kind.value)) if kind in BY_ARM else None
 
 
 def _window(layout: Layout, batch: Sequence[_Case]) -> Window:
@@ -320,6 +358,11 @@ def _seen(reading: Reading | None) -> dict[str, object]:
             out |= {"value_canary": x / n if n else None, "value_stable": y / m if m else None}
         case ArmValues(canary=canary, stable=stable):
             out |= {"value_canary": canary, "value_stable": stable}
+        case LineCounts(names=names, canary=lines, stable=known):
+            out |= {"value_canary": float(sum(lines)), "value_stable": float(sum(known)) if names else None}
+        case PodValues() as pods:
+            canary, stable = pods.means
+            out |= {"value_canary": canary, "value_stable": stable}
         case _:
             pass
     return out
@@ -352,12 +395,20 @@ def _guard(guard: Guard, reading: Reading | None) -> GuardReading:
             canary, stable = x / n, (y / m if m else None)
         case ArmValues(canary=canary, stable=stable):
             pass
+        case LineCounts() as lines if guard.only_on_canary:
+            canary, stable = float(sum(lines.only_on_canary())), 0.0
+        case LineCounts(canary=of_canary, stable=of_stable):
+            canary, stable = float(sum(of_canary)), float(sum(of_stable))
+        case PodValues() as pods:
+            canary, stable = pods.means
         case _:
             pass
-    if canary is None or (guard.times_stable_above is not None and not stable):
+    unknown = (guard.times_stable_above is not None and not stable) or (guard.only_on_canary and stable is None)
+    if canary is None or unknown:
         return GuardReading(guard=guard.name, breach=None)
     breach = (
-        (guard.above is not None and canary > guard.above)
+        (guard.only_on_canary and canary > 0 and stable == 0)
+        or (guard.above is not None and canary > guard.above)
         or (guard.below is not None and canary < guard.below)
         or (guard.times_stable_above is not None and stable is not None and canary > guard.times_stable_above * stable)
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,19 +78,50 @@ def _largest(counts: CategoryCounts) -> list[str]:
     return sorted(sorted(by_name, key=lambda name: (-by_name[name], name))[:MAX_CLASSES])
 
 
-def pack(layout: Layout, numbers: NDArray[np.float64]) -> bytes:
-    """One rollout's layout and its (D,) row as bytes."""
-    head = json.dumps([layout.edges_s, dict(layout.outputs) or layout.classes, layout.errors]).encode()
-    return len(head).to_bytes(4, "little") + head + np.ascontiguousarray(numbers, dtype="<f8").tobytes()
+def pack(layout: Layout, numbers: NDArray[np.float64] | None, resources: bytes = b"") -> bytes:
+    """One rollout's layout and its (D,) row as bytes, and behind them what ``analysis.resources`` keeps.
+
+    numbers : None where the arms have not been compared yet
+    """
+    # Without resources it is what a release before them wrote, and reads.
+    head = json.dumps(
+        [
+            layout.edges_s,
+            dict(layout.outputs) or layout.classes,
+            layout.errors,
+            *([len(resources)] if resources else []),
+        ]
+    ).encode()
+    row = b"" if numbers is None else np.ascontiguousarray(numbers, dtype="<f8").tobytes()
+    return len(head).to_bytes(4, "little") + head + row + resources
 
 
 def unpack(packed: bytes) -> tuple[Layout, NDArray[np.float64] | None]:
-    """What ``pack`` wrote; (EMPTY, None) for a rollout that has not been compared yet."""
+    """The layout and row that ``pack`` was given; (EMPTY, None) for a rollout that has not been compared yet."""
     if not packed:
         return EMPTY, None
-    size = int.from_bytes(packed[:4], "little")
-    edges, classes, errors = json.loads(packed[4 : 4 + size])
+    (edges, classes, errors), row, _ = _parts(packed)
     outputs = tuple((name, tuple(of)) for name, of in classes.items()) if isinstance(classes, dict) else ()
     alone = None if classes is None or outputs else tuple(classes)
     layout = Layout(None if edges is None else tuple(edges), alone, bool(errors), outputs)
-    return layout, np.frombuffer(packed, dtype="<f8", offset=4 + size).astype(np.float64)
+    return layout, np.frombuffer(row, dtype="<f8").astype(np.float64) if row else None
+
+
+def resources_in(packed: bytes) -> bytes:
+    """What ``analysis.resources`` keeps; empty where there is nothing."""
+    return _parts(packed)[2] if packed else b""
+
+
+def begun(packed: bytes) -> bool:
+    """Whether the arms have been compared."""
+    return bool(packed) and bool(_parts(packed)[1])
+
+
+def _parts(packed: bytes) -> tuple[list[Any], bytes, bytes]:
+    """(layout, row, resources)."""
+    size = 4 + int.from_bytes(packed[:4], "little")
+    *head, last = json.loads(packed[4:size])
+    if len(head) < 3:  # without resources the head ends with the layout
+        return [*head, last], packed[size:], b""
+    end = len(packed) - int(last)
+    return head, packed[size:end], packed[end:]

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from service.analysis.judging import Judged, judge_windows
+from service.analysis.rows import begun
 from service.model.observation import Availability, Reading, WindowQuery
 from service.model.rollout import RolloutState
 from service.model.stimulus import WindowJudged
@@ -128,7 +129,7 @@ class Tick:
             readings = await self._collect(due, now)
         with self._seen.phase("judge"):
             cases = [(one.state, one.monitor, read) for one, read in zip(due, readings, strict=True)]
-            beginning = {one.state.service for one in due if not one.monitor}
+            beginning = {one.state.service for one in due if not begun(one.monitor)}
             past = await self._store.past_monitors(beginning, last=PAST_ROLLOUTS) if beginning else {}
             judged = await asyncio.to_thread(judge_windows, cases, past)
         with self._seen.phase("commit"):

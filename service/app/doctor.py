@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import fnmatch
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import aiohttp
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
-from service.actuators.cluster import connect, rights
 from service.api.auth import read_tokens
 from service.app.clock import SystemClock
+from service.app.labelling import lacking, names_of, narrowed, needs
 from service.app.run import connection_of
+from service.cluster import LOGS_NEEDED, NEEDED, Right, connect, rights
 from service.model.catalog import Catalog
-from service.model.preset import FromRecords, MetricsPreset, ValueExpression
+from service.model.lines import LogSeries
+from service.model.preset import MetricsPreset
+from service.model.target import Target
 from service.ring.ports import PortError, Refused, Unavailable
 from service.settings import ClusterSettings, Settings, SettingsError, load, load_catalog, read_secret
 from service.sources.inventory import absent_series
+from service.sources.loki import LokiSource
 from service.sources.prometheus import PrometheusSource
 from service.storage.opening import InUse, open_store
+
+MOST_NEEDS = 200
+"""Pairs of a series and a label that the doctor asks about."""
 
 ROUTING_KEY = re.compile(r"[A-Za-z0-9]{32}")
 
@@ -64,10 +73,15 @@ async def _run(settings: Settings) -> list[Finding]:
     await look("database", lambda: _database(settings))
     await look("event bus", lambda: _event_bus(settings))
     for name, cluster in settings.all_clusters().items():
-        await look(f"metric store of {name}", lambda c=cluster: _metric_store(c, loaded))  # type: ignore[misc]
+        seen = _watched(name, loaded)
+        await look(f"metric store of {name}", lambda c=cluster, w=seen: _metric_store(c, w))  # type: ignore[misc]
+        await look(f"labels in {name}", lambda c=cluster, w=seen: _labels(c, w))  # type: ignore[misc]
+        if cluster.loki is not None:
+            await look(f"log store of {name}", lambda c=cluster, w=seen: _log_store(c, w))  # type: ignore[misc]
+        needed = (*NEEDED, *LOGS_NEEDED) if cluster.loki is None and _of_logs(seen) else NEEDED
         namespaces = sorted({t.namespace for t in loaded[0][0].targets if "*" not in t.namespace}) if loaded else []
         for namespace in namespaces:
-            await look(f"rights in {name}/{namespace}", lambda c=cluster, n=namespace: _rights(c, n))  # type: ignore[misc]
+            await look(f"rights in {name}/{namespace}", lambda c=cluster, n=namespace, w=needed: _rights(c, n, w))  # type: ignore[misc]
     await look("pagerduty", lambda: _pagerduty(settings))
     await look("api tokens", lambda: _tokens(settings))
     return findings
@@ -102,42 +116,109 @@ async def _event_bus(settings: Settings) -> str:
     return f"{kafka.bootstrap_servers} has all {len(wanted)} topics"
 
 
-async def _metric_store(cluster: ClusterSettings, loaded: list[tuple[Catalog, dict[str, MetricsPreset]]]) -> str:
-    """Its version, and which series of the presets in use it has none of yet (a new service may be to come)."""
-    token = read_secret(cluster.prometheus.token_file)
+def _reader(cluster: ClusterSettings, session: aiohttp.ClientSession) -> PrometheusSource:
+    return PrometheusSource(
+        session,
+        cluster.prometheus.url,
+        {},
+        clock=SystemClock(),
+        scrape_interval_s=cluster.prometheus.scrape_interval_s,
+        timeout_s=cluster.prometheus.timeout_s,
+        token=read_secret(cluster.prometheus.token_file),
+    )
+
+
+Watched: TypeAlias = Sequence[tuple[Target, MetricsPreset]]
+"""A cluster's targets, each with what of its preset its policies look at."""
+
+
+def _watched(cluster: str, loaded: list[tuple[Catalog, dict[str, MetricsPreset]]]) -> Watched:
+    out = []
+    for catalog, presets in loaded:
+        for target in catalog.targets:
+            if fnmatch.fnmatchcase(cluster, target.cluster):
+                policies = [catalog.policies[name] for name in (target.policy, *target.allowed_policies)]
+                metrics = {rule.name for policy in policies for rule in policy.metrics}
+                out.append((target, narrowed(presets[target.metrics], metrics)))
+    return out
+
+
+def _of_logs(watched: Watched) -> list[Target]:
+    return [target for target, one in watched if any(isinstance(s, LogSeries) for s in one.metrics.values())]
+
+
+async def _metric_store(cluster: ClusterSettings, watched: Watched) -> str:
+    """Its version, and which series that policies look at it has none of yet (a new service may be to come)."""
     async with aiohttp.ClientSession() as session:
-        source = PrometheusSource(
-            session,
-            cluster.prometheus.url,
-            {},
-            clock=SystemClock(),
-            scrape_interval_s=cluster.prometheus.scrape_interval_s,
-            timeout_s=cluster.prometheus.timeout_s,
-            token=token,
-        )
-        said = f"{cluster.prometheus.url} {await source.check()}"
-    used = {target.metrics for catalog, _ in loaded for target in catalog.targets}
-    names = {
-        name
-        for _, presets in loaded
-        for preset in used
-        for series in presets[preset].metrics.values()
-        if not isinstance(series, ValueExpression | FromRecords)
-        for name in series.names
-    }
+        said = f"{cluster.prometheus.url} {await _reader(cluster, session).check()}"
+    names = {name for _, preset in watched for name in names_of(preset)}
+    token = read_secret(cluster.prometheus.token_file)
     absent = await absent_series(cluster.prometheus.url, names, token=token, timeout_s=cluster.prometheus.timeout_s)
     return f"{said}; no series yet of {', '.join(absent)}" if absent else f"{said}; has all {len(names)} series"
 
 
-async def _rights(cluster: ClusterSettings, namespace: str) -> str:
+async def _labels(cluster: ClusterSettings, watched: Watched) -> str:
+    async with aiohttp.ClientSession() as session:
+        return await labels_of(_reader(cluster, session), watched)
+
+
+async def labels_of(source: PrometheusSource, watched: Watched) -> str:
+    """Whether the series that are looked at carry the labels by which targets tell the arms apart; raises Refused."""
+    asked = list(dict.fromkeys(need for target, preset in watched for need in needs(target, preset)))
+    counts = {need: await source.lacking_n(need.series, need.label, dict(need.labels)) for need in asked[:MOST_NEEDS]}
+    faults = lacking(counts)
+    if faults:
+        raise Refused("; ".join(faults))
+    there_n = sum(all_n > 0 for _, all_n in counts.values())
+    return f"{there_n} of {len(asked)} pairs of a series and a label are there, and no series lacks its label"
+
+
+async def _log_store(cluster: ClusterSettings, watched: Watched) -> str:
+    loki = cluster.loki
+    assert loki is not None
+    async with aiohttp.ClientSession() as session:
+        source = LokiSource(
+            session,
+            loki.url,
+            {},
+            clock=SystemClock(),
+            tenant=loki.tenant,
+            token=read_secret(loki.token_file),
+            timeout_s=loki.timeout_s,
+        )
+        return f"{loki.url} {await streams_of(source, _of_logs(watched))}"
+
+
+async def streams_of(source: LokiSource, targets: Sequence[Target]) -> str:
+    """Whether a log store answers, and its streams have the labels by which targets tell the arms apart; raises
+    Refused or Unavailable."""
+    there = await source.labels()
+    wanted = {
+        label
+        for target in targets
+        for one in [target.logs or target]
+        for label in {**one.labels, **one.stable_labels, **one.canary_labels}
+    }
+    missing = sorted(wanted - there)
+    if missing:
+        raise Refused(
+            f"no stream has the label {', '.join(missing)}; name labels of streams under `logs` in the target "
+            f"(there are: {', '.join(sorted(there)[:20]) or 'none'}), or add them where the logs are collected"
+        )
+    return f"answers; its streams have {len(there)} labels"
+
+
+async def _rights(cluster: ClusterSettings, namespace: str, needed: Sequence[Right]) -> str:
     api = await connect(cluster.kubernetes.kubeconfig, cluster.kubernetes.context)
     try:
-        found = await rights(api, namespace, timeout_s=cluster.kubernetes.timeout_s)
+        found = await rights(api, namespace, needed=needed, timeout_s=cluster.kubernetes.timeout_s)
     finally:
         await api.close()
     missing = [f"{r.verb} {r.resource}.{r.group}" for r in found if not r.allowed]
     if missing:
-        raise Refused(f"not allowed: {', '.join(missing)}; the chart's Role grants exactly these")
+        raise Refused(
+            f"not allowed: {', '.join(missing)}; the chart's Role grants exactly these (pods with rbac.podLogs: true)"
+        )
     return f"all {len(found)} rights"
 
 

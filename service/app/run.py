@@ -10,7 +10,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import aiohttp
 from aiohttp import web
+from kubernetes.aio.client import ApiClient
 
-from service.actuators.cluster import connect
 from service.actuators.istio import IstioMesh
 from service.alerts.pagerduty import NobodyPaged, PagerDutyPager
 from service.analysis.tick import PAST_ROLLOUTS, NoSource, Tick
@@ -29,24 +29,38 @@ from service.api.auth import Auth, read_tokens
 from service.api.health import Check, Health
 from service.app import logs
 from service.app.clock import SystemClock
+from service.app.gates import open_gates
 from service.app.metrics import Counted, OwnMetrics
 from service.app.observed_store import observed
 from service.app.predictions import complete_after_s, predictions_of
 from service.app.supervisor import run_until
 from service.app.tracing import open_tracer
+from service.cluster import connect
 from service.dispatch.clockwork import Clockwork
 from service.dispatch.dispatcher import Dispatcher
 from service.events.connection import Connection
 from service.events.consumer import SILENT_S, EventConsumer
 from service.events.publisher import KafkaBus, Producer
-from service.preflight.gates import PreflightGates
+from service.model.preset import MetricsPreset
 from service.ring.door import Door
 from service.ring.lease import HeldLease
 from service.ring.ports import Mesh, Pager, PortError, Source, Unavailable
 from service.ring.stopping import Stopping
 from service.ring.store import RolloutFilter, Store, Where
-from service.settings import ApiSettings, KafkaSettings, Settings, SettingsError, load, load_catalog, read_secret
-from service.sources.prometheus import PrometheusSource
+from service.settings import (
+    ApiSettings,
+    ClusterSettings,
+    KafkaSettings,
+    Settings,
+    SettingsError,
+    load,
+    load_catalog,
+    read_secret,
+)
+from service.sources.loki import LokiSource
+from service.sources.pod_logs import PodLogSource
+from service.sources.prometheus import COLLECT_TIMEOUTS, PrometheusSource
+from service.sources.routed import RoutedSource
 from service.storage.opening import open_store
 from service.storage.retention import Ages, Retention
 
@@ -128,11 +142,13 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
         clusters = settings.all_clusters()
         meshes: dict[str, Mesh] = {}
         sources: dict[str, Source] = {}
+        api_clients: dict[str, ApiClient] = {}
         for name, cluster in clusters.items():
             api_client = await connect(cluster.kubernetes.kubeconfig, cluster.kubernetes.context)
             stack.push_async_callback(api_client.close)
+            api_clients[name] = api_client
             meshes[name] = IstioMesh(api_client, timeout_s=cluster.kubernetes.timeout_s)
-            sources[name] = PrometheusSource(
+            metric_store = PrometheusSource(
                 session,
                 cluster.prometheus.url,
                 presets,
@@ -143,6 +159,11 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
                 token=read_secret(cluster.prometheus.token_file),
                 asked=partial(own.asked, name),
             )
+            # By kind of series, what reads it where the metric store does not.
+            readers = {"logs": _logs(cluster, session, api_client, presets, clock), **predictions.readers}
+            slowest_s = max(cluster.prometheus.timeout_s, cluster.loki.timeout_s if cluster.loki else 0.0)
+            deadline_s = COLLECT_TIMEOUTS * slowest_s + 1
+            sources[name] = RoutedSource(presets, metric_store, readers, deadline_s=deadline_s)
         producer = Producer(connection_of(settings.kafka))
         bus = KafkaBus(producer, settings.kafka.decisions_topic)
         door = Door(store, catalog, clock)
@@ -151,7 +172,7 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
             door,
             clock,
             meshes=meshes,
-            gates=PreflightGates({}),
+            gates=await stack.enter_async_context(open_gates(settings.preflight, api_clients)),
             pager=_pager(settings, session, clock),
             bus=bus,
             seen=own,
@@ -277,6 +298,30 @@ def _pager(settings: Settings, session: aiohttp.ClientSession, clock: SystemCloc
         url=settings.pagerduty.url,
         timeout_s=settings.pagerduty.timeout_s,
         client_url=settings.api.external_url,
+    )
+
+
+def _logs(
+    cluster: ClusterSettings,
+    session: aiohttp.ClientSession,
+    api_client: ApiClient,
+    presets: Mapping[str, MetricsPreset],
+    clock: SystemClock,
+) -> Source:
+    """The cluster's log store, or where it has none the pods themselves."""
+    if cluster.loki is None:
+        return PodLogSource(api_client, presets, clock=clock, timeout_s=cluster.kubernetes.timeout_s)
+    return LokiSource(
+        session,
+        cluster.loki.url,
+        presets,
+        clock=clock,
+        tenant=cluster.loki.tenant,
+        token=read_secret(cluster.loki.token_file),
+        timeout_s=cluster.loki.timeout_s,
+        max_concurrent=cluster.loki.max_concurrent,
+        delay_s=cluster.loki.delay_s,
+        heard_within_s=cluster.loki.heard_within_s,
     )
 
 

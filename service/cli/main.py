@@ -14,6 +14,7 @@ import typer
 from service.cli.client import ApiError, Client
 from service.cli.export import export, verify
 from service.cli.plan import plan
+from service.cli.preflight import app as preflight_app
 
 app = typer.Typer(
     name="serinus",
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at and check the configuration.")
 app.add_typer(config_app, name="config")
+app.add_typer(preflight_app, name="preflight")
 app.command("plan")(plan)
 app.command("export")(export)
 app.command("verify")(verify)
@@ -55,6 +57,11 @@ class Fault(StrEnum):
     ERRORS = "errors"
     DRIFT = "drift"
     BLACKOUT = "blackout"
+    OPKERNEL = "opkernel"
+    MEMORY = "memory"
+    GPU_MEMORY = "gpu-memory"
+    SCAN = "scan"
+    INCOMPATIBLE_MODEL = "incompatible-model"
 
 
 class EventKind(StrEnum):

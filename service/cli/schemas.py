@@ -13,6 +13,7 @@ FOLDER = Path("config/schemas")
 
 def configuration_schemas() -> dict[str, dict[str, Any]]:
     """JSON Schema of each kind of configuration file."""
+    from service.model.lines import PatternSet
     from service.model.policy import Policy
     from service.model.preset import MetricsPreset
     from service.model.target import Target
@@ -23,6 +24,7 @@ def configuration_schemas() -> dict[str, dict[str, Any]]:
         "policy": Policy,
         "target": Target,
         "metrics": MetricsPreset,
+        "logs": PatternSet,
     }
     return {name: model.model_json_schema(by_alias=True) for name, model in kinds.items()}
 

@@ -30,8 +30,10 @@ from rich.text import Text
 from service.events.connection import Connection
 from service.events.publisher import Producer
 from service.events.sending import message
+from service.lab import candidate
 from service.lab.broker import EmbeddedBroker
 from service.lab.kube_api import KubeApi
+from service.lab.loki_api import LokiApi
 from service.lab.pagerduty_api import PagerDutyApi
 from service.lab.prometheus_api import PrometheusApi
 from service.lab.world import FAULTS, World
@@ -46,6 +48,11 @@ EXPECTED = {
     "errors": "rolled_back",
     "drift": "rolled_back",
     "blackout": "held",
+    "opkernel": "rolled_back",
+    "memory": "rolled_back",
+    "gpu-memory": "rolled_back",
+    "scan": "ended",
+    "incompatible-model": "ended",
 }
 """The right outcome for each fault."""
 
@@ -70,13 +77,20 @@ POLICY: dict[str, Any] = {
         {"name": "latency", "kind": "latency", "label": "latency", "margin": 1.1},
         {"name": "errors", "kind": "errors", "margin": 2.0},
         {"name": "predictions", "kind": "predictions", "margin": 0.01},
+        {"name": "memory", "kind": "resource", "required": False},
+        {"name": "gpu-memory", "kind": "resource", "required": False, "label": "GPU memory"},
+        {"name": "logs", "kind": "value", "required": False, "label": "log lines of a failed upgrade"},
     ],
-    "guards": [{"name": "error-rate", "metric": "errors", "above": 0.2, "windows": 5, "on_breach": "rollback"}],
+    "guards": [
+        {"name": "error-rate", "metric": "errors", "above": 0.2, "windows": 5, "on_breach": "rollback"},
+        {"name": "new-lines", "metric": "logs", "only_on_canary": True, "windows": 1, "on_breach": "rollback"},
+    ],
     "on_harm": "rollback",
     "on_pause": {"budget": "30s", "then": "rollback"},
     "on_blind": {"budget": "12s", "then": "hold"},
     "on_inconclusive": {"budget": "60s", "then": "hold"},
     "ready_timeout": "30s",
+    "preflight": candidate.POLICY,
 }
 TARGET: dict[str, Any] = {
     "namespace": "ml-serving",
@@ -87,6 +101,7 @@ TARGET: dict[str, Any] = {
         "canary": {"host": "tf-model-service", "subset": "v2"},
     },
     "readiness": {"deployment": "tf-model-v2"},
+    "preflight": candidate.SUBJECTS,
     "metrics": "http",
     "labels": {"job": "tf-serving"},
     "stable_labels": {"version": "v1"},
@@ -94,12 +109,30 @@ TARGET: dict[str, Any] = {
     "policy": "demo",
     "criticality": "standard",
 }
+MISSING_OPKERNEL = "No registered '(?P<subject>[A-Za-z0-9_.>:]+)' OpKernel for"
 PRESET: dict[str, Any] = {
     "name": "http",
     "metrics": {
         "latency": {"kind": "latency", "buckets": "model_latency_seconds_bucket"},
         "errors": {"kind": "errors", "requests": "http_requests_total", "failed": [{"code": "5.."}]},
         "predictions": {"kind": "predictions", "counter": "model_predictions_total"},
+        "memory": {
+            "kind": "resource",
+            "series": "container_memory_working_set_bytes",
+            "measures": "memory",
+            "unit": "B",
+            "limit": ["container_spec_memory_limit_bytes"],
+            "settled_s": 0,
+        },
+        "gpu-memory": {
+            "kind": "resource",
+            "series": "DCGM_FI_DEV_FB_USED",
+            "measures": "device-memory",
+            "unit": "MiB",
+            "limit": ["DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_FB_FREE"],
+            "settled_s": 0,
+        },
+        "logs": {"kind": "logs", "patterns": [{"name": "missing-opkernel", "any_of": [MISSING_OPKERNEL]}]},
     },
 }
 
@@ -157,21 +190,22 @@ async def _stage(console: Console, seed: int) -> AsyncIterator[_Stage]:
         world = World(requests_per_s=REQUESTS_PER_S, seed=seed)
         kube = await stack.enter_async_context(KubeApi(on_change=world.follow))
         prometheus = await stack.enter_async_context(PrometheusApi(world.series))
+        loki = await stack.enter_async_context(LokiApi())
         pagerduty = await stack.enter_async_context(PagerDutyApi())
         session = await stack.enter_async_context(aiohttp.ClientSession())
         producer = Producer(Connection(broker.bootstrap))
         stack.push_async_callback(producer.stop)
-        stage = _Stage(console, world, kube, prometheus, pagerduty, session, producer)
+        stage = _Stage(console, folder, world, kube, prometheus, pagerduty, session, producer)
         stage.furnish()
-        traffic = asyncio.create_task(_traffic(world, prometheus), name="traffic")
+        traffic = asyncio.create_task(_traffic(world, prometheus, loki), name="traffic")
         stack.callback(traffic.cancel)
         port = _free_port()
-        config = _configure(folder, port, broker, kube, prometheus, pagerduty)
+        config = _configure(folder, port, broker, kube, prometheus, loki, pagerduty)
         stage.url = await stack.enter_async_context(_service(config, port, folder, session))
         yield stage
 
 
-async def _traffic(world: World, prometheus: PrometheusApi) -> None:
+async def _traffic(world: World, prometheus: PrometheusApi, loki: LokiApi) -> None:
     """Requests and scrapes, in step with the clock."""
     loop = asyncio.get_running_loop()
     last, scraped = loop.time(), 0.0
@@ -180,13 +214,21 @@ async def _traffic(world: World, prometheus: PrometheusApi) -> None:
         now = loop.time()
         world.step(now - last)
         last = now
+        for version, line in world.lines():
+            loki.write(line, job="tf-serving", version=version, pod=f"tf-model-{version}-0")
         if now - scraped >= SCRAPE_INTERVAL_S - 0.01:
             prometheus.scrape()
             scraped = now
 
 
 def _configure(
-    folder: Path, port: int, broker: EmbeddedBroker, kube: KubeApi, prometheus: PrometheusApi, pagerduty: PagerDutyApi
+    folder: Path,
+    port: int,
+    broker: EmbeddedBroker,
+    kube: KubeApi,
+    prometheus: PrometheusApi,
+    loki: LokiApi,
+    pagerduty: PagerDutyApi,
 ) -> Path:
     """The service's configuration files, as an operator would write them."""
     for kind, body in (("policies", POLICY), ("targets", [TARGET]), ("metrics", PRESET)):
@@ -198,9 +240,11 @@ def _configure(
         "config_dir": str(folder / "config"),
         "kafka": {"bootstrap_servers": broker.bootstrap},
         "prometheus": {"url": prometheus.url, "scrape_interval": f"{SCRAPE_INTERVAL_S}s", "timeout": "5s"},
+        "loki": {"url": loki.url, "delay": "0s"},
         "kubernetes": {"kubeconfig": str(kube.kubeconfig(folder / "kubeconfig"))},
         "database": {"url": f"sqlite:///{folder / 'serinus.db'}"},
         "api": {"host": "127.0.0.1", "port": port, "auth": "off"},
+        "preflight": {"models_dir": str(folder / "models"), "reports_dir": str(folder / "reports")},
         "pagerduty": {"routing_key_file": str(folder / "routing-key"), "url": pagerduty.url},
     }
     file = folder / "serinus.yaml"
@@ -262,6 +306,7 @@ class _Stage:
     def __init__(
         self,
         console: Console,
+        folder: Path,
         world: World,
         kube: KubeApi,
         prometheus: PrometheusApi,
@@ -270,6 +315,7 @@ class _Stage:
         producer: Producer,
     ) -> None:
         self._console = console
+        self._folder = folder
         self._world = world
         self._kube = kube
         self._prometheus = prometheus
@@ -297,18 +343,19 @@ class _Stage:
 
     async def act(self, number: int, fault: str) -> Outcome:
         """One release from its event to its end."""
-        stable, candidate = ("2.12.0", "2.13.0") if number == 0 else ("2.13.0", "2.13.1")
+        stable, version = ("2.12.0", "2.13.0") if number == 0 else ("2.13.0", "2.13.1")
         self.furnish()
+        candidate.furnish(self._folder, version, fault)
         self._world.behaviours["v2"] = FAULTS[fault]
         self._world.weights_seen.clear()
         served_before = self._world.served["v2"]
         paged_before = len(self._pagerduty.events)
         self._console.print(
-            Text(f"Act {number + 1}: TensorFlow {stable} -> {candidate}, fault of the candidate: {fault}")
+            Text(f"Act {number + 1}: TensorFlow {stable} -> {version}, fault of the candidate: {fault}")
         )
         began = asyncio.get_running_loop().time()
-        await self._announce(stable, candidate)
-        view = await self._watch(candidate, fault)
+        await self._announce(stable, version)
+        view = await self._watch(version, fault)
         pages = [
             body["payload"]["summary"]
             for path, body in self._pagerduty.events[paged_before:]
@@ -331,24 +378,24 @@ class _Stage:
         self._console.print()
         return outcome
 
-    async def _announce(self, stable: str, candidate: str) -> None:
+    async def _announce(self, stable: str, version: str) -> None:
         sent = message(
             kind="upgraded",
             namespace="ml-serving",
             service="tf-model-service",
             at=datetime.now(UTC),
-            version=candidate,
+            version=version,
             stable_version=stable,
         )
         await self._producer.send("cd.events", key=sent.key, value=sent.value, headers=list(sent.headers))
 
-    async def _watch(self, candidate: str, fault: str) -> RolloutView | None:
+    async def _watch(self, version: str, fault: str) -> RolloutView | None:
         """Show the rollout until it has come to its end, or to a stop that lasts."""
         view: RolloutView | None = None
         deadline = asyncio.get_running_loop().time() + ACT_WITHIN_S
         with Live(console=self._console, auto_refresh=False, transient=False, vertical_overflow="visible") as live:
             while asyncio.get_running_loop().time() < deadline:
-                view = await self._view(candidate) or view
+                view = await self._view(version) or view
                 if view is not None:
                     live.update(terminal.rollout(view, datetime.now(UTC)), refresh=True)
                     if fault == "blackout" and view.window >= 2:
@@ -367,10 +414,10 @@ class _Stage:
                 return
             await asyncio.sleep(0.1)
 
-    async def _view(self, candidate: str) -> RolloutView | None:
+    async def _view(self, version: str) -> RolloutView | None:
         async with self._session.get(f"{self.url}/api/v1/rollouts", params={"limit": "1"}) as response:
             rows = (await response.json())["rollouts"]
-        if not rows or rows[0]["version"] != candidate:
+        if not rows or rows[0]["version"] != version:
             return None
         async with self._session.get(f"{self.url}/api/v1/rollouts/{rows[0]['id']}") as response:
             view = RolloutView.model_validate_json(await response.text())

@@ -1,6 +1,6 @@
-"""The API server's side of what Serinus asks: VirtualServices, Deployments, EndpointSlices, access reviews.
+"""The API server's side of what Serinus asks: VirtualServices, Deployments, pods, EndpointSlices, access reviews.
 
-Held to the same contract test as a real kube-apiserver with Istio's CRDs (tests/contract/mesh).
+Held to the same contract tests as a real kube-apiserver with Istio's CRDs (tests/contract/mesh, .../workloads).
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import time
 from collections import deque
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,9 @@ class KubeApi(Served):
         self.asked_n = 0
         """Patches that have come in."""
         self.forbidden: set[str] = set()
-        """Namespaces that may not be read."""
+        """Namespaces and plurals that may not be read."""
+        self.logs: dict[tuple[str, str, str, bool], list[tuple[float, str]]] = {}
+        """Lines with their moments, by (namespace, pod, container, whether of the container before the present one)."""
         self._version = 1
         self._on_change = on_change or (lambda _: None)
 
@@ -77,12 +81,14 @@ class KubeApi(Served):
             web.get(base, self._list),
             web.get(base + "/{name}", self._get),
             web.patch(base + "/{name}", self._patch),
+            web.get("/api/v1/namespaces/{namespace}/{plural:pods}", self._list),
+            web.get("/api/v1/namespaces/{namespace}/pods/{name}/log", self._log),
             web.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", self._review),
         ]
 
     async def _list(self, request: web.Request) -> web.Response:
         plural, namespace = request.match_info["plural"], request.match_info["namespace"]
-        if namespace in self.forbidden:
+        if self.forbidden & {namespace, plural}:
             return _status(403, "Forbidden", "as told")
         wanted = dict(part.split("=", 1) for part in request.query.get("labelSelector", "").split(",") if part)
         after, limit = request.query.get("continue", ""), int(request.query.get("limit") or 0)
@@ -103,6 +109,25 @@ class KubeApi(Served):
             return _status(403, "Forbidden", "as told")
         found = self._find(request)
         return _status(404, "NotFound", "not found") if found is None else web.json_response(found)
+
+    async def _log(self, request: web.Request) -> web.Response:
+        """As the kubelet gives it: from a moment on, cut off after some bytes."""
+        namespace, pod, asked = request.match_info["namespace"], request.match_info["name"], request.query
+        if namespace in self.forbidden:
+            return _status(403, "Forbidden", "pods/log is forbidden")
+        if ("pods", namespace, pod) not in self.objects:
+            return _status(404, "NotFound", f'pods "{pod}" not found', name=pod)
+        listed = self.logs.get((namespace, pod, asked.get("container", ""), asked.get("previous") in ("true", "True")))
+        if listed is None:
+            return _status(400, "BadRequest", f'container "{asked.get("container", "")}" is waiting to start')
+        since_s = time.time() - int(asked.get("sinceSeconds", 10**9))
+        stamped = asked.get("timestamps") in ("true", "True")
+        text = "".join(
+            (f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%dT%H:%M:%S.%f}000Z " if stamped else "") + f"{line}\n"
+            for at_s, line in listed
+            if at_s >= since_s
+        )
+        return web.Response(body=text.encode()[: int(asked.get("limitBytes", 10**9))], content_type="text/plain")
 
     async def _patch(self, request: web.Request) -> web.Response:
         self.asked_n += 1
@@ -142,13 +167,14 @@ class KubeApi(Served):
         return self.objects.get((info["plural"], info["namespace"], info["name"]))
 
 
-def _status(code: int, reason: str, message: str, *, retry_after: bool = False) -> web.Response:
+def _status(code: int, reason: str, message: str, *, name: str = "", retry_after: bool = False) -> web.Response:
     body = {
         "kind": "Status",
         "apiVersion": "v1",
         "status": "Failure",
         "reason": reason,
         "message": message,
+        "details": {"name": name},
         "code": code,
     }
     return web.json_response(body, status=code, headers={"Retry-After": "1"} if retry_after else None)

@@ -27,6 +27,11 @@ class Behaviour:
     tail_share: float = 0.01
     error_rate: float = 0.005
     shares: tuple[float, ...] = tuple(SHARES)
+    says: str = ""
+    """A line that it writes to its log when it serves."""
+    leak_mib_per_s: float = 0.0
+    gpu_step_mib: float = 0.0
+    """So much more GPU memory is taken some seconds after the first request."""
 
 
 HEALTHY = Behaviour()
@@ -37,8 +42,30 @@ FAULTS: Mapping[str, Behaviour] = {
     "errors": replace(HEALTHY, error_rate=0.04),
     "drift": replace(HEALTHY, shares=(0.2, 0.45, 0.2, 0.1, 0.05)),
     "blackout": HEALTHY,
+    "opkernel": replace(
+        HEALTHY,
+        error_rate=0.007,
+        says="Not found: No registered 'SegmentMaxV2' OpKernel for 'CPU' devices compatible with node {{node y}}",
+    ),
+    "memory": replace(HEALTHY, leak_mib_per_s=40.0),
+    "gpu-memory": replace(HEALTHY, gpu_step_mib=3000.0),
+    "scan": HEALTHY,
+    "incompatible-model": HEALTHY,
 }
-"""Faults of the candidate; ``blackout`` is the metric store's fault, not the candidate's."""
+"""Faults of the candidate; ``blackout`` is the metric store's fault, and the last two show before any traffic."""
+
+
+PODS = {"v1": 10, "v2": 4}
+GPU_STEP_AFTER_S = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Pod:
+    """One pod, which uses a little more or less than others of its kind."""
+
+    version: str
+    memory: float
+    gpu: float
 
 
 class World:
@@ -53,6 +80,13 @@ class World:
         self.weights_seen: list[int] = []
         self.served: dict[str, int] = {"v1": 0, "v2": 0}
         self._counters: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._pods = {
+            f"tf-model-{version}-{n}": _Pod(version, *self._rng.normal(1.0, 0.01, 2))
+            for version, pods_n in PODS.items()
+            for n in range(pods_n)
+        }
+        self._served_s = 0.0
+        """How long the canary has served."""
 
     def follow(self, virtual_service: Mapping[str, Any]) -> None:
         """Take the weights of the route, as the mesh would."""
@@ -65,11 +99,19 @@ class World:
 
     def step(self, seconds: float) -> None:
         """Let so much time's requests happen."""
+        self._served_s = self._served_s + seconds if self.canary_percent else 0.0
         total = int(self._rng.poisson(self._requests_per_s * seconds))
         canary = int(self._rng.binomial(total, self.canary_percent / 100))
         for version, n in (("v1", total - canary), ("v2", canary)):
             self.served[version] += n
             self._serve(version, n)
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """(version, line) of what was logged in a step."""
+        for version, behaviour in self.behaviours.items():
+            yield version, "I external/org_tensorflow: served"
+            if behaviour.says and (version != "v2" or self.canary_percent):
+                yield version, behaviour.says
 
     def _serve(self, version: str, n: int) -> None:
         behaviour = self.behaviours[version]
@@ -93,3 +135,15 @@ class World:
         """Every counter as a scrape sees it."""
         for (name, labels), value in self._counters.items():
             yield name, dict(labels), value
+        for pod, one in self._pods.items():
+            labels_of_pod = {"namespace": "ml-serving", "pod": pod, "version": one.version, "job": self._job}
+            behaviour = self.behaviours[one.version]
+            served_s = self._served_s if one.version == "v2" else 0.0
+            stepped = served_s > GPU_STEP_AFTER_S
+            noise = self._rng.normal(1.0, 0.002, 2)
+            memory = 2000.0 * one.memory * noise[0] + behaviour.leak_mib_per_s * served_s
+            gpu = 9000.0 * one.gpu * noise[1] + behaviour.gpu_step_mib * stepped
+            yield "container_memory_working_set_bytes", {**labels_of_pod, "container": "serving"}, memory * 2**20
+            yield "container_spec_memory_limit_bytes", {**labels_of_pod, "container": "serving"}, 8000.0 * 2**20
+            yield "DCGM_FI_DEV_FB_USED", {**labels_of_pod, "gpu": "0"}, gpu
+            yield "DCGM_FI_DEV_FB_FREE", {**labels_of_pod, "gpu": "0"}, 16000.0 - gpu

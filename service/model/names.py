@@ -27,6 +27,12 @@ DnsName = Annotated[str, StringConstraints(pattern=DNS_NAME, max_length=253)]
 Version = Annotated[str, StringConstraints(pattern=LABEL_VALUE, max_length=128)]
 """A version or an image tag, such as ``2.13.0-gpu-jupyter``: the form of a Kubernetes label value, up to 128 long."""
 
+SeriesName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]*$", max_length=200)]
+"""A metric's name in a Prometheus store."""
+
+LabelName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$", max_length=100)]
+"""A label's name there, or in a log store."""
+
 RolloutId = NewType("RolloutId", str)
 
 

@@ -68,7 +68,61 @@ class ArmValues:
     stable: float | None
 
 
-Counts: TypeAlias = HistogramCounts | FailureCounts | CategoryCounts | ArmValues
+@dataclass(frozen=True, slots=True)
+class LineCounts:
+    """Log lines of the canary that a pattern matches, by pattern and by what they are about, with the same of stable.
+
+    Kinds of lines that the canary has none of are not looked for in stable, so empty means: none of the canary.
+    """
+
+    names: tuple[str, ...]
+    """For example ``missing-opkernel FancyOp``."""
+    canary: tuple[int, ...]
+    """In the window and, as the preset says, some time before it."""
+    stable: tuple[int, ...]
+    """In the same time."""
+    stable_before: tuple[int, ...]
+    """Before that, for as long as the preset says: what stable prints when it starts is known of it."""
+
+    def only_on_canary(self) -> tuple[int, ...]:
+        """The canary's lines of kinds that stable has none of, in the order of ``names``; zero for the others."""
+        kinds = zip(self.canary, self.stable, self.stable_before, strict=True)
+        return tuple(0 if stable or before else canary for canary, stable, before in kinds)
+
+
+@dataclass(frozen=True, slots=True)
+class PodValue:
+    """What one pod used in the window."""
+
+    pod: str
+    value: float | None
+    """None where the exporter has none, which is not 0."""
+    limit: float | None = None
+    age_s: float | None = None
+    """Since the pod's start; None where that is not told."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodValues:
+    """One resource of the pods of both arms, of which each has a value of one pod at least."""
+
+    measures: str
+    """How pods are compared; see ``preset.ResourceSeries``."""
+    unit: str
+    canary: tuple[PodValue, ...]
+    stable: tuple[PodValue, ...]
+    settled_s: float = 600.0
+    """Pods younger than this are still starting."""
+
+    @property
+    def means(self) -> tuple[float | None, float | None]:
+        """(canary, stable) over the pods that have a value."""
+        known = [[one.value for one in arm if one.value is not None] for arm in (self.canary, self.stable)]
+        canary, stable = (sum(values) / len(values) if values else None for values in known)
+        return canary, stable
+
+
+Counts: TypeAlias = HistogramCounts | FailureCounts | CategoryCounts | ArmValues | LineCounts | PodValues
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,8 @@ class MetricKind(StrEnum):
     LATENCY = "latency"  # bucket counts: rank and tail evidence
     ERRORS = "errors"  # failures of a total: conditional CUSUM
     PREDICTIONS = "predictions"  # counts by class or score bucket: KL betting
-    VALUE = "value"  # one number an arm (rate, gauge or ratio): only for guards
+    RESOURCE = "resource"  # what each pod uses: canary pods against stable pods
+    VALUE = "value"  # one number an arm (rate, gauge, ratio or lines of a log): only for guards
 
 
 class MetricRule(Value):
@@ -70,7 +71,8 @@ class MetricRule(Value):
     """A required metric that is blind or not yet safe keeps the rollout from advancing."""
     margin: float | None = Field(default=None, ge=0)
     """What is tolerated before a difference counts as harm: latency a slow-down ratio (1.05 = 5 % slower), errors an
-    odds ratio, predictions nats of KL. None: the library's default for the kind."""
+    odds ratio, predictions nats of KL, resources a ratio (1.2 = a fifth more) or, of a share, a difference. None: the
+    library's default for the kind."""
     weight: float | None = Field(default=None, gt=0)
     """Share of the combined evidence given to this metric; None: the library's default for the kind."""
 
@@ -80,7 +82,7 @@ class MetricRule(Value):
         named = self.name == self.kind.value or (
             self.kind is MetricKind.PREDICTIONS and self.name.startswith("predictions-")
         )
-        if self.kind is not MetricKind.VALUE and not named:
+        if self.kind not in (MetricKind.VALUE, MetricKind.RESOURCE) and not named:
             raise ValueError(f"metric {self.name!r} of kind {self.kind} must be named {self.kind.value!r}")
         if self.margin is not None and self.kind in (MetricKind.LATENCY, MetricKind.ERRORS) and self.margin < 1:
             raise ValueError(
@@ -109,6 +111,8 @@ class Guard(Value):
     """... nor below this ..."""
     times_stable_above: float | None = Field(default=None, gt=0)
     """... nor above this many times stable's value in the same window ..."""
+    only_on_canary: bool = Field(default=False, exclude_if=lambda alone: not alone)
+    """... nor above zero while stable's is zero: log lines, restarts, failures that stable knows nothing of ..."""
     windows: int = Field(default=5, ge=1, le=1440)
     """... for this many windows in a row. A window that cannot be judged neither counts nor breaks the row."""
     min_requests: int = Field(default=1, ge=1)
@@ -117,8 +121,11 @@ class Guard(Value):
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
-        if sum(limit is not None for limit in (self.above, self.below, self.times_stable_above)) != 1:
-            raise ValueError(f"guard {self.name!r} needs exactly one of above, below, times_stable_above")
+        limits = (self.above, self.below, self.times_stable_above, self.only_on_canary or None)
+        if sum(limit is not None for limit in limits) != 1:
+            raise ValueError(
+                f"guard {self.name!r} needs exactly one of above, below, times_stable_above, only_on_canary"
+            )
         return self
 
 

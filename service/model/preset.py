@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from service.model.names import DnsLabel
+from service.model.lines import LineCounterSeries, LogSeries
+from service.model.names import DnsLabel, LabelName, SeriesName
 from service.model.value import Value
-
-SeriesName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_:][a-zA-Z0-9_:]*$", max_length=200)]
-LabelName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$", max_length=100)]
-
 
 NAME = "__name__"
 """The label in which Prometheus keeps a series' name."""
@@ -80,8 +78,10 @@ class ErrorSeries(Value):
     """A series counts as failed when it matches all labels of any of these.
 
     An alternative with ``__name__`` speaks of another counter, for servers that count failures by themselves; its
-    value is that counter's name. The failures are taken to be among ``requests`` and are not added to the total.
+    value is that counter's name.
     """
+    failures_are: Literal["among", "beside"] = "among"
+    """Whether ``requests`` counts all of them, or only those that no other counter in ``failed`` does."""
 
     @model_validator(mode="after")
     def _some_label(self) -> Self:
@@ -200,10 +200,80 @@ class ValueExpression(Value):
         return self
 
 
+class ResourceSeries(Value):
+    """What each pod uses, or what happens to it: canary pods are compared with stable pods at equal age and load."""
+
+    kind: Literal["resource"] = "resource"
+    series: SeriesName
+    counter: bool = False
+    """The series only grows: a window's value is its growth. Otherwise it is a gauge, and the value its mean."""
+    over: SeriesName | None = None
+    """Divided by the same of this series, pod by pod: throttled periods over all periods."""
+    measures: Literal["load", "share", "memory", "device-memory", "events", "ready"]
+    """How pods are compared. ``load`` grows with traffic (CPU seconds, GPU utilisation) and is compared as a ratio at
+    equal load; ``share`` lies between 0 and 1 and is compared as a difference; ``memory`` is compared as a ratio and
+    watched for a leak, ``device-memory`` for a sudden step as well; ``events`` are rare and counted (restarts, OOM
+    kills); ``ready`` is 1 or 0 a pod, and every time it ends is an event."""
+    unit: Annotated[str, StringConstraints(max_length=20)] = ""
+    """For people: ``s``, ``MiB``."""
+    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Multiplies every sample: 0.01 makes a share of percent."""
+    limit: tuple[SeriesName, ...] = Field(default=(), max_length=4)
+    """The pod's limit is the sum of these series (used and free device memory); a limit of 0 is none."""
+    pods_are: Literal["sum", "max", "min", "mean"] = "sum"
+    """A pod's value of several series: containers add up, of several GPUs the fullest may count."""
+    pod_label: LabelName = "pod"
+    """Names the pod. Where an exporter is scraped with its own labels kept, this is ``exported_pod``."""
+    namespace_label: LabelName | None = "namespace"
+    labels: dict[LabelName, str] = {}
+    """Further matchers."""
+    without: dict[LabelName, tuple[str, ...]] = {}
+    """Series with one of these values are left out: ``{container: ["", POD]}``. An absent label is empty."""
+    settled_s: float = Field(default=600.0, ge=0, le=86400)
+    """A pod younger than this is still starting and is not compared with older ones; a leak is looked for from six
+    times this age on. Events are counted from the start."""
+    not_supported: tuple[float, ...] = Field(default=(), max_length=10)
+    """Values (before scaling) by which an exporter says that it has none, such as DCGM's 9223372036854775794."""
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if NAME in self.labels or NAME in self.without:
+            raise ValueError(f"labels and without may not hold {NAME}; the series' names stand by themselves")
+        if self.limit and self.measures not in ("memory", "device-memory"):
+            raise ValueError(f"limit belongs to memory and device-memory, not to {self.measures!r}")
+        if self.measures == "ready" and (self.counter or self.over):
+            raise ValueError("ready is a gauge of 1 and 0, so it takes neither counter nor over")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The series to read, the value's first."""
+        return (self.series, *((self.over,) if self.over else ()), *self.limit)
+
+
+class PodSeries(Value):
+    """A series with an element a pod that tells which arm the pod belongs to, for resources that do not say it.
+
+    ``kube_pod_labels`` of kube-state-metrics is one, where it is allowed to show the label (--metric-labels-allowlist).
+    """
+
+    series: SeriesName = "kube_pod_labels"
+    by: dict[LabelName, LabelName] = Field(min_length=1)
+    """Label of the arms -> label of this series: ``{version: label_version, job: label_app}``. The others do not apply
+    to it. Where none is mapped to the namespace, pods are looked for in the rollout's."""
+    labels: dict[LabelName, str] = {}
+    """Further matchers."""
+    pod_label: LabelName = "pod"
+    namespace_label: LabelName | None = "namespace"
+    started: SeriesName | None = "kube_pod_start_time"
+    """When the pod started, in seconds since the epoch, with the same pod labels. None: ages are counted from when a
+    pod is first seen, and stable's pods of the first window are taken for old."""
+
+
 FromRecords: TypeAlias = PredictionRecords | PredictionPairs | PredictionLearned
 """Metrics that lie in prediction records and in no metric store."""
 
-CounterSeries: TypeAlias = LatencySeries | ErrorSeries | PredictionSeries | ScoreSeries
+CounterSeries: TypeAlias = LatencySeries | ErrorSeries | PredictionSeries | ScoreSeries | LineCounterSeries
 """Metrics that are counted from raw samples."""
 
 Series = Annotated[
@@ -214,9 +284,25 @@ Series = Annotated[
     | PredictionRecords
     | PredictionPairs
     | PredictionLearned
-    | ValueExpression,
+    | ValueExpression
+    | ResourceSeries
+    | LogSeries
+    | LineCounterSeries,
     Field(discriminator="kind"),
 ]
+
+COMPARED = {
+    "latency": "latency",
+    "errors": "errors",
+    "predictions": "predictions",
+    "prediction_scores": "predictions",
+    "prediction_records": "predictions",
+}
+"""Kind -> name of kinds that are compared between the arms; the others have names of their own. Of predictions there
+may be several, named ``predictions-...``: one an output of the model."""
+
+INCLUDED = ("resource", "logs", "line_counter")
+"""Kinds that a preset may take over from another: they speak of pods, whatever serves in them."""
 
 
 class MetricsPreset(Value):
@@ -225,17 +311,43 @@ class MetricsPreset(Value):
     name: DnsLabel
     description: str = ""
     labels: dict[LabelName, str] = {}
-    """Matchers added to both arms, such as the reporter to count only once."""
+    """Matchers added to both arms, such as the reporter to count only once. Resources take their own instead."""
+    pods: PodSeries | None = None
+    """How the pods of each arm are known. None: the resources' series themselves carry the labels of the arms."""
+    includes: tuple[DnsLabel, ...] = Field(default=(), max_length=10)
+    """Presets of exporters that speak of pods (cadvisor, kube-state-metrics, dcgm), whose metrics this one has too."""
     metrics: dict[DnsLabel, Series] = Field(min_length=1)
+
+    def with_included(self, presets: Mapping[str, MetricsPreset]) -> MetricsPreset:
+        """The same with what it includes; raises ValueError for what cannot be.
+
+        Which pods are whose is this preset's to say; only where it does not, the first included one's word is taken.
+        """
+        metrics, pods = dict(self.metrics), self.pods
+        for name in self.includes:
+            other = presets.get(name)
+            if other is None:
+                raise ValueError(f"preset {self.name!r} includes {name!r}; known: {', '.join(sorted(presets))}")
+            if other.includes:
+                raise ValueError(f"preset {self.name!r} includes {name!r}, which includes others; name those, too")
+            for metric, series in other.metrics.items():
+                if series.kind not in INCLUDED:
+                    raise ValueError(
+                        f"preset {self.name!r} includes {name!r}, whose metric {metric!r} is of kind {series.kind!r}; "
+                        f"only {', '.join(INCLUDED)} can be included"
+                    )
+                if metric in metrics:
+                    raise ValueError(f"presets {self.name!r} and {name!r} both have a metric {metric!r}; rename one")
+                metrics[metric] = series
+            pods = pods or other.pods
+        return self.model_copy(update={"metrics": metrics, "pods": pods, "includes": ()})
 
     @model_validator(mode="after")
     def _named_by_kind(self) -> Self:
         if NAME in self.labels:
             raise ValueError(f"labels holds {NAME}; the series' names stand in the metrics")
         for name, series in self.metrics.items():
-            wanted = "predictions" if isinstance(series, ScoreSeries | PredictionRecords) else series.kind
-            # Several outputs of one model are several metrics.
-            named = name == wanted or (wanted == "predictions" and name.startswith("predictions-"))
-            if not isinstance(series, PredictionPairs | PredictionLearned | ValueExpression) and not named:
+            wanted = COMPARED.get(series.kind, name)
+            if name != wanted and not (wanted == "predictions" and name.startswith("predictions-")):
                 raise ValueError(f"metric {name!r} is of kind {series.kind!r}, so it must be named {wanted!r}")
         return self

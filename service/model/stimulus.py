@@ -140,6 +140,22 @@ class DriftSeen(_Fact):
     detail: str = Field(default="", max_length=1000)
 
 
+class ResourceEvidence(Value):
+    """What the comparison of pods adds to a metric's numbers."""
+
+    measures: str
+    """How pods are compared; see ``preset.ResourceSeries``."""
+    by: str
+    """What the evidence is of: ``mean``, ``recent``, ``slope``, ``jump`` or ``events``."""
+    pods_canary: int
+    pods_stable: int
+    unit: str = ""
+    slope_per_hour: float | None = None
+    """The canary's growth over stable's, as a part of what it uses."""
+    to_limit_s: float | None = None
+    """Until the canary's fullest pod is at its limit at that slope."""
+
+
 class MetricEvidence(Value):
     """What one metric says of all windows so far, with the last window's reading."""
 
@@ -163,6 +179,7 @@ class MetricEvidence(Value):
     p99_low: float | None = None
     p99_high: float | None = None
     """Latency: the canary's 99th percentile to stable's, as a ratio; the ends lie on bounds of buckets."""
+    resource: ResourceEvidence | None = Field(default=None, exclude_if=lambda found: found is None)
 
 
 class GuardReading(Value):

@@ -55,6 +55,15 @@ class Readiness(Value):
     min_endpoints: int = Field(default=1, ge=1)
 
 
+class LogLabels(Value):
+    """What tells the arms' log lines apart: labels of streams in a log store, labels of pods where there is none."""
+
+    labels: dict[str, Template] = {}
+    """Shared by both arms."""
+    stable_labels: dict[str, Template] = {}
+    canary_labels: dict[str, Template] = {}
+
+
 class Target(Value):
     """What a service pattern resolves to. ``*`` matches any run of characters inside one name."""
 
@@ -73,6 +82,8 @@ class Target(Value):
     """Label matchers shared by both arms, added to those of the preset."""
     stable_labels: dict[str, Template] = {}
     canary_labels: dict[str, Template] = {}
+    logs: LogLabels | None = None
+    """None: log lines are told apart by the same labels as the metrics."""
     policy: DnsLabel
     allowed_policies: tuple[DnsLabel, ...] = ()
     """Policies that an event may name beside ``policy``."""
@@ -97,3 +108,6 @@ class Place(Value):
     metrics: DnsLabel
     stable_labels: dict[str, str]
     canary_labels: dict[str, str]
+    stable_log_labels: dict[str, str] = Field(default={}, exclude_if=lambda labels: not labels)
+    """Empty: those of the metrics."""
+    canary_log_labels: dict[str, str] = Field(default={}, exclude_if=lambda labels: not labels)

@@ -45,7 +45,7 @@ LEAST_N: Final = 50
 MOST_N: Final = 4_000
 """Embeddings of each arm that it is trained on, the newest."""
 
-ANSWER_S: Final = 60.0
+ANSWER_S: Final = 30.0
 """The first answer has TensorFlow's import in it; the others take about two seconds."""
 
 

@@ -1,4 +1,4 @@
-"""All gates of one cluster behind the port: each instruction goes to the adapter of its gate."""
+"""All gates behind the port: each instruction goes to the adapter of its gate in its cluster."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ Look: TypeAlias = Callable[[Any, Any, Candidate], Awaitable[GateReport]]
 class PreflightGates:
     """Implements ``ring.ports.Gates``."""
 
-    def __init__(self, looks: Mapping[str, Look]) -> None:
+    def __init__(self, looks: Mapping[str, Mapping[str, Look]]) -> None:
+        """``looks`` are adapters by cluster and gate."""
         self._looks = looks
 
     async def look(self, order: RunGate) -> GateReport:
         """See ``Gates.look``."""
         gate = order.rule.gate
-        look = self._looks.get(gate)
+        looks = self._looks.get(order.service.cluster, {})
+        look = looks.get(gate)
         if look is None:
-            known = ", ".join(sorted(self._looks)) or "none"
+            known = ", ".join(sorted(looks)) or "none"
             return could_not_look(gate, f"this service has no such gate; known: {known}.", "Mend the policy.")
         subject = getattr(order.subjects, gate)
         if subject is None:

@@ -285,6 +285,8 @@ def _place(target: Target, service: ServiceKey, event: DeploymentEvent) -> Place
         metrics=target.metrics,
         stable_labels=fill({**target.labels, **target.stable_labels}),
         canary_labels=fill({**target.labels, **target.canary_labels}),
+        stable_log_labels=fill({**target.logs.labels, **target.logs.stable_labels}) if target.logs else {},
+        canary_log_labels=fill({**target.logs.labels, **target.logs.canary_labels}) if target.logs else {},
     )
 
 

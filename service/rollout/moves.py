@@ -109,11 +109,12 @@ def finish_retreat(turn: Turn, stands: str) -> None:
     """The end of the way back. ``stands`` says what is known of the traffic."""
     state = turn.state
     rolled_back = state.ended_as == "rolled back"
-    sentence = (
-        words.said(state, state.reason)
-        if state.mode is Mode.OBSERVE
-        else f"{'Rolled back' if rolled_back else 'Ended, ' + state.ended_as}: {stands}. {state.reason}"
-    )
+    if state.mode is Mode.OBSERVE:
+        sentence = words.said(state, state.reason)
+    elif state.ended_as == words.REFUSED:
+        sentence = words.was_refused_sentence(state.reason, stands)
+    else:
+        sentence = f"{'Rolled back' if rolled_back else 'Ended, ' + state.ended_as}: {stands}. {state.reason}"
     _end(turn, Phase.ROLLED_BACK if rolled_back else Phase.ENDED, sentence, state.ended_as)
 
 

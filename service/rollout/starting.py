@@ -66,9 +66,16 @@ def on_gate(turn: Turn, fact: GateAnswered) -> str | None:
                 turn.resolve(Cause.PREFLIGHT)
             _go_on(turn)
         case Finding.FAILED if state.policy.on_gate_failure is OnHarm.ROLLBACK and state.mode is not Mode.RECOMMEND:
-            retreat(turn, words.refused_sentence(report), cause=Cause.PREFLIGHT, ended_as="refused before any traffic")
+            retreat(turn, words.refused_sentence(report), cause=Cause.PREFLIGHT, ended_as=words.REFUSED)
         case Finding.FAILED:
             _hold(turn, words.held_by_gate_sentence(report))
+        case Finding.COULD_NOT_LOOK if state.mode is Mode.OBSERVE:
+            # Whoever gives the candidate traffic does not wait for us, and what it does there is worth seeing.
+            turn.set(overruled_gates=(*state.overruled_gates, report.gate))
+            sentence = words.said(state, words.held_by_gate_sentence(report))
+            turn.tell("held", sentence)
+            turn.decide(Decision.CONTINUE, sentence)
+            _go_on(turn)
         case Finding.COULD_NOT_LOOK:
             _hold(turn, words.held_by_gate_sentence(report))
             # It is tried on, so that a registry that is back needs nobody to come and say so.

@@ -16,6 +16,8 @@ import msgspec
 
 from service.sources.counter import Series
 
+METRIC_STORE = "the metric store"
+
 DIVISIBLE_STATUS = (413, 422)
 """Statuses that say the question was too much or went wrong while it ran: a smaller one may be answered.
 
@@ -88,6 +90,8 @@ class Answer:
     """Of a matrix: every series with its samples."""
     numbers: tuple[tuple[Mapping[str, str], float], ...] = ()
     """Of a vector or scalar: every element's labels and value."""
+    streams: tuple[tuple[Mapping[str, str], str], ...] = ()
+    """Of a log store: streams by their labels, each with one of its lines where lines were asked for."""
     native_n: int = 0
     """Series of which there are only native histograms."""
     warning: str = ""
@@ -98,30 +102,33 @@ class Answer:
     outcome: Outcome = Outcome.OK
 
 
-def parse(body: bytes, status: int, *, max_series: int) -> Answer:
-    """The answer in ``body``; a failure for anything that is not wholly a Prometheus answer."""
+def parse(body: bytes, status: int, max_series: int, *, called: str = METRIC_STORE) -> Answer:
+    """The answer in ``body``; a failure for anything that is not wholly a Prometheus answer.
+
+    called : what people call the store, for sentences
+    """
     if status in (401, 403):
-        return Answer(failure=f"the metric store refuses the credentials ({status})", outcome=Outcome.REFUSED)
+        return Answer(failure=f"{called} refuses the credentials ({status})", outcome=Outcome.REFUSED)
     away = status >= 500 or status == 429
     try:
         answer = _BODY.decode(body)
         if answer.status == "error":
             return Answer(
-                failure=f"the metric store says {status}, {f'{answer.error_kind}: {answer.error}'[:300]}",
+                failure=f"{called} says {status}, {f'{answer.error_kind}: {answer.error}'[:300]}",
                 divisible=status in DIVISIBLE_STATUS,
                 outcome=Outcome.AWAY if away else Outcome.REJECTED,
             )
         if status == 200 and answer.data is not None:
-            return _success(answer.data, _warning(answer.warnings), max_series)
+            return _success(answer.data, _warning(answer.warnings), max_series, called)
     except (ValueError, RecursionError):
         pass
     return Answer(
-        failure=f"the metric store answered {status} with something that is no Prometheus answer",
+        failure=f"{called} answered {status} with something that is no Prometheus answer",
         outcome=Outcome.AWAY if away else Outcome.MALFORMED,
     )
 
 
-def _success(data: _Data, warning: str, max_series: int) -> Answer:
+def _success(data: _Data, warning: str, max_series: int, called: str) -> Answer:
     """The answer in its data; raises ValueError for any other shape."""
     outcome = Outcome.WARNING if warning else Outcome.OK
     raw = bytes(data.result)
@@ -141,10 +148,10 @@ def _success(data: _Data, warning: str, max_series: int) -> Answer:
         case "scalar":
             return Answer(numbers=(({}, _SCALAR.decode(raw)[1]),), warning=warning, outcome=outcome)
         case _:
-            said = f"the metric store answered with a {data.kind[:40]!r}, which is no number"
+            said = f"{called} answered with a {data.kind[:40]!r}, which is no number"
             return Answer(failure=said, outcome=Outcome.MALFORMED)
     if n > max_series:
-        too_many = f"the metric store answered with {n} series, more than the {max_series} allowed"
+        too_many = f"{called} answered with {n} series, more than the {max_series} allowed"
         return Answer(failure=too_many, divisible=True, outcome=Outcome.TOO_LARGE)
     native_n = n - len(series) - len(numbers)
     return Answer(series=series, numbers=numbers, native_n=native_n, warning=warning, outcome=outcome)

@@ -1,4 +1,4 @@
-"""One metric store at the other end of a wire: questions go out bounded in every way, and every end is an answer.
+"""A store at the other end of a wire: questions go out bounded in every way, and every end is an answer.
 
 Bounded are the requests under way, the time of one and of all that belong together, bytes and series. A store that
 keeps failing is left alone for a while (``ring.breaker``), so that a tick with a thousand windows learns of it once and
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -20,7 +20,7 @@ import aiohttp
 
 from service.ring.breaker import Breaker
 from service.ring.ports import Clock, Refused
-from service.sources.answer import Answer, Outcome, parse
+from service.sources.answer import METRIC_STORE, Answer, Outcome, parse
 
 LARGE_ANSWER_BYTES = 64 * 1024
 """Larger answers are worked on in a thread, so that the loop stays free."""
@@ -31,6 +31,9 @@ CLOCKS_APART_S = 2.0
 FAILURES_TO_OPEN = 5
 
 T = TypeVar("T")
+
+Parse = Callable[[bytes, int, int], Answer]
+"""(body, status, most series) to an answer. Total."""
 
 Asked = Callable[[str, float], None]
 """Told of every question: an ``Outcome`` and how many seconds it took."""
@@ -61,13 +64,16 @@ class Asker:
         headers: Mapping[str, str],
         clock: Clock,
         asked: Asked,
+        called: str = METRIC_STORE,
     ) -> None:
+        """``called`` is what people call the store, for sentences."""
         self._session = session
         self.url = url.rstrip("/")
         self._limits = limits
         self._timeout = aiohttp.ClientTimeout(total=limits.timeout_s)
         self._headers = headers
-        self._asked = asked
+        self._told_of = asked
+        self._called = called
         self._gate = asyncio.Semaphore(limits.max_concurrent)
         self._breaker = Breaker(clock, after_n=FAILURES_TO_OPEN)
         # Large answers are worked on one at a time: more threads would only make the loop wait longer for its turn.
@@ -82,6 +88,13 @@ class Asker:
 
         at_s : the moment of the query, None for the store's now
         """
+        form = {"query": text} | ({} if at_s is None else {"time": f"{at_s:.3f}"})
+        return await self.asked("/api/v1/query", form, at_s, deadline, parse)
+
+    async def asked(
+        self, path: str, form: Mapping[str, str | Sequence[str]], at_s: float | None, deadline: float, parse: Parse
+    ) -> Answer:
+        """The answer to any question that is asked by a form; ``at_s`` is the latest moment that it is about."""
         loop = asyncio.get_running_loop()
         began: float | None = None
         try:
@@ -89,7 +102,7 @@ class Asker:
                 if not self._breaker.admits():
                     return self._told(Outcome.OPEN, None, self._not_asked())
                 began = loop.time()
-                status, body, date = await self._post(text, at_s)
+                status, body, date = await self._post(path, form)
         except Refused as error:
             return self._told(Outcome.TOO_LARGE, began, str(error))
         except TimeoutError:
@@ -97,14 +110,14 @@ class Asker:
             within = f"{self._limits.collect_timeout_s if together else self._limits.timeout_s:g} s"
             if together:
                 within += ", the time for all questions that are asked together"
-            return self._told(Outcome.TIMEOUT, began, f"the metric store did not answer within {within}")
+            return self._told(Outcome.TIMEOUT, began, f"{self._called} did not answer within {within}")
         except (aiohttp.ClientError, OSError) as error:
             said = str(error)[:200] or type(error).__name__
-            return self._told(Outcome.AWAY, began, f"the metric store does not answer: {said}")
+            return self._told(Outcome.AWAY, began, f"{self._called} does not answer: {said}")
         seconds = loop.time() - began
-        answer = await self.off_loop(len(body) > LARGE_ANSWER_BYTES, self._parsed, body, status)
+        answer = await self.off_loop(len(body) > LARGE_ANSWER_BYTES, parse, body, status, self._limits.max_series)
         if not answer.failure and at_s is not None and date:
-            answer = _unless_early(answer, at_s, date)
+            answer = _unless_early(answer, at_s, date, self._called)
         self._count(answer.outcome, seconds, answer.failure)
         return answer
 
@@ -122,11 +135,11 @@ class Asker:
         ) as response:
             return await self._bounded(response)
 
-    async def _post(self, text: str, at_s: float | None) -> tuple[int, bytes, str]:
+    async def _post(self, path: str, form: Mapping[str, str | Sequence[str]]) -> tuple[int, bytes, str]:
         """Status, body and date. Redirects are not followed: credentials and questions go where the settings say."""
         async with self._session.post(
-            f"{self.url}/api/v1/query",
-            data={"query": text} | ({} if at_s is None else {"time": f"{at_s:.3f}"}),
+            f"{self.url}{path}",
+            data=aiohttp.FormData([(k, v) for k, given in form.items() for v in _listed(given)]),
             headers=self._headers,
             timeout=self._timeout,
             allow_redirects=False,
@@ -140,33 +153,34 @@ class Asker:
         async for part in response.content.iter_chunked(1 << 16):
             size += len(part)
             if size > self._limits.max_answer_bytes:
-                raise Refused(f"the metric store's answer is larger than {self._limits.max_answer_bytes} bytes")
+                raise Refused(f"{self._called}'s answer is larger than {self._limits.max_answer_bytes} bytes")
             parts.append(part)
         return b"".join(parts)
-
-    def _parsed(self, body: bytes, status: int) -> Answer:
-        return parse(body, status, max_series=self._limits.max_series)
 
     def _told(self, outcome: Outcome, began: float | None, failure: str) -> Answer:
         """A failure that came without an answer; ``began`` is None where it was not asked, which is no one's fault."""
         if began is None:
-            self._asked(outcome.value, 0.0)
+            self._told_of(outcome.value, 0.0)
         else:
             self._count(outcome, asyncio.get_running_loop().time() - began, failure)
         return Answer(failure=failure, outcome=outcome, divisible=outcome is Outcome.TOO_LARGE)
 
     def _not_asked(self) -> str:
-        return f"the metric store is not asked for a while, because it keeps failing: {self._breaker.last_error}"
+        return f"{self._called} is not asked for a while, because it keeps failing: {self._breaker.last_error}"
 
     def _count(self, outcome: Outcome, seconds: float, failure: str) -> None:
-        self._asked(outcome.value, seconds)
+        self._told_of(outcome.value, seconds)
         if outcome.store_failed:
             self._breaker.failed(failure)
         else:
             self._breaker.worked()
 
 
-def _unless_early(answer: Answer, at_s: float, date: str) -> Answer:
+def _listed(given: str | Sequence[str]) -> Sequence[str]:
+    return [given] if isinstance(given, str) else given
+
+
+def _unless_early(answer: Answer, at_s: float, date: str, called: str) -> Answer:
     """The answer, or why it is none yet: by its own clock the store cannot have seen all of the window."""
     try:
         store_s = parsedate_to_datetime(date).timestamp()
@@ -175,7 +189,7 @@ def _unless_early(answer: Answer, at_s: float, date: str) -> Answer:
     if store_s + 1 + CLOCKS_APART_S > at_s:
         return answer
     why = (
-        f"the window ends at {_said(at_s)}, but the metric store's clock says {_said(store_s)} and this machine's "
+        f"the window ends at {_said(at_s)}, but {called}'s clock says {_said(store_s)} and this machine's "
         f"{_said(time.time())}; set the clock that is wrong"
     )
     return Answer(failure=why, outcome=Outcome.EARLY)

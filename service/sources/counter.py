@@ -97,6 +97,12 @@ def growth(
     return Grown(tuple(out), max(walk.last_s for _, walk in seen))
 
 
+def counted_by(samples: Samples, end_s: float) -> int:
+    """What a counter has counted by ``end_s``: its first sample and all positive steps, where a fall is a restart."""
+    good = _clean(samples, end_s)
+    return (good[0][1] if good else 0) + _steps_with_falls(good, -math.inf, ())
+
+
 @dataclass(slots=True)
 class _Walk:
     """One pass over a series' samples up to the window's end."""

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from service.model.lines import LineCounterSeries, LogSeries
 from service.model.names import Arm
 from service.model.observation import Availability, Reading, WindowQuery
 from service.model.preset import (
@@ -24,10 +25,12 @@ from service.model.preset import (
     LatencySeries,
     MetricsPreset,
     PredictionSeries,
+    ResourceSeries,
     ScoreSeries,
     ValueExpression,
 )
 from service.sources import promql
+from service.sources.pods import PodAsk, arm_labels
 
 WINDOWS_SUMMED = 12
 """Of a metric, so many different windows are summed up however few rollouts share them. Windows beyond these are only
@@ -127,6 +130,8 @@ def _details(what: CounterSeries) -> set[str]:
             return {what.class_label} | ({what.rank_label} if what.rank_label else set())
         case ErrorSeries():
             return {label for alternative in what.failed for label in alternative}
+        case LineCounterSeries():
+            return {what.subject_label}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +150,8 @@ class Plan:
 
     batches: tuple[Batch, ...]
     wanted: tuple[Wanted, ...]
+    pods: tuple[tuple[PodAsk, ...], ...]
+    """Resources by pod: asks of one preset and one window, which share their questions."""
     known: Mapping[Slot, Reading]
 
 
@@ -162,8 +169,10 @@ def plan(
     known: dict[Slot, Reading] = {}
     groups: dict[tuple[str, str, tuple[str, ...]], list[Ask]] = defaultdict(list)
     values: dict[tuple[str, float], list[tuple[Slot, str, Arm]]] = defaultdict(list)
+    pods: dict[tuple[str, float, float], list[PodAsk]] = defaultdict(list)
     for place, query in enumerate(queries):
         preset = presets.get(query.place.metrics)
+        resources: dict[str, Slot] = {}
         for at, metric in enumerate(query.metrics):
             slot = (place, at)
             series = preset.metrics.get(metric) if preset else None
@@ -175,13 +184,19 @@ def plan(
                 why = f"{metric} comes from prediction records, and no topic of them is set (predictions.topic)"
                 known[slot] = Reading(metric, Availability.NO_SERIES, None, why)
                 continue
+            if isinstance(series, ResourceSeries):
+                resources[metric] = slot
+                continue
+            if isinstance(series, LogSeries):
+                known[slot] = Reading(metric, Availability.AWAY, None, "log lines are not read from the metric store")
+                continue
             labels = {
                 Arm.CANARY: {**preset.labels, **query.place.canary_labels},
                 Arm.STABLE: {**preset.labels, **query.place.stable_labels},
             }
-            fault = _fault(labels)
-            if fault:
-                known[slot] = Reading(metric, Availability.NO_SERIES, None, fault)
+            why = fault(labels)
+            if why:
+                known[slot] = Reading(metric, Availability.NO_SERIES, None, why)
             elif isinstance(series, ValueExpression):
                 for arm in Arm:
                     text = series.promql.replace(PLACEHOLDER, promql.selector(labels[arm]))
@@ -189,10 +204,21 @@ def plan(
             else:
                 keys = tuple(sorted({*labels[Arm.CANARY], *labels[Arm.STABLE]}))
                 groups[(preset.name, metric, keys)].append(Ask(slot, metric, labels, query.start_s, query.end_s))
+        if preset is not None and resources:
+            where = {Arm.CANARY: query.place.canary_labels, Arm.STABLE: query.place.stable_labels}
+            labels = arm_labels(preset, where, query.place.namespace)
+            why = fault(labels)
+            if preset.pods is not None and not all(labels.values()):
+                why = f"the target's labels have none of {', '.join(preset.pods.by)}, by which pods are known"
+            if why:
+                known |= {slot: Reading(m, Availability.NO_SERIES, None, why) for m, slot in resources.items()}
+            else:
+                one = PodAsk(preset, resources, labels, query.start_s, query.end_s)
+                pods[(preset.name, query.start_s, query.end_s)].append(one)
     batches: list[Batch] = []
     for (preset_name, metric, keys), asks in groups.items():
         what = presets[preset_name].metrics[metric]
-        assert not isinstance(what, ValueExpression | FromRecords)
+        assert not isinstance(what, ValueExpression | LogSeries | ResourceSeries | FromRecords)
         to_sum, raw = _parted(asks, what, keys) if summed(what.names[0]) else ([], asks)
         for alike in to_sum:
             batches += (
@@ -201,10 +227,15 @@ def plan(
             )
         batches += (Batch(what, part, keys, reach) for part in _chunks(raw, reach.lookback_s))
     wanted = tuple(Wanted(text, at_s, tuple(slots)) for (text, at_s), slots in values.items())
-    return Plan(tuple(batches), wanted, known)
+    shared = (
+        tuple(asks[i : i + ROLLOUTS_PER_QUERY])
+        for asks in pods.values()
+        for i in range(0, len(asks), ROLLOUTS_PER_QUERY)
+    )
+    return Plan(tuple(batches), wanted, tuple(shared), known)
 
 
-def _fault(labels: Mapping[Arm, Mapping[str, str]]) -> str:
+def fault(labels: Mapping[Arm, Mapping[str, str]]) -> str:
     """Why these labels cannot be asked for; empty when they can."""
     for arm in Arm:
         if not labels[arm]:

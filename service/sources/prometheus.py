@@ -26,13 +26,14 @@ from pydantic import SecretStr
 
 from service.model.names import Arm
 from service.model.observation import ArmValues, Availability, Reading, WindowQuery
-from service.model.preset import MetricsPreset
+from service.model.preset import MetricsPreset, ResourceSeries
 from service.ring.ports import Clock, PortError, Refused, Unavailable
-from service.sources import promql
+from service.sources import pods, promql
 from service.sources.answer import Answer, Outcome
 from service.sources.asking import Asked, Asker, Limits
 from service.sources.counter import Series
 from service.sources.plan import EXPRESSIONS_PER_QUERY, Ask, Batch, Reach, Slot, Wanted, plan
+from service.sources.pods import Found, PodAsk
 from service.sources.reading import ArmSeries, read
 from service.sources.sums import read_sums
 
@@ -125,6 +126,8 @@ class PrometheusSource:
             for i in range(0, len(planned.wanted), EXPRESSIONS_PER_QUERY):
                 part = planned.wanted[i : i + EXPRESSIONS_PER_QUERY]
                 group.create_task(self._evaluated(part, turn), name=f"{len(part)} expressions")
+            for asks in planned.pods:
+                group.create_task(self._resources(asks, turn), name=f"resources of {len(asks)} rollouts")
         for slot, by_arm in turn.numbers.items():
             turn.readings[slot] = _value_reading(by_arm)
         self._learn(turn)
@@ -160,6 +163,24 @@ class PrometheusSource:
             # Not every store that speaks this API has a build to tell of.
             return "answers queries (its version cannot be asked)"
         return f"answers queries, version {version}"
+
+    async def lacking_n(
+        self, series: str, label: str, labels: Mapping[str, str], *, within_s: float = 300.0
+    ) -> tuple[int, int]:
+        """(series without the label, all series) of a name, for the doctor; raises Unavailable when it cannot be asked.
+
+        labels : what else they carry
+        within_s : series without a sample for so long are not looked at
+        """
+        selected = promql.range_selector(series, {name: [value] for name, value in labels.items()}, within_s)
+        text = f"count by ({label}) (count_over_time({selected}))"
+        answer = await self._asker.ask(text, self._clock.now().timestamp(), self._asker.deadline())
+        if answer.failure:
+            raise Unavailable(
+                f"the metric store at {self._asker.url} does not say which labels {series} has: {answer.failure}"
+            )
+        without = sum(n for found, n in answer.numbers if not found.get(label))
+        return round(without), round(sum(n for _, n in answer.numbers))
 
     async def _counted(self, batch: Batch, turn: _Turn, *, again: bool = False) -> None:
         """Ask for a batch, for its halves where it was too much, and ``again`` raw where sums do not say it."""
@@ -210,6 +231,68 @@ class PrometheusSource:
             )
         return out
 
+    async def _resources(self, asks: Sequence[PodAsk], turn: _Turn) -> None:
+        """Ask which pods the arms have, since when, and what they use; all asks are of one preset and one window."""
+        preset, at_s = asks[0].preset, asks[0].end_s
+        length_s = at_s - asks[0].start_s + self._reach.lookback_s
+        metrics = [name for name in preset.metrics if any(name in ask.slots for ask in asks)]
+        what = {name: series for name in metrics if isinstance(series := preset.metrics[name], ResourceSeries)}
+        if preset.pods is None:
+            for name, series in what.items():
+                answer = await self._asker.ask(pods.labelled_text(series, asks, length_s), at_s, turn.deadline)
+                await self._of_pods(name, series, asks, None, answer, turn)
+            return
+        answer = await self._asker.ask(pods.members_text(preset.pods, asks, length_s), at_s, turn.deadline)
+        if answer.divisible and len(asks) > 1:
+            for half in (asks[: len(asks) // 2], asks[len(asks) // 2 :]):
+                await self._resources(half, turn)
+            return
+        unseen = _unanswered(answer)
+        if unseen is not None:
+            turn.readings |= {slot: unseen(name) for ask in asks for name, slot in ask.slots.items()}
+            return
+        found = [pods.members(ask, answer.series, self._reach.stale_after_s) for ask in asks]
+        for places in pods.parts(asks, found):
+            part, known = [asks[i] for i in places], [found[i] for i in places]
+            listed = [pod for one in known for of_arm in one.pods.values() for pod in of_arm]
+            if listed and preset.pods.started is not None:
+                text = pods.started_text(preset.pods, listed, length_s)
+                answer = await self._asker.ask(text, at_s, turn.deadline)
+                age_s = pods.ages(preset.pods, answer.series, at_s)
+                for one in known:
+                    one.age_s = age_s
+            for name, series in what.items():
+                answer = Answer()
+                if listed:
+                    answer = await self._asker.ask(pods.values_text(series, listed, length_s), at_s, turn.deadline)
+                await self._of_pods(name, series, part, known, answer, turn)
+
+    async def _of_pods(
+        self,
+        name: str,
+        what: ResourceSeries,
+        asks: Sequence[PodAsk],
+        found: Sequence[Found] | None,
+        answer: Answer,
+        turn: _Turn,
+    ) -> None:
+        """One resource's readings of several rollouts. found : their pods; None where the series tell the arms."""
+        unseen = _unanswered(answer)
+
+        def work() -> dict[Slot, Reading]:
+            of_pod = pods.by_pod(what, answer.series)
+            out: dict[Slot, Reading] = {}
+            for place, ask in enumerate(asks):
+                if name in ask.slots:
+                    known = found[place] if found else pods.labelled_members(ask, what, answer.series)
+                    out[ask.slots[name]] = pods.read_pods(name, what, ask, known, of_pod, self._reach.stale_after_s)
+            return out
+
+        if unseen is not None:
+            turn.readings |= {ask.slots[name]: unseen(name) for ask in asks if name in ask.slots}
+        else:
+            turn.readings |= await self._asker.off_loop(len(answer.series) > LARGE_ANSWER_ELEMENTS, work)
+
     async def _evaluated(self, wanted: Sequence[Wanted], turn: _Turn) -> None:
         """Ask for several expressions at once; one by one where the store takes no bundle, or one of them is wrong."""
         at_s = max(one.at_s for one in wanted)
@@ -236,6 +319,17 @@ def _of(index: Mapping[tuple[str, ...], list[Series]], keys: tuple[str, ...], as
         return index.get(tuple(labels[key] for key in keys), [])
     wanted = [(i, labels[key]) for i, key in enumerate(keys) if key in labels]
     return [one for values, series in index.items() if all(values[i] == v for i, v in wanted) for one in series]
+
+
+def _unanswered(answer: Answer) -> Callable[[str], Reading] | None:
+    """The reading of any metric that this answer should have told of; None where it does."""
+    if answer.failure:
+        return lambda name: Reading(name, Availability.AWAY, None, answer.failure)
+    if answer.warning:
+        return lambda name: Reading(
+            name, Availability.DEGRADED, None, f"the metric store warns: {answer.warning[:200]}"
+        )
+    return None
 
 
 def _part(answer: Answer, place: int) -> Answer:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from service.model.lines import LineCounterSeries
 from service.model.names import Arm
 from service.model.observation import Availability, CategoryCounts, Counts, FailureCounts, HistogramCounts, Reading
 from service.model.preset import NAME, CounterSeries, ErrorSeries, LatencySeries, PredictionSeries, ScoreSeries
-from service.sources.counter import Growth, Labels, Series, growth
+from service.sources import lines
+from service.sources.counter import Growth, Labels, Series, counted_by, growth
 
 LONGEST_MATCHED = 256
 """A label value longer than this is no status, so no pattern is tried on it: it bounds the time of any pattern."""
@@ -73,7 +75,23 @@ def read(
             others = [one for one in arm.series if _name(what, one.labels) != what.names[0]]
             further = growth(others, start_s, end_s, beside=(*main, *other.series))
             grown[arm.arm] = (*found.series, *further.series)
+    if isinstance(what, LineCounterSeries):
+        counts = [_lines(metric, what, arm.series, end_s) for arm in arms]
+        return lines.counted(metric, counts[0], counts[1], Counter(), before="since its pods began")
     return of_growth(metric, what, grown[Arm.CANARY], grown[Arm.STABLE])
+
+
+def _lines(metric: str, what: LineCounterSeries, series: Sequence[Series], end_s: float) -> Counter[str]:
+    """Lines of one arm by what they are about, since its pods began."""
+    out: Counter[str] = Counter()
+    for one in series:
+        if _name(what, one.labels) == what.lines:
+            out[_subject(what, metric, one.labels)] += counted_by(one.samples, end_s)
+    return +out
+
+
+def _subject(what: LineCounterSeries, metric: str, labels: Mapping[str, str]) -> str:
+    return f"{metric} {lines.shown(labels.get(what.subject_label, ''), lines.LONGEST_SUBJECT)}".rstrip()
 
 
 def of_growth(metric: str, what: CounterSeries, canary: Sequence[Growth], stable: Sequence[Growth]) -> Reading:
@@ -117,12 +135,17 @@ def _counts(what: CounterSeries, canary: Sequence[Growth], stable: Sequence[Grow
             shown = [f"{edge:.9g}" for edge in edges]
             between = (f"{low} to {high}" for low, high in pairwise(shown))
             return CategoryCounts((f"up to {shown[0]}", *between, f"above {shown[-1]}"), rows[0], rows[1]), detail
+        case LineCounterSeries():
+            raise TypeError("lines are read from raw samples only, for what stable had before the window")
 
 
 def _failures(what: ErrorSeries, arm: Sequence[Growth]) -> tuple[int, int]:
     """(failed, all)."""
-    failed = sum(one.count for one in arm if _failed(what, one.labels))
-    return failed, sum(one.count for one in arm if _name(what, one.labels) == what.requests)
+    failed = [one for one in arm if _failed(what, one.labels)]
+    total = sum(one.count for one in arm if _name(what, one.labels) == what.requests)
+    if what.failures_are == "beside":
+        total += sum(one.count for one in failed if _name(what, one.labels) != what.requests)
+    return sum(one.count for one in failed), total
 
 
 def _failed(what: ErrorSeries, labels: Mapping[str, str]) -> bool:

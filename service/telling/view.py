@@ -348,6 +348,7 @@ _TESTS = {
     MetricKind.LATENCY: "mann-whitney",
     MetricKind.ERRORS: "cusum",
     MetricKind.PREDICTIONS: "kl",
+    MetricKind.RESOURCE: "pod-t",
     MetricKind.VALUE: "guard",
 }
 _VERDICTS: dict[Finding, Literal["pass", "fail", "unknown"]] = {

@@ -16,7 +16,10 @@ from service.model.names import Mode
 from service.model.observation import Availability
 from service.model.policy import BudgetEnd, Guard, MetricKind, MetricRule
 from service.model.rollout import Phase, RolloutState, Waiting
-from service.model.stimulus import MetricEvidence
+from service.model.stimulus import MetricEvidence, ResourceEvidence
+
+REFUSED = "refused before any traffic"
+"""How a release ends that a gate has failed."""
 
 LONGEST_NAME = 40
 LONGEST_SUMMARY = 1024
@@ -98,7 +101,8 @@ def ratio(x: float) -> str:
 
 def label(rule: MetricRule) -> str:
     """What people call the metric."""
-    return rule.label or {"latency": "slow requests", "value": rule.name}.get(rule.kind.value, rule.kind.value)
+    by_kind = {"latency": "slow requests", "value": rule.name, "resource": rule.name}
+    return rule.label or by_kind.get(rule.kind.value, rule.kind.value)
 
 
 def metric_clause(evidence: MetricEvidence, rule: MetricRule) -> str:
@@ -106,6 +110,8 @@ def metric_clause(evidence: MetricEvidence, rule: MetricRule) -> str:
     name = label(rule)
     if not evidence.availability.usable:
         return f"{name} cannot be judged: {unseen(evidence)}"
+    if evidence.resource is not None:
+        return f"{name} {resource_clause(evidence, evidence.resource)}"
     if evidence.effect is None:
         if evidence.value_canary is not None:
             stable = "" if evidence.value_stable is None else f", stable's {significant(evidence.value_stable)}"
@@ -130,6 +136,30 @@ def metric_clause(evidence: MetricEvidence, rule: MetricRule) -> str:
         canary = f"{count(evidence.events_canary)} of {count(evidence.n_canary)}"
         counts = f", {canary} against {count(evidence.events_stable)} of {count(evidence.n_stable)}"
     return f"{name} {ratio(evidence.effect)} stable's{interval}{limit}{counts}"
+
+
+def resource_clause(evidence: MetricEvidence, found: ResourceEvidence) -> str:
+    """What canary pods use, or what happened to them, against stable pods; a leak with its time to the limit."""
+    pods = f"{found.pods_canary} canary pods against {found.pods_stable} stable pods"
+    if found.by == "events":
+        canary, stable = evidence.events_canary or 0, evidence.events_stable or 0
+        return f"{count(canary)} on {found.pods_canary} canary pods, {count(stable)} on {found.pods_stable} stable pods"
+    if evidence.effect is None:
+        return f"not yet compared at equal age and load; {pods}"
+    limit = "" if evidence.limit is None else f", limit {significant(evidence.limit, 3)}"
+    if found.measures == "share":
+        said = (
+            f"{significant(100 * abs(evidence.effect))} points {'above' if evidence.effect > 0 else 'below'} stable's"
+        )
+        limit = "" if evidence.limit is None else f", limit {significant(100 * evidence.limit, 3)}"
+    else:
+        said = f"{ratio(evidence.effect)} stable's"
+    if found.by == "jump":
+        said = f"jumped to {ratio(evidence.effect)} what it was, and stable's did not"
+    if found.by == "slope" and found.slope_per_hour is not None:
+        left = "" if found.to_limit_s is None else f", at the limit in {duration(found.to_limit_s)}"
+        return f"grows {significant(100 * found.slope_per_hour)} % an hour over stable's{left}; {said}; {pods}"
+    return f"{said}{limit}; {pods}"
 
 
 def unseen(evidence: MetricEvidence) -> str:
@@ -232,7 +262,11 @@ def gate_sentence(report: GateReport) -> str:
         GateFinding.FAILED: "fails",
         GateFinding.COULD_NOT_LOOK: "could not look",
     }[report.finding]
-    return f"Gate {report.gate} {verb}: {report.sentence}"
+    return f"Gate {report.gate} {verb}: {_ended(report.sentence)}"
+
+
+def _ended(sentence: str) -> str:
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
 
 
 def gate_detail(report: GateReport) -> str:
@@ -243,13 +277,18 @@ def gate_detail(report: GateReport) -> str:
 
 def refused_sentence(report: GateReport) -> str:
     """A failed gate ends the release before any traffic."""
-    return f"Refuse before any traffic: gate {report.gate} fails, {report.sentence}"
+    return f"Refuse before any traffic: gate {report.gate} fails, {_ended(report.sentence)}"
+
+
+def was_refused_sentence(refusal: str, stands: str) -> str:
+    """The same when it has ended, with what is known of the traffic."""
+    return f"Refused{refusal.removeprefix('Refuse')} {stands[:1].upper()}{stands[1:]}."
 
 
 def held_by_gate_sentence(report: GateReport) -> str:
     """Held before any traffic, by a gate that failed or could not look."""
     what = "fails" if report.finding is GateFinding.FAILED else "could not look"
-    return f"Hold at 0 %: gate {report.gate} {what}, {report.sentence}"
+    return f"Hold at 0 %: gate {report.gate} {what}, {_ended(report.sentence)}"
 
 
 def continue_sentence(state: RolloutState) -> str:
@@ -343,7 +382,9 @@ def guard_sentence(state: RolloutState, guard: Guard, value: float | None) -> st
     """An absolute limit was broken for too long."""
     rule = next(m for m in state.policy.metrics if m.name == guard.metric)
     minutes = duration(guard.windows * state.policy.window_s)
-    if guard.times_stable_above is not None:
+    if guard.only_on_canary:
+        limit = "only on the canary"
+    elif guard.times_stable_above is not None:
         limit = f"over {significant(guard.times_stable_above)} times stable's"
     else:
         bound = guard.above if guard.above is not None else guard.below
@@ -353,7 +394,10 @@ def guard_sentence(state: RolloutState, guard: Guard, value: float | None) -> st
     now = "" if value is None else f", now {significant(value * 100)} %" * (rule.kind is MetricKind.ERRORS)
     verb = "Pause" if state.phase is Phase.PAUSED else "Roll back"
     tail = "; waits for a person to confirm the rollback" if state.phase is Phase.PAUSED else ""
-    return f"{verb} at {state.weight_asked} %: {label(rule)} {limit} for {minutes}{now}{tail}."
+    # What a log says names the fault itself, so it is worth more to whoever is paged than any number.
+    found = next((e.detail for e in state.evidence if e.metric == rule.name), "") if guard.only_on_canary else ""
+    clause = f" ({found})" if found else ""
+    return f"{verb} at {state.weight_asked} %: {label(rule)} {limit} for {minutes}{now}{clause}{tail}."
 
 
 def blind_sentence(state: RolloutState) -> str:
@@ -417,7 +461,7 @@ def _clock(moment: datetime) -> str:
 
 def page_summary(state: RolloutState, symptom: str) -> str:
     """The title of a page: service and state first, so that its first 80 characters stand alone."""
-    phase = state.phase.value.replace("_", " ")
+    phase = "refused" if state.ended_as == REFUSED else state.phase.value.replace("_", " ")
     at = f" at {state.weight_asked} %" if state.phase.judged else ""
     # The title says the state itself, so a decision's own verb and weight would only repeat it.
     head, colon, tail = symptom.partition(": ")
@@ -459,7 +503,7 @@ def _gate_details(state: RolloutState) -> dict[str, str]:
 def harm_so_far(state: RolloutState) -> str:
     """About how many requests failed that would not have failed on stable."""
     for one in state.evidence:
-        if one.events_canary and one.effect and one.effect > 1:
+        if one.events_canary and one.effect and one.effect > 1 and one.resource is None:
             extra = one.events_canary * (1 - 1 / one.effect)
             return f"about {significant(extra)} more errors in {count(state.n_canary)} canary requests"
     return f"{count(state.n_canary)} canary requests served"

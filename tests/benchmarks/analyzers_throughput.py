@@ -1,4 +1,5 @@
-"""Rollout-windows a second on one core, by arm (20 buckets, errors, 10 classes) and by pod, beside a plain yardstick.
+"""Rollout-windows a second on one core, by arm (20 buckets, errors, 10 classes), by pod and of
+what pods use, beside a plain yardstick.
 
 The yardstick is numpy sorting a million floats in the same run, because machines differ: ratios hold, times do not.
 """
@@ -13,7 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from analyzers import Margins, Monitor, MonitorConfig, Window
+from analyzers.resources import Measures, ResourceConfig, ResourceMonitor
 from tests.calibration.pod_streams import PodLaw, pod_windows
+from tests.calibration.resource_streams import ResourceLaw, resource_windows
 from tests.calibration.streams import Law, windows
 
 LENGTH = 30
@@ -32,6 +35,19 @@ def rate(config: MonitorConfig, rollouts: int, stream: Sequence[Window]) -> tupl
     return best, monitor.state().nbytes // rollouts
 
 
+def rate_of_pods(measures: Measures, rows: int) -> tuple[float, int]:
+    """The same of one resource of 2 canary and 16 stable pods, over enough windows for its slopes."""
+    stream = list(resource_windows(ResourceLaw(measures=measures), rows, 4 * LENGTH, seed=1))
+    best = 0.0
+    for _ in range(REPEATS):
+        monitor = ResourceMonitor(ResourceConfig(measures, 0.001, planned_windows=4320), rows)
+        began = time.process_time()
+        for window in stream:
+            monitor.observe(window)
+        best = max(best, rows * len(stream) / (time.process_time() - began))
+    return best, monitor.state().nbytes // rows
+
+
 def main() -> None:
     """Print the rates, the sizes of a row, and how long the import takes."""
     numbers = np.random.default_rng(1).random(1_000_000)
@@ -48,6 +64,10 @@ def main() -> None:
         per_second, size = rate(MonitorConfig(planned_windows=60, margins=margins), rollouts, stream)
         print(f"{name}: {per_second:,.0f} rollout-windows a second of one core ({per_second * sort_s:,.0f} in the time "
               f"of sorting a million floats), {size:,} bytes a rollout")  # fmt: skip
+    for measures in ("load", "memory", "device-memory", "events"):
+        per_second, size = rate_of_pods(measures, 250)
+        print(f"pods' {measures}, 2 of 18: {per_second:,.0f} rows a second of one core "
+              f"({per_second * sort_s:,.0f} in the time of sorting a million), {size:,} bytes a row")  # fmt: skip
     code = "import time; b = time.perf_counter(); import analyzers; print(time.perf_counter() - b)"
     taken = [
         float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) for _ in range(5)

@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -110,8 +111,8 @@ def configure(folder: Path, database: str, parts: tuple[str, str, str], store_ur
     for kind, body in (("policies", POLICY), ("targets", [TARGET])):
         (folder / "config" / kind).mkdir(parents=True, exist_ok=True)
         (folder / "config" / kind / "scale.yaml").write_text(yaml.safe_dump(body))
-    (folder / "config" / "metrics").mkdir(exist_ok=True)
-    (folder / "config" / "metrics" / "http.yaml").write_text((ROOT / "config/metrics/http.yaml").read_text())
+    for kind in ("metrics", "logs"):
+        shutil.copytree(ROOT / "config" / kind, folder / "config" / kind, dirs_exist_ok=True)
     (folder / "key").write_text("k" * 32)
     return {
         "mode": "enforce",
@@ -138,12 +139,18 @@ def cpu_spent_s(replicas: list[Replica]) -> list[float]:
 
 async def windows_judged(replica: Replica, session: aiohttp.ClientSession) -> float:
     """Windows that this replica has judged since its start."""
+    return await counted(replica, session, "serinus_window_lag_seconds_count")
+
+
+async def counted(replica: Replica, session: aiohttp.ClientSession, name: str, **labels: str) -> float:
+    """The sum of a replica's samples of this name and these labels."""
     async with session.get(f"{replica.url}/metrics") as answer:
-        for family in text_string_to_metric_families(await answer.text()):
-            for sample in family.samples:
-                if sample.name == "serinus_window_lag_seconds_count":
-                    return sample.value
-    return 0.0
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(await answer.text())
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
 
 # --- what is measured -----------------------------------------------------------------------------------------------
@@ -298,21 +305,27 @@ async def measure(run: Run) -> int:
 
 
 async def catch_up(replicas: list[Replica], missed_n: int, session: aiohttp.ClientSession) -> None:
-    """Time the replicas while they judge what was missed, without the last tenth, in which some have nothing to do.
-
-    What they judged before all of them were ready is part of the shares, not of the speed.
-    """
-    began, already = time.monotonic(), sum([await windows_judged(replica, session) for replica in replicas])
+    """Time the replicas while they judge what was missed, from when all of them are ready and without the last tenth,
+    in which some have nothing to do. A window that two of them judge is a conflict of one of their commits."""
+    already = [await windows_judged(replica, session) for replica in replicas]
+    began = time.monotonic()
     cpu_s = cpu_spent_s(replicas)
     judged: list[float] = []
     while sum(judged) < 0.9 * missed_n:
         await asyncio.sleep(0.5)
         judged = [await windows_judged(replica, session) for replica in replicas]
     took_s = time.monotonic() - began
-    shares = [n / sum(judged) * len(replicas) for n in judged]
+    done = [after - before for before, after in zip(already, judged, strict=True)]
+    shares = [n / sum(done) * len(replicas) for n in done]
+    conflicts_n = sum(
+        [
+            await counted(one, session, "serinus_store_errors_total", call="commit", reason="conflict")
+            for one in replicas
+        ]
+    )
     print(
-        f"  caught up with {sum(judged):.0f} of {missed_n} windows, the last {sum(judged) - already:.0f} in "
-        f"{took_s:.1f} s = {(sum(judged) - already) / took_s:.0f} a second; CPU "
+        f"  caught up with {sum(judged):.0f} of {missed_n} windows, the last {sum(done):.0f} in "
+        f"{took_s:.1f} s = {sum(done) / took_s:.0f} a second; {conflicts_n:.0f} conflicts; CPU "
         f"{'+'.join(f'{(now_s - s) / took_s:.2f}' for s, now_s in zip(cpu_s, cpu_spent_s(replicas), strict=True))} "
         f"cores; shares of an even part: "
         f"{', '.join(f'{share:.2f}' for share in shares)}",

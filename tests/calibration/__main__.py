@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from scipy.stats import binomtest
 from tests.calibration import cells
 from tests.calibration.floor import floor_windows
 from tests.calibration.measuring import Cell, Outcome, measure, share
+from tests.calibration.resource_cells import FAULTS_RESOURCES, NULLS_RESOURCES, ResourceCell, measure_resources
 from tests.calibration.streams import Law
 
 Array = NDArray[np.float64]
@@ -33,11 +35,12 @@ PROMISED, HIGHEST = 0.01, 0.015
 class Group:
     """Cells that are told in one table. rollouts : by planned windows. row : the words of a cell's row."""
 
-    cells: Sequence[Cell]
+    cells: Sequence[Cell] | Sequence[ResourceCell]
     rollouts: dict[int, int]
     columns: str
-    row: Callable[[Cell, Outcome], str]
-    promised: Callable[[Cell, Outcome], Array | None] = lambda _cell, _outcome: None
+    row: Callable[[Any, Outcome], str]
+    promised: Callable[[Any, Outcome], Array | None] = lambda _cell, _outcome: None
+    measured: Callable[[Any, int, int], Outcome] = measure
 
 
 def _null(_: Cell, outcome: Outcome) -> str:
@@ -63,6 +66,16 @@ def _against_floor(cell: Cell, outcome: Outcome) -> str:
     median = float(np.quantile(outcome.rollback[late] - cell.law.onset, 0.5, method="inverted_cdf"))
     least = floor_windows(cell.law, cell.length)
     return f"{_fault(cell, outcome)} | {_number(least)} | {median / least:.2f}"
+
+
+def _null_resource(_: ResourceCell, outcome: Outcome) -> str:
+    return share(int(np.isfinite(outcome.rollback).sum()), len(outcome.rollback))
+
+
+def _found_resource(cell: ResourceCell, outcome: Outcome) -> str:
+    late = outcome.rollback[outcome.rollback > cell.law.onset] - cell.law.onset
+    median, p90 = (_number(np.quantile(late, q, method="inverted_cdf")) for q in (0.5, 0.9))
+    return f"{share(int(np.isfinite(late).sum()), len(late))} | {median} | {p90}"
 
 
 def _margin(_: Cell, outcome: Outcome) -> str:
@@ -107,6 +120,21 @@ GROUPS = {
     "at-margin": Group(
         cells.AT_MARGIN, {60: 1500, 240: 4000}, "called safe, wrongly | median windows", _margin, _wrong_promotions
     ),
+    "nulls-resources": Group(
+        NULLS_RESOURCES,
+        {60: 4000, 240: 2000, 480: 1000, 1440: 600},
+        "called harmful (95 % interval)",
+        _null_resource,
+        lambda _, outcome: outcome.rollback,
+        measure_resources,
+    ),
+    "faults-resources": Group(
+        FAULTS_RESOURCES,
+        {240: 1000, 600: 300, 1440: 200, 1500: 200, 1740: 200},
+        "found | median windows | p90",
+        _found_resource,
+        measured=measure_resources,
+    ),
     "good": Group(cells.GOOD, {60: 600, 240: 1000}, "called safe | median windows", _margin),
 }
 
@@ -136,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if given.only not in cell.name:
                     continue
                 rollouts = max(100, round(group.rollouts[cell.length] * given.part))
-                todo[pool.submit(measure, cell, rollouts, given.seed + 31 * i)] = cell
+                todo[pool.submit(group.measured, cell, rollouts, given.seed + 31 * i)] = cell
             for done in as_completed(todo):
                 cell, outcome = todo[done], done.result()
                 kept = _kept(group.promised(cell, outcome), given.part >= 1)

@@ -13,6 +13,7 @@ from analyzers import Margins, Monitor, MonitorConfig
 from tests.calibration import cells
 from tests.calibration.__main__ import main
 from tests.calibration.measuring import Cell, measure, share
+from tests.calibration.resource_cells import FAULTS_RESOURCES, NULLS_RESOURCES, ResourceCell, measure_resources
 from tests.calibration.streams import Law, windows
 
 
@@ -66,6 +67,31 @@ def test_pods_that_differ_wander_and_warm_up_keep_the_promise(name: str) -> None
 def test_a_fault_is_found_soon(law: Law, within: int) -> None:
     found = first_crossing(law, rollouts=200, length=60, seed=5, margins=Margins.none())
     assert np.median(found) <= within
+
+
+SHORT_NULLS = [cell for cell in NULLS_RESOURCES if cell.length == 60 and "2 of 18" in cell.name]
+
+
+@pytest.mark.parametrize("cell", SHORT_NULLS, ids=lambda cell: cell.name)
+def test_pods_that_use_as_much_as_others_are_called_harmful_no_more_often_than_promised(cell: ResourceCell) -> None:
+    assert at_most(measure_resources(cell, 500, seed=20261126).rollback, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "within"),
+    [
+        ("2 of 18, leak 1 %/h from the start, at 50 % of the limit", 1500),
+        ("1 of 10, leak 1 %/h from the start, at 50 % of the limit", 1500),
+        ("2 of 18, GPU memory +20 % at 60", 3),
+        ("1 of 10, GPU memory +20 % at 60", 3),
+        ("2 of 18, load x2 at 60, pods 5 %, noise 5 %", 10),
+    ],
+)
+def test_a_fault_of_pods_is_found_in_time(name: str, within: int) -> None:
+    cell = next(cell for cell in FAULTS_RESOURCES if cell.name == name)
+    found = measure_resources(cell, 24, seed=6).rollback
+    assert np.median(found) - cell.law.onset <= within
+    assert (found > cell.law.onset).all()
 
 
 @pytest.mark.parametrize("cell", [cells.AT_MARGIN[1], cells.AT_MARGIN[4]], ids=lambda cell: cell.name)

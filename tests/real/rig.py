@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import ssl
@@ -33,8 +34,8 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from kubernetes.aio import client
 
-from service.actuators.cluster import connect
 from service.actuators.virtual_service import FENCE, ROLLOUT
+from service.cluster import connect
 from service.events.connection import Connection
 from service.events.publisher import Producer
 from service.events.sending import message
@@ -276,11 +277,11 @@ class Rig:
             "allowed_policies": [policy["name"] for policy in self.policies[1:]],
             **self.target,
         }
-        presets = building.ROOT / "config" / "metrics" / "http.yaml"
+        for kind in ("metrics", "logs"):
+            shutil.copytree(building.ROOT / "config" / kind, self.folder / "config" / kind, dirs_exist_ok=True)
         for kind, file, text in (
             *(("policies", policy["name"], yaml.safe_dump(policy)) for policy in self.policies),
             ("targets", "all", yaml.safe_dump([target])),
-            ("metrics", "http", presets.read_text()),
         ):
             (self.folder / "config" / kind).mkdir(parents=True, exist_ok=True)
             (self.folder / "config" / kind / f"{file}.yaml").write_text(text)

@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
-from service.actuators.cluster import connect, rights
 from service.actuators.istio import IstioMesh
+from service.cluster import connect, rights
 from service.ring.ports import Refused
 from tests.real.rig import NAMESPACE, Rig, rig
 from tests.unit.helm.test_chart import EVERYTHING, rendered

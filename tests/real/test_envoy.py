@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 from scipy.stats import binomtest
 
-from service.actuators.cluster import connect
 from service.actuators.istio import IstioMesh
+from service.cluster import connect
 from tests.contract.mesh.test_mesh import World
 from tests.real.parts import building
 from tests.real.parts.envoy import EnvoyProxy

@@ -11,8 +11,8 @@ import pytest
 from kubernetes.aio import client
 from pydantic import SecretStr
 
-from service.actuators.cluster import connect
 from service.actuators.istio import IstioMesh
+from service.cluster import connect
 from service.events.connection import Connection
 from service.events.publisher import Producer
 from service.ring.ports import Unavailable

@@ -20,6 +20,11 @@ ROOT = Path(__file__).parents[2]
         ("errors", "rolled_back"),
         ("drift", "rolled_back"),
         ("blackout", "held"),
+        ("opkernel", "rolled_back"),
+        ("memory", "rolled_back"),
+        ("gpu-memory", "rolled_back"),
+        ("scan", "ended"),
+        ("incompatible-model", "ended"),
     ],
 )
 def test_each_fault_ends_as_it_should(fault: str, outcome: str) -> None:
@@ -36,6 +41,10 @@ def test_each_fault_ends_as_it_should(fault: str, outcome: str) -> None:
     elif fault == "blackout":
         assert last["weights_seen"] == [10]
         assert last["pages"]
+    elif outcome == "ended":
+        assert last["weights_seen"] == [0]
+        assert last["canary_requests"] == 0
+        assert ": refused, gate " in last["pages"][0]
     else:
         assert last["weights_seen"][-1] == 0
         assert last["pages"]

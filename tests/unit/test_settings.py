@@ -13,6 +13,7 @@ from service.app.clock import SystemClock
 from service.app.predictions import complete_after_s, predictions_of
 from service.cli.schemas import all_schemas
 from service.events.connection import Connection
+from service.model.lines import LogSeries
 from service.model.names import Mode
 from service.predictions.consumer import COMMIT_S
 from service.ring.seen import UNSEEN
@@ -21,6 +22,9 @@ from service.settings import SettingsError, load, load_catalog, read_secret
 from service.storage.database import Database
 
 ROOT = Path(__file__).parents[2]
+SHIPPED = {
+    "cadvisor", "dcgm", "http", "istio", "kserve", "kube-state-metrics", "tensorflow-serving", "triton", "vllm"
+}  # fmt: skip
 
 
 def write(folder: Path, text: str) -> Path:
@@ -35,12 +39,28 @@ def test_the_shipped_settings_and_catalogue_are_valid(monkeypatch: pytest.Monkey
     catalog, presets = load_catalog(settings)
     assert settings.mode is Mode.OBSERVE
     assert set(catalog.policies) == {"tensorflow-image", "fully-automatic", "quick"}
-    assert set(presets) == {"http", "istio"}
+    assert set(presets) == SHIPPED
     image = catalog.policies["tensorflow-image"]
     assert [s.weight_percent for s in image.stages] == ["first", 30, 60, 100]
     assert {s.bake_s for s in image.stages} == {86400.0}
     (guard,) = image.guards
     assert (guard.above, guard.windows, guard.on_breach.value) == (0.01, 5, "pause_and_confirm")
+
+
+def test_a_preset_gets_the_patterns_of_its_sets_and_an_unknown_set_stops_the_start_up(tmp_path: Path) -> None:
+    for folder, text in (
+        ("metrics", "name: p\nmetrics: {lines: {kind: logs, sets: [tf], patterns: [{name: own, any_of: [b]}]}}"),
+        ("logs", "name: tf\npatterns: [{name: theirs, any_of: [a]}]"),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "one.yaml").write_text(text)
+    settings = load(write(tmp_path, f"api: {{auth: 'off'}}\nconfig_dir: {tmp_path}\n"))
+    series = load_catalog(settings)[1]["p"].metrics["lines"]
+    assert isinstance(series, LogSeries)
+    assert [pattern.name for pattern in series.patterns] == ["own", "theirs"]
+    (tmp_path / "logs" / "one.yaml").write_text("name: other\npatterns: [{name: theirs, any_of: [a]}]")
+    with pytest.raises(SettingsError, match=r"'p' names the pattern set 'tf'; known in .*logs: other"):
+        load_catalog(settings)
 
 
 def test_the_environment_wins_over_the_file_key_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +83,7 @@ def test_the_environment_wins_over_the_file_key_by_key(tmp_path: Path, monkeypat
         ("mode: yolo\napi: {auth: 'off'}", "mode: .*observe"),
         ("api: {auth: 'off'}\nprometheus: {scrape_interval: soon}", "no length of time"),
         ("api: {auth: 'off'}\nretention: {windows: 30d, rollouts: 20d}", "kept at least as long as their windows"),
+        ("api: {auth: 'off'}\nloki: {tenant: \"a\\nb\"}", "loki.tenant"),
         ("api: {auth: 'off'}\nretention: {windows: 5m}", "retention.windows: .*86400"),
         ("- 1", "expected a mapping"),
         ("a: [", "cannot read"),

@@ -28,6 +28,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- $mine := dict "config_dir" "/etc/serinus/config" "stop_within" (printf "%ds" (int .Values.stopSeconds)) "api" $api -}}
 {{- if .Values.secrets.pagerduty -}}{{- $_ := set $mine "pagerduty" (dict "routing_key_file" "/etc/serinus/secrets/pagerduty/routing-key") -}}{{- end -}}
 {{- if .Values.secrets.prometheus -}}{{- $_ := set $mine "prometheus" (dict "token_file" "/etc/serinus/secrets/prometheus/token") -}}{{- end -}}
+{{- if .Values.secrets.loki -}}{{- $_ := set $mine "loki" (dict "token_file" "/etc/serinus/secrets/loki/token") -}}{{- end -}}
 {{- if .Values.secrets.kafka -}}{{- $_ := set $mine "kafka" (dict "password_file" "/etc/serinus/secrets/kafka/password") -}}{{- end -}}
 {{- if .Values.secrets.database -}}{{- $_ := set $mine "database" (dict "password_file" "/etc/serinus/secrets/database/password") -}}{{- end -}}
 {{- if .Values.export.existingClaim -}}{{- $_ := set $mine "retention" (dict "export_dir" "/var/lib/serinus-export") -}}{{- end -}}

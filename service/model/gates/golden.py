@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from service.model.value import Value
 
@@ -91,15 +91,27 @@ class GoldenSubject(Value):
     """Must lead to the candidate alone, before it gets traffic: a Service of its own, not the route that is split."""
     protocol: Protocol | None = None
     """None: told by each request's path."""
-    concurrency: int = Field(default=4, ge=1, le=64)
-    """Golden requests under way at once; each has one call under way, to stable or to the canary."""
-    timeout_s: float = Field(default=10.0, gt=0, le=600)
+    concurrency: int = Field(default=4, ge=1, le=16)
+    """Golden requests under way at once; each has one call under way, to stable or to the canary. It is the load that
+    the gate puts on stable beside its traffic."""
+    timeout_s: float = Field(default=10.0, gt=0, le=590)
     """For one answer."""
-    first_timeout_s: float = Field(default=120.0, gt=0, le=1800)
+    first_timeout_s: float = Field(default=120.0, gt=0, le=590)
     """For the very first answer of each version, which may have to trace and compile."""
-    ready_within_s: float = Field(default=300.0, ge=0, le=3600)
+    ready_within_s: float = Field(default=300.0, ge=0, le=590)
     """How long both versions are waited for until they say that they are ready."""
-    within_s: float = Field(default=900.0, gt=0, le=7200)
-    """For all of it together."""
-    max_answer_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024)
-    """Larger answers are not read."""
+    within_s: float = Field(default=540.0, gt=0, le=590)
+    """For all of it together; a look at a gate is cut off after ten minutes."""
+    max_answer_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, le=16 * 1024 * 1024)
+    """Larger answers are not read. Four times ``concurrency`` of them may be in memory."""
+
+    @field_validator("stable_url", "canary_url")
+    @classmethod
+    def _no_event_makes_a_host(cls, url: str) -> str:
+        host = url.partition("://")[2].partition("/")[0]
+        if "_version" in host.replace("{", "") and "$" in host:
+            raise ValueError(
+                "a version comes from an event and may hold dots, so it must not be part of a host; write the host "
+                "out, or with ${service} and ${namespace}"
+            )
+        return url

@@ -42,7 +42,7 @@ class ImageGate(Value):
     fail_on: tuple[Risk, ...] = ()
     """Risks that fail the gate. None by default: a change of framework is why one releases, so it is told only."""
     within_s: float = Field(default=30.0, gt=0, le=110)
-    """Longest time for reading both images, in seconds. A whole look may take two minutes."""
+    """Longest time for reading one image, in seconds."""
 
 
 class ImageSubject(Value):

@@ -34,6 +34,9 @@ Tag = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 Quantity = Annotated[str, StringConstraints(max_length=20, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|Ki|Mi|Gi)?$")]
 """A Kubernetes quantity: ``500m``, ``2Gi``."""
 
+MAX_LOOK_S = 590
+"""For one look at all; the outbox's lane cuts it off after ten minutes."""
+
 
 class Device(StrEnum):
     """Where the model is to run."""
@@ -76,8 +79,20 @@ class RuntimeJob(Value):
     cpu: Quantity = "1"
     memory: Quantity = "2Gi"
     """Importing TensorFlow takes some 500 MB."""
-    within_s: int = Field(default=600, ge=10, le=3600)
+    within_s: int = Field(default=300, ge=10, le=540)
     """For pulling the image, importing and answering."""
+
+    @property
+    def longest_s(self) -> int:
+        """So many seconds are waited for an answer: a little longer than the cluster lets the Job run."""
+        return self.within_s + 30
+
+    @model_validator(mode="after")
+    def _no_version_in_the_host(self) -> Self:
+        host, slash, _ = self.image.partition("/")
+        if slash and "_version" in host:
+            raise ValueError("a version comes from an event, so it must not be part of a registry's host")
+        return self
 
 
 class ModelSubject(Value):
@@ -96,12 +111,21 @@ class ModelSubject(Value):
     dump: ModelPath | None = None
     """A file that ``serinus preflight runtime`` wrote, below the folder of models."""
     job: RuntimeJob | None = None
-    python_within_s: float = Field(default=180.0, gt=0, le=1800)
-    within_s: float = Field(default=600.0, gt=0, le=7200)
-    """For reading and checking the model's files."""
+    python_within_s: float = Field(default=180.0, gt=0, le=540)
+    within_s: float = Field(default=240.0, gt=0, le=540)
+    """For reading and checking the model's files. Together with what asking may take at most 590 s, since a look is cut
+    off after ten minutes."""
 
     @model_validator(mode="after")
     def _one_runtime(self) -> Self:
         if sum(one is not None for one in (self.python, self.dump, self.job)) != 1:
             raise ValueError("the candidate's TensorFlow is asked by exactly one of python, dump, job")
+        asking_s = (
+            self.python_within_s if self.python is not None else self.job.longest_s if self.job is not None else 0
+        )
+        if self.within_s + asking_s > MAX_LOOK_S:
+            raise ValueError(
+                f"reading may take {self.within_s:g} s and asking {asking_s:g} s; together at most {MAX_LOOK_S} s, "
+                f"since a look is cut off after ten minutes"
+            )
         return self

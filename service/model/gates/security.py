@@ -6,7 +6,7 @@ import datetime
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from service.model.value import Value
 
@@ -29,6 +29,9 @@ ReportUrl = Annotated[
     ),
 ]
 """Where a report is served. No user and no password: such an address would end up in logs. May hold templates."""
+
+ImageName = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9._/:@+${}-]+$")]
+"""An image reference. May hold templates."""
 
 MediaType = Annotated[
     str,
@@ -122,6 +125,8 @@ class SecurityGate(Value):
     """The report must name the digest of the very image. A report that names another one is never taken."""
     posture: Posture | None = Posture()
     """null: the Deployment is not looked at."""
+    within_s: float = Field(default=100.0, gt=0, le=110)
+    """Longest time for all that is read, in seconds. A whole look may take two minutes."""
 
     @property
     def needs_report(self) -> bool:
@@ -138,6 +143,17 @@ class ReportPlace(Value):
     """An address that answers with the report."""
     referrer: MediaType | None = None
     """The newest artifact of this type that the registry holds for the image, for example application/sarif+json."""
+
+    @field_validator("url")
+    @classmethod
+    def _no_event_makes_a_host(cls, url: str | None) -> str | None:
+        host = (url or "").partition("://")[2].partition("/")[0].partition("?")[0]
+        if "_version" in host:
+            raise ValueError(
+                "a version comes from an event and may hold dots, so it must not be part of a host; write the host "
+                "out, or with ${service} and ${namespace}"
+            )
+        return url
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -157,6 +173,22 @@ class SecuritySubject(Value):
     namespace: Named = "${namespace}"
     container: Named | None = None
     """The container that is the candidate; None: every container of the Deployment's template."""
+    image: ImageName | None = None
+    """The candidate's image, for example ``registry.example/ml/ranker:${canary_version}``; None: as the Deployment has
+    it. Registries are asked about images that the target or the Deployment names, never about one that only an event
+    names; of the event's artifact the digest is taken where it is of the same repository."""
+    platform: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+/[a-z0-9]+(/[a-z0-9]+)?$", max_length=40)] = (
+        "linux/amd64"
+    )
+    """What the nodes are; picks from a multi-arch index."""
+
+    @field_validator("image")
+    @classmethod
+    def _no_event_makes_a_registry(cls, image: str | None) -> str | None:
+        host, slash, _ = (image or "").partition("/")
+        if slash and "_version" in host:
+            raise ValueError("a version comes from an event, so it must not be part of a registry's host")
+        return image
 
     @model_validator(mode="after")
     def _stable_by_place(self) -> Self:

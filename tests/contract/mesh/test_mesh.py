@@ -13,9 +13,9 @@ import pytest_asyncio
 from kubernetes.aio import client
 
 from service.actuators import istio
-from service.actuators.cluster import connect, rights
 from service.actuators.istio import IstioMesh
 from service.actuators.virtual_service import FENCE
+from service.cluster import connect, rights
 from service.lab.kube_api import KubeApi
 from service.model.target import Place, Readiness
 from service.ring.ports import Refused, Unavailable

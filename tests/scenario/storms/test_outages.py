@@ -12,10 +12,10 @@ import pytest
 import sqlalchemy as sa
 from pydantic import SecretStr
 
-from service.actuators.cluster import connect
 from service.actuators.istio import IstioMesh
 from service.alerts.pagerduty import CALLS_PER_MINUTE, PagerDutyPager
 from service.app.clock import SystemClock
+from service.cluster import connect
 from service.dispatch.clockwork import Clockwork
 from service.dispatch.dispatcher import AT_ONCE
 from service.lab.kube_api import KubeApi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from service.analysis.judging import Judged, judge_windows, learned
 from service.analysis.rows import EMPTY, MAX_CLASSES, OTHER, Layout, layout_of, pack, unpack
@@ -12,9 +13,11 @@ from service.model.observation import (
     CategoryCounts,
     FailureCounts,
     HistogramCounts,
+    LineCounts,
     Reading,
 )
 from service.model.rollout import RolloutState
+from service.model.stimulus import GuardReading
 from tests.stories import Story, policy
 
 EDGES = (0.1, 0.2, 0.5)
@@ -186,6 +189,48 @@ def test_a_custom_value_is_judged_by_its_guard_absolutely_or_against_stable() ->
         value = Reading("gpu", Availability.ENOUGH, ArmValues(canary, stable))
         (one,) = judge([s], [(*GOOD, value)], [b""])
         assert [g.breach for g in one.guards] == breaches
+
+
+LINES = {"name": "logs", "kind": "value", "required": False}
+ALONE = {"name": "new-lines", "metric": "logs", "only_on_canary": True, "windows": 1, "on_breach": "rollback"}
+
+
+@pytest.mark.parametrize(
+    ("counts", "breach", "value"),
+    [
+        (LineCounts((), (), (), ()), False, 0.0),
+        (LineCounts(("op A",), (1,), (0,), (0,)), True, 1.0),
+        (LineCounts(("op A",), (9,), (1,), (0,)), False, 0.0),
+        (LineCounts(("op A",), (9,), (0,), (1,)), False, 0.0),
+        (LineCounts(("op A", "op B"), (9, 2), (5, 0), (0, 0)), True, 2.0),
+        (ArmValues(1.0, 0.0), True, 1.0),
+        (ArmValues(1.0, 1.0), False, 1.0),
+        (ArmValues(0.0, 0.0), False, 0.0),
+        (ArmValues(1.0, None), None, None),
+    ],
+)
+def test_what_only_the_canary_has_is_a_breach_and_what_both_have_is_none(
+    counts: LineCounts | ArmValues, breach: bool | None, value: float | None
+) -> None:
+    s = state(metrics=[*policy().model_dump(by_alias=True)["metrics"], LINES], guards=[ALONE])
+    (one,) = judge([s], [(*GOOD, Reading("logs", Availability.ENOUGH, counts, "said"))], [b""])
+    assert one.guards == (GuardReading(guard="new-lines", breach=breach, value=value),)
+    assert one.n_canary == 60  # lines are no requests
+    for unknown in (Availability.NO_SERIES, Availability.AWAY, Availability.DEGRADED):
+        (one,) = judge([s], [(*GOOD, Reading("logs", unknown, None, "said"))], [b""])
+        assert one.guards[0].breach is None
+
+
+def test_lines_can_be_limited_by_number_too() -> None:
+    guards = [
+        {"name": "many", "metric": "logs", "above": 10},
+        {"name": "more", "metric": "logs", "times_stable_above": 2},
+    ]
+    s = state(metrics=[*policy().model_dump(by_alias=True)["metrics"], LINES], guards=guards)
+    counts = LineCounts(("a", "b"), (8, 5), (4, 2), (100, 100))
+    (one,) = judge([s], [(*GOOD, Reading("logs", Availability.ENOUGH, counts))], [b""])
+    assert [guard.breach for guard in one.guards] == [True, True]
+    assert (one.evidence[2].value_canary, one.evidence[2].value_stable) == (13.0, 6.0)
 
 
 def test_a_row_that_cannot_be_continued_blinds_its_rollout_and_no_other() -> None:

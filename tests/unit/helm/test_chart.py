@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from service.actuators.cluster import NEEDED
 from service.api.health import CHECK_S
 from service.app.metrics import OwnMetrics
+from service.cluster import LOGS_NEEDED, NEEDED
 
 CHART = Path(__file__).parents[3] / "helm" / "serinus"
 TOKENS = ["--set", "secrets.apiTokens=serinus-tokens"]
@@ -23,7 +23,10 @@ EVERYTHING = [
     "--set", "rbac.namespaces={ml-a,ml-b}", "--set", "config.mode=enforce",
     "--set-file", f"policies.quick={CHART.parents[1] / 'config' / 'policies' / 'quick.yaml'}",
     "--set-file", f"targets.tf={CHART.parents[1] / 'config' / 'targets' / 'tf-model-service.yaml'}",
-    "--set-file", f"metrics.http={CHART.parents[1] / 'config' / 'metrics' / 'http.yaml'}",
+    *(part for name in ("http", "cadvisor", "kube-state-metrics", "dcgm")
+      for part in ("--set-file", f"metrics.{name}={CHART.parents[1] / 'config' / 'metrics' / name}.yaml")),
+    "--set-file", f"logs.tensorflow={CHART.parents[1] / 'config' / 'logs' / 'tensorflow.yaml'}",
+    "--set", "secrets.loki=l", "--set", "config.loki.url=http://loki:3100",
 ]  # fmt: skip
 POSTGRES = [
     *TOKENS,
@@ -64,6 +67,14 @@ def test_the_role_grants_exactly_the_rights_that_the_code_asks_for() -> None:
     assert not of_kind(rendered(*TOKENS), "ClusterRole")
 
 
+def test_the_logs_of_pods_are_only_granted_where_that_is_asked_for() -> None:
+    (role,) = of_kind(rendered(*TOKENS, "--set", "rbac.podLogs=true"), "Role")
+    granted = {
+        (v, g, r) for rule in role["rules"] for v in rule["verbs"] for g in rule["apiGroups"] for r in rule["resources"]
+    }
+    assert granted == {(need.verb, need.group, need.resource) for need in (*NEEDED, *LOGS_NEEDED)}
+
+
 def test_a_role_is_made_in_each_named_namespace() -> None:
     assert [r["metadata"]["namespace"] for r in of_kind(rendered(*EVERYTHING), "Role")] == ["ml-a", "ml-b"]
 
@@ -99,6 +110,7 @@ def test_no_secret_is_rendered_and_each_is_a_file() -> None:
     (config,) = of_kind(objects, "ConfigMap")
     settings = yaml.safe_load(config["data"]["serinus.yaml"])
     assert settings["pagerduty"]["routing_key_file"].startswith("/etc/serinus/secrets/")
+    assert settings["loki"] == {"url": "http://loki:3100", "token_file": "/etc/serinus/secrets/loki/token"}
     assert settings["kafka"] == {
         "bootstrap_servers": "kafka:9092",
         "password_file": "/etc/serinus/secrets/kafka/password",

@@ -28,6 +28,20 @@ def test_of_releases_that_come_together_the_newest_is_begun_and_names_the_others
     assert merged(event("a", "2", 1), event("c", "4", 3), event("b", "3", 2)) == [("c", ("2", "3"))]
 
 
+def test_labels_of_log_lines_are_filled_in_and_left_out_where_the_metrics_labels_serve() -> None:
+    logs = {"labels": {"app": "${service}"}, "canary_labels": {"release": "${canary_version}"}}
+    for given, canary, stable in (
+        (logs, {"app": SERVICE.name, "release": "2"}, {"app": SERVICE.name}),
+        (None, {}, {}),
+    ):
+        meant = intake.apply(event("a", "2"), SERVICE, catalog(logs=given), None, None, now=TAKEN_IN)
+        assert isinstance(meant, intake.Applied)
+        assert isinstance(meant.fact, ReleaseRequested)
+        where = meant.fact.place
+        assert (where.canary_log_labels, where.stable_log_labels) == (canary, stable)
+        assert ("canary_log_labels" in where.model_dump()) == bool(canary)
+
+
 def test_a_withdrawal_keeps_its_place_between_releases() -> None:
     gone = event("x", None, 2, kind=EventKind.REMOVED)
     assert [i for i, _ in merged(event("a", "2", 0), event("b", "3", 1), gone, event("c", "4", 3))] == ["b", "x", "c"]

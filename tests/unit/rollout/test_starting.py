@@ -66,7 +66,9 @@ def test_a_failed_gate_ends_the_release_before_any_traffic_and_says_what_to_do()
     assert story.state.phase is Phase.ROLLING_BACK
     story.written()
     assert (story.state.phase, story.state.ended_as) == (Phase.ENDED, "refused before any traffic")
-    assert story.state.reason.startswith("Ended, refused before any traffic: ")
+    assert story.state.reason == (
+        "Refused before any traffic: gate model fails, as seen. All traffic is on 2.12.0, confirmed by the mesh."
+    )
     assert weights(story) == [0]
     assert pages(story) == [(PageAction.TRIGGER, "rollback"), (PageAction.RESOLVE, "rollback")]
     assert story.state.decision is Decision.ROLLBACK
@@ -164,6 +166,14 @@ def test_in_observe_mode_a_failed_gate_says_what_would_have_been_done() -> None:
     assert story.state.phase is Phase.ENDED
     assert story.state.reason.startswith("Would have refused before any traffic: gate model fails")
     assert weights(story) == []
+
+
+def test_in_observe_mode_a_gate_that_could_not_look_is_told_and_the_release_is_watched_all_the_same() -> None:
+    story = answer(Story(policy=GATED, mode=Mode.OBSERVE).ready(), "model", Finding.COULD_NOT_LOOK)
+    assert story.last.journal[-1].headline.startswith("Would have held at 0 %: gate model could not look")
+    answer(story, "golden")
+    assert story.state.phase is Phase.PROGRESSING
+    assert pages(story) == []
 
 
 def test_a_policy_names_each_gate_once() -> None:

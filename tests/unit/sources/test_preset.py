@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from service.model.preset import ErrorSeries, LatencySeries, MetricsPreset
+from service.model.preset import ErrorSeries, LatencySeries, MetricsPreset, PredictionSeries
 
 FOLDER = Path(__file__).parents[3] / "config" / "metrics"
 
@@ -35,7 +35,8 @@ def test_the_presets_that_are_shipped_read_the_names_they_promise() -> None:
     assert {"grpc_response_status", "response_code"} <= {
         label for one in istio.metrics["errors"].failed for label in one
     }
-    assert {name: series.names for name, series in http.metrics.items() if series.kind != "value"} == {
+    counted = {n: s for n, s in http.metrics.items() if isinstance(s, LatencySeries | ErrorSeries | PredictionSeries)}
+    assert {name: series.names for name, series in counted.items()} == {
         "latency": ("model_latency_seconds_bucket",),
         "errors": ("http_requests_total",),
         "predictions": ("model_predictions_total",),

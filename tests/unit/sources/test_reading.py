@@ -7,8 +7,16 @@ from collections.abc import Mapping
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.model.lines import LineCounterSeries
 from service.model.names import Arm
-from service.model.observation import Availability, CategoryCounts, FailureCounts, HistogramCounts, Reading
+from service.model.observation import (
+    Availability,
+    CategoryCounts,
+    FailureCounts,
+    HistogramCounts,
+    LineCounts,
+    Reading,
+)
 from service.model.preset import CounterSeries, ErrorSeries, LatencySeries, PredictionSeries, ScoreSeries
 from service.sources.counter import Series
 from service.sources.reading import ArmSeries, read
@@ -50,6 +58,50 @@ def test_failures_with_a_counter_of_their_own_are_no_further_requests() -> None:
     canary = [counter(90, __name__="r", code="200"), counter(2, __name__="r", code="503"), counter(5, __name__="f")]
     found = reading(OWN_COUNTER, canary, [counter(50, __name__="r", code="200")])
     assert found.counts == FailureCounts(7, 92, 0, 50)
+
+
+COUNTED_LINES = LineCounterSeries(lines="tf_missing_opkernel_total", alive="log_lines_total")
+
+
+def lines(pod: str, *samples: tuple[float, float], op: str | None = None) -> Series:
+    name = "log_lines_total" if op is None else "tf_missing_opkernel_total"
+    return Series({"__name__": name, "pod": pod} | ({} if op is None else {"op": op}), list(samples))
+
+
+def test_a_counter_of_lines_that_is_not_there_is_zero_only_where_lines_are_counted_at_all() -> None:
+    canary, stable = lines("c", (55, 10), (110, 20)), lines("s", (55, 10), (110, 10))
+    found = reading(COUNTED_LINES, [canary], [stable])
+    assert (found.availability, found.counts) == (Availability.ENOUGH, LineCounts((), (), (), ()))
+    for arms in (([], [stable]), ([canary], [])):
+        missing = reading(COUNTED_LINES, *arms)
+        assert (missing.availability, missing.counts) == (Availability.NO_SERIES, None)
+        assert "log_lines_total has no series" in missing.detail
+
+
+def test_lines_are_counted_since_the_pods_began_also_those_before_the_first_scrape() -> None:
+    found = reading(
+        COUNTED_LINES,
+        [
+            lines("c", (55, 10), (110, 20)),
+            lines("c", (55, 2), (110, 5), op="Old"),
+            lines("c", (110, 1), op="New"),
+            # A pod that was scraped for the first time in this window, and a container that was restarted in it.
+            lines("d", (100, 4), (110, 4)),
+            lines("d", (100, 1), (110, 1), op="AtStart"),
+            lines("c", (55, 3), (100, 1), (110, 2), op="Again"),
+            lines("c", (110, 0), op="Never"),
+        ],
+        [lines("s", (55, 10), (110, 10)), lines("s", (55, 4), (110, 4), op="Old"), lines("s", (130, 4), op="New")],
+    )
+    assert isinstance(found.counts, LineCounts)
+    rows = zip(found.counts.names, found.counts.canary, found.counts.stable, strict=True)
+    assert {name: row for name, *row in rows} == {
+        "m Old": [5, 4],
+        "m New": [1, 0],
+        "m AtStart": [1, 0],
+        "m Again": [5, 0],
+    }
+    assert found.detail.startswith("m Again: 5 of the canary, none of stable since its pods began")
 
 
 def test_the_first_failure_of_a_known_instance_counts_and_later_silence_is_not_stale() -> None:

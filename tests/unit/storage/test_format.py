@@ -18,7 +18,7 @@ from service.storage.packing import pack, unpack
 from service.storage.tables import FORMAT
 from tests.stories import Story
 
-DIGEST_OF_FORMAT = {1: "0001af6e19621d30"}
+DIGEST_OF_FORMAT = {1: "1f020eea2513bf83"}
 """Of the JSON schemas of everything that is stored, by format."""
 
 PACKED_BY_DICTIONARY_1 = bytes.fromhex(

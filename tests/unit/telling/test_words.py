@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.model.instruction import Page
 from service.model.observation import Availability
 from service.model.policy import MetricKind, MetricRule
-from service.model.stimulus import MetricEvidence
+from service.model.rollout import Phase
+from service.model.stimulus import GuardReading, MetricEvidence, ResourceEvidence
 from service.telling import words
 from service.telling.view import Finding, decision_document, rollout_view, row_view
 from tests.stories import START, Story, lean, policy
@@ -92,6 +94,36 @@ def test_a_tail_fault_is_not_told_as_a_shift_of_the_middle() -> None:
     assert clause.startswith("p99 of the canary is 1.4 to 2.0 times stable's")
 
 
+def pods_use(by: str, measures: str = "memory", **given: object) -> str:
+    rule = MetricRule(name="memory", kind=MetricKind.RESOURCE, required=False)
+    found = {"slope_per_hour": 0.0192, "to_limit_s": 93_600.0} if by == "slope" else {}
+    resource = ResourceEvidence(measures=measures, by=by, pods_canary=2, pods_stable=18, **found)  # type: ignore[arg-type]
+    evidence = {"metric": "memory", "availability": Availability.ENOUGH, "limit": 1.1, "effect": 1.42} | given
+    return words.metric_clause(MetricEvidence(**evidence, resource=resource), rule)  # type: ignore[arg-type]
+
+
+def test_what_pods_use_is_told_by_what_was_found() -> None:
+    pods = "2 canary pods against 18 stable pods"
+    assert pods_use("mean") == f"memory 1.4 times stable's, limit 1.10; {pods}"
+    leak = f"memory grows 1.9 % an hour over stable's, at the limit in 26 h; 1.4 times stable's; {pods}"
+    assert pods_use("slope") == leak
+    assert pods_use("jump") == f"memory jumped to 1.4 times what it was, and stable's did not, limit 1.10; {pods}"
+    share = pods_use("mean", "share", effect=0.25, limit=0.05)
+    assert share == f"memory 25 points above stable's, limit 5.00; {pods}"
+    assert pods_use("mean", effect=None) == f"memory not yet compared at equal age and load; {pods}"
+    restarts = pods_use("events", "events", events_canary=5, events_stable=1)
+    assert restarts == "memory 5 on 2 canary pods, 1 on 18 stable pods"
+
+
+def test_restarts_are_not_counted_as_failed_requests() -> None:
+    resource = ResourceEvidence(measures="events", by="events", pods_canary=2, pods_stable=18)
+    restarts = MetricEvidence(
+        metric="restarts", availability=Availability.ENOUGH, effect=9.0, events_canary=5, resource=resource
+    )
+    state = Story().progressing().state.model_copy(update={"evidence": (restarts,)})
+    assert "errors" not in words.harm_so_far(state)
+
+
 def test_a_blind_metric_says_why() -> None:
     evidence = MetricEvidence(metric="errors", availability=Availability.NO_SERIES, detail='x_total with version="v2"')
     clause = words.metric_clause(evidence, MetricRule(name="errors", kind=MetricKind.ERRORS))
@@ -105,6 +137,21 @@ def test_the_guards_sentence_names_limit_time_and_what_it_waits_for() -> None:
     assert story.state.reason == (
         "Pause at 10 %: errors over 1.0 % for 5 min, now 3.0 %; waits for a person to confirm the rollback."
     )
+
+
+def test_the_sentence_of_what_only_the_canary_has_says_what_it_is() -> None:
+    metrics = [*policy().model_dump(by_alias=True)["metrics"], {"name": "logs", "kind": "value", "required": False}]
+    alone = {"name": "new-lines", "metric": "logs", "only_on_canary": True, "windows": 1, "on_breach": "rollback"}
+    story = Story(policy=policy(metrics=metrics, guards=[alone])).progressing()
+    found = "missing-opkernel FancyOp: 1 of the canary, none of stable for 1 h"
+    evidence = [MetricEvidence(metric=name, availability=Availability.ENOUGH) for name in ("latency", "errors")]
+    lines = MetricEvidence(metric="logs", availability=Availability.ENOUGH, detail=found)
+    guards = (GuardReading(guard="new-lines", breach=True, value=1.0),)
+    story.window(evidence=(*evidence, lines), guards=guards)
+    assert story.state.phase is Phase.ROLLING_BACK
+    assert story.state.reason == f"Roll back at 10 %: logs only on the canary for 1 min ({found})."
+    (page,) = [order for order in story.last.orders if isinstance(order, Page)]
+    assert "FancyOp" in page.summary
 
 
 def test_a_pages_title_stands_alone_in_its_first_eighty_characters() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,10 @@ NEEDED = (
     *(Right(verb, "apps", "deployments") for verb in ("get", "list")),
     *(Right(verb, "discovery.k8s.io", "endpointslices") for verb in ("get", "list")),
 )
-"""Every right that the service uses, and no other."""
+"""Every right that the service always uses, and no other."""
+
+LOGS_NEEDED = (Right("list", "", "pods"), Right("get", "", "pods/log"))
+"""Beside them where logs are read from pods."""
 
 
 async def connect(kubeconfig: Path | None, context: str | None = None) -> client.ApiClient:
@@ -50,12 +53,16 @@ async def connect(kubeconfig: Path | None, context: str | None = None) -> client
     return client.ApiClient(configuration)
 
 
-async def rights(api: client.ApiClient, namespace: str, *, timeout_s: float = 10.0) -> list[Right]:
-    """What of NEEDED we may do in a namespace, by SelfSubjectAccessReview."""
+async def rights(
+    api: client.ApiClient, namespace: str, *, needed: Sequence[Right] = NEEDED, timeout_s: float = 10.0
+) -> list[Right]:
+    """What of ``needed`` we may do in a namespace, by SelfSubjectAccessReview."""
     custom = client.CustomObjectsApi(api)
 
     async def ask(one: Right) -> Right:
-        attributes = {"namespace": namespace, "verb": one.verb, "group": one.group, "resource": one.resource}
+        resource, _, part = one.resource.partition("/")
+        attributes = {"namespace": namespace, "verb": one.verb, "group": one.group, "resource": resource}
+        attributes |= {"subresource": part} if part else {}
         body = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",
@@ -67,7 +74,7 @@ async def rights(api: client.ApiClient, namespace: str, *, timeout_s: float = 10
             )
         return Right(one.verb, one.group, one.resource, bool(answer.get("status", {}).get("allowed")))
 
-    return list(await asyncio.gather(*(ask(one) for one in NEEDED)))
+    return list(await asyncio.gather(*(ask(one) for one in needed)))
 
 
 @contextmanager

@@ -1,0 +1,265 @@
+"""What real exporters print, in their own form, for the presets' tests.
+
+The text is written here; its form is taken from the source of each exporter, which its function names. Servers in
+Python print by prometheus_client, and so does this.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+
+@dataclass(slots=True)
+class Served:
+    """What one pod has served since it began; every answered request took the same time."""
+
+    answered: int = 0
+    failed: int = 0
+    took_s: float = 0.02
+
+
+def tensorflow_serving(pod: Served) -> str:
+    """tensorflow_serving/util/prometheus_exporter.cc and servables/tensorflow/util.cc of TensorFlow Serving 2.x.
+
+    No HELP lines, labels in the order of their declaration, bounds of doubles with six digits. A request that fails
+    has no latency.
+    """
+    lines = ["# TYPE :tensorflow:serving:request_count counter"]
+    for status, n in (("OK", pod.answered), ("INVALID_ARGUMENT", pod.failed)):
+        if n:
+            lines.append(f':tensorflow:serving:request_count{{model_name="ranker",status="{status}"}} {n}')
+    name, labels = ":tensorflow:serving:request_latency", 'model_name="ranker",API="predict",entrypoint="REST"'
+    bounds = [10 * 1.8**k for k in range(33)]
+    took_us = pod.took_s * 1e6
+    lines.append(f"# TYPE {name} histogram")
+    lines += [f'{name}_bucket{{{labels},le="{b:g}"}} {pod.answered if took_us <= b else 0}' for b in bounds]
+    lines.append(f'{name}_bucket{{{labels},le="+Inf"}} {pod.answered}')
+    lines.append(f"{name}_sum{{{labels}}} {pod.answered * took_us:g}")
+    lines.append(f"{name}_count{{{labels}}} {pod.answered}")
+    return "\n".join(lines) + "\n"
+
+
+def triton(pod: Served) -> str:
+    """src/metrics.cc and metric_model_reporter.cc of Triton's core, printed by prometheus-cpp: count and sum before
+    the buckets, labels by name. With --metrics-config histogram_latencies=true."""
+    model = 'model="ranker",version="1"'
+    total_us = round(pod.answered * pod.took_s * 1e6)
+    lines = [
+        "# HELP nv_inference_request_success Number of successful inference requests, all batch sizes",
+        "# TYPE nv_inference_request_success counter",
+        f"nv_inference_request_success{{{model}}} {pod.answered}",
+        "# HELP nv_inference_request_failure Number of failed inference requests, all batch sizes",
+        "# TYPE nv_inference_request_failure counter",
+    ]
+    for reason, n in (("OTHER", 0), ("BACKEND", pod.failed), ("CANCELED", 7), ("REJECTED", 0)):
+        lines.append(f'nv_inference_request_failure{{model="ranker",reason="{reason}",version="1"}} {n}')
+    lines += [
+        "# HELP nv_inference_request_duration_us Cumulative inference request duration in microseconds",
+        "# TYPE nv_inference_request_duration_us counter",
+        f"nv_inference_request_duration_us{{{model}}} {total_us}",
+        "# HELP nv_inference_pending_request_count Instantaneous number of pending requests per-model",
+        "# TYPE nv_inference_pending_request_count gauge",
+        f"nv_inference_pending_request_count{{{model}}} 3",
+        "# HELP nv_inference_first_response_histogram_ms Duration from request to first response in milliseconds",
+        "# TYPE nv_inference_first_response_histogram_ms histogram",
+        f"nv_inference_first_response_histogram_ms_count{{{model}}} {pod.answered}",
+        f"nv_inference_first_response_histogram_ms_sum{{{model}}} {total_us / 1000:g}",
+    ]
+    for bound in ("100", "500", "2000", "5000", "+Inf"):
+        n = pod.answered if 1000 * pod.took_s <= float(bound) else 0
+        lines.append(f'nv_inference_first_response_histogram_ms_bucket{{{model},le="{bound}"}} {n}')
+    return "\n".join(lines) + "\n"
+
+
+def kserve(pod: Served) -> str:
+    """python/kserve/kserve/metrics.py of KServe, and the queue proxy's counter as Knative Serving 1.18 documents it;
+    together, as the aggregation of metrics gives them."""
+    registry = CollectorRegistry()
+    predict = Histogram("request_predict_seconds", "predict request latency", ["model_name"], registry=registry).labels(
+        model_name="ranker"
+    )
+    for _ in range(pod.answered):
+        predict.observe(pod.took_s)
+    labels = (
+        'configuration_name="ranker-predictor",container_name="queue-proxy",namespace_name="ml-serving",'
+        'pod_name="ranker-0",response_code="{}",response_code_class="{}xx",revision_name="{}",service_name="ranker"'
+    )
+    lines = [
+        "# HELP revision_app_request_count The number of requests that are routed to user-container",
+        "# TYPE revision_app_request_count counter",
+    ]
+    for code, n in (("200", pod.answered), ("503", pod.failed)):
+        if n:
+            # Of Go's client; the revision's name is put in by who knows the arm.
+            said = labels.format(code, code[0], "REVISION")
+            lines.append(f"revision_app_request_count{{{said}}} {n}")
+    return generate_latest(registry).decode() + "\n".join(lines) + "\n"
+
+
+def vllm(pod: Served) -> str:
+    """vllm/v1/metrics/loggers.py of vLLM 0.11, and prometheus_fastapi_instrumentator's counter beside it."""
+    registry = CollectorRegistry()
+    engine = {"model_name": "org/model", "engine": "0"}
+    names = list(engine)
+    first = Histogram(
+        "vllm:time_to_first_token_seconds",
+        "Histogram of time to first token in seconds.",
+        names,
+        buckets=(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0),
+        registry=registry,
+    ).labels(**engine)
+    for _ in range(pod.answered):
+        first.observe(pod.took_s)
+    success = Counter(
+        "vllm:request_success",
+        "Count of successfully processed requests.",
+        [*names, "finished_reason"],
+        registry=registry,
+    )
+    for reason, share in (("stop", 4), ("length", 1), ("abort", 0), ("error", 0)):
+        success.labels(**engine, finished_reason=reason).inc(pod.answered * share // 5)
+    Gauge("vllm:num_requests_waiting", "Number of requests waiting to be processed.", names, registry=registry).labels(
+        **engine
+    ).set(2)
+    Gauge("vllm:kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", names, registry=registry).labels(
+        **engine
+    ).set(0.25)
+    requests = Counter(
+        "http_requests_total", "Total number of requests by method, status and handler.",
+        ["method", "status", "handler"], registry=registry,
+    )  # fmt: skip
+    for status, n in (("2xx", pod.answered), ("5xx", pod.failed)):
+        requests.labels(method="POST", status=status, handler="/v1/chat/completions").inc(n)
+    return generate_latest(registry).decode()
+
+
+@dataclass(slots=True)
+class Used:
+    """What one pod used, as three exporters tell it."""
+
+    version: str
+    cpu_s: float = 100.0
+    periods: int = 1000
+    throttled: int = 100
+    memory_bytes: int = 3 << 30
+    restarts: int = 0
+    gpu_percent: int = 40
+    gpu_used_mib: int = 6000
+    gpu_free_mib: int = 9000
+
+
+def cadvisor(pods: Mapping[str, Used], at_ms: int) -> str:
+    """metrics/prometheus.go of cAdvisor as the kubelet serves it: labels by name, and each sample with its moment.
+
+    Beside every container there are series of its pod and of the node, without a container's name.
+    """
+    names = {
+        "container_cpu_usage_seconds_total": (
+            "counter",
+            "Cumulative cpu time consumed in seconds.",
+            "cpu_s",
+            'cpu="total"',
+        ),
+        "container_cpu_cfs_periods_total": (
+            "counter",
+            "Number of elapsed enforcement period intervals.",
+            "periods",
+            "",
+        ),
+        "container_cpu_cfs_throttled_periods_total": (
+            "counter",
+            "Number of throttled period intervals.",
+            "throttled",
+            "",
+        ),
+        "container_memory_working_set_bytes": ("gauge", "Current working set in bytes.", "memory_bytes", ""),
+        "container_oom_events_total": ("counter", "Count of out of memory events observed for the container", "", ""),
+        "container_spec_memory_limit_bytes": ("gauge", "Memory limit for the container.", "limit", ""),
+    }
+    lines = []
+    for name, (kind, told, what, more) in names.items():
+        lines += [f"# HELP {name} {told}", f"# TYPE {name} {kind}"]
+        node = ['container=""', more, 'id="/"', 'image=""', 'name=""', 'namespace=""', 'pod=""']
+        lines.append(f"{name}{{{','.join(one for one in node if one)}}} 1e+09 {at_ms}")
+        for pod, used in pods.items():
+            value = {"limit": 4 << 30, "": 0}.get(what) if what in ("limit", "") else getattr(used, what)
+            for container, n in (("serving", value), ("", value)):
+                labels = [
+                    f'container="{container}"',
+                    more,
+                    f'id="/kubepods/{pod}/{container}"',
+                    'image="i"',
+                    'name="n"',
+                ]
+                labels += ['namespace="ml-serving"', f'pod="{pod}"']
+                lines.append(f"{name}{{{','.join(one for one in labels if one)}}} {n:.17g} {at_ms}")
+    return "\n".join(lines) + "\n"
+
+
+def kube_state_metrics(pods: Mapping[str, Used], started_s: float) -> str:
+    """internal/store/pod.go of kube-state-metrics 2.x: labels in the order of its code, uid behind the pod, started
+    with --metric-labels-allowlist=pods=[version]."""
+    families = (
+        ("kube_pod_labels", "gauge", "[STABLE] Kubernetes labels converted to Prometheus labels."),
+        ("kube_pod_start_time", "gauge", "[STABLE] Start time in unix timestamp for a pod."),
+        (
+            "kube_pod_container_status_restarts_total",
+            "counter",
+            "[STABLE] The number of container restarts per container.",
+        ),
+        ("kube_pod_status_ready", "gauge", "[STABLE] Describes whether the pod is ready to serve requests."),
+    )
+    lines = []
+    for name, kind, told in families:
+        lines += [f"# HELP {name} {told}", f"# TYPE {name} {kind}"]
+        for pod, used in pods.items():
+            labels = f'namespace="ml-serving",pod="{pod}",uid="u-{pod}"'
+            lines += {
+                "kube_pod_labels": [f'{name}{{{labels},label_version="{used.version}"}} 1'],
+                "kube_pod_start_time": [f"{name}{{{labels}}} {started_s:.0f}"],
+                "kube_pod_container_status_restarts_total": [f'{name}{{{labels},container="serving"}} {used.restarts}'],
+                "kube_pod_status_ready": [
+                    f'{name}{{{labels},condition="{condition}"}} {n}'
+                    for condition, n in (("true", 1), ("false", 0), ("unknown", 0))
+                ],
+            }[name]
+    return "\n".join(lines) + "\n"
+
+
+def dcgm(pods: Mapping[str, Used]) -> str:
+    """internal/pkg/rendermetrics of NVIDIA's DCGM exporter 4.x. Another GPU of the node belongs to no pod, and its
+    driver supports nothing."""
+    lines = []
+    for name, told, what in (
+        ("DCGM_FI_DEV_GPU_UTIL", "GPU utilization (in %).", "gpu_percent"),
+        ("DCGM_FI_DEV_FB_FREE", "Framebuffer memory free (in MiB).", "gpu_free_mib"),
+        ("DCGM_FI_DEV_FB_USED", "Framebuffer memory used (in MiB).", "gpu_used_mib"),
+    ):
+        lines += [f"# HELP {name} {told}", f"# TYPE {name} gauge"]
+        for gpu, (pod, used) in enumerate([*pods.items(), ("", None)]):
+            labels = (
+                f'gpu="{gpu}",UUID="GPU-{gpu}",pci_bus_id="00000000:0{gpu}:00.0",device="nvidia{gpu}",'
+                'modelName="Tesla T4",Hostname="node-1",DCGM_FI_DRIVER_VERSION="580.65.06"'
+            )
+            if used is not None:
+                labels += f',container="serving",namespace="ml-serving",pod="{pod}"'
+            lines.append(f"{name}{{{labels}}} {getattr(used, what) if used else 9223372036854775794}")
+    return "\n".join(lines) + "\n"
+
+
+def samples(text: str, more: Mapping[str, str]) -> Sequence[tuple[str, Mapping[str, str], float]]:
+    """The series of an exposition as a scrape keeps them: labels that the scrape adds take the place of the same."""
+    # The parser ends every counter's name on _total, as OpenMetrics does; Prometheus keeps what is printed.
+    counters = set(re.findall(r"^# TYPE (\S+) counter$", text, re.MULTILINE))
+    out = []
+    for family in text_string_to_metric_families(text):
+        for one in family.samples:
+            bare = one.name.removesuffix("_total")
+            kept = {(f"exported_{k}" if k in more else k): v for k, v in one.labels.items()}
+            out.append((bare if bare in counters else one.name, {**kept, **more}, float(one.value)))
+    return out
