@@ -10,7 +10,7 @@ case.
 False
 """
 
-from analyzers.config import Margins, MonitorConfig
+from analyzers.config import Margins, MonitorConfig, output_name
 from analyzers.history import Past, Prior, learn_prior, past_of, summarize_past
 from analyzers.margins import Learned, learn_margins, pseudo_canaries
 from analyzers.monitor import MetricVerdict, Monitor, Verdict
@@ -42,6 +42,7 @@ __all__ = [
     "Window",
     "learn_margins",
     "learn_prior",
+    "output_name",
     "past_of",
     "placebo_sentence",
     "plan",

@@ -11,6 +11,16 @@ METRICS = ("latency", "errors", "predictions")
 """The metrics that can be compared, in the order of a state row."""
 
 
+def output_name(place: int) -> str:
+    """Under which the predictions of an output are told: the first one's is the metric's own name."""
+    return "predictions" if place == 0 else f"predictions:{place + 1}"
+
+
+def metric_of(name: str) -> str:
+    """The metric that a name, which may be of one output, belongs to."""
+    return name.partition(":")[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Margins:
     """How large a difference is tolerated. A release at its margin still counts as harmless.
@@ -49,9 +59,11 @@ class MonitorConfig:
     planned_windows : how many windows the rollout is planned to last. Given, the boundary is the calibrated one, which
         uses the promised rate up; None, it is the provable 1 / rate of Ville's inequality, which is slower.
     margins : what is tolerated.
-    weights : share of the evidence by metric; missing ones keep their default. Only proportions matter.
+    weights : share of the evidence by metric; missing ones keep their default. Only proportions matter. Several
+        outputs of predictions have equal parts of theirs.
     warmup_windows : windows at the start in which nothing is compared (cold caches).
-    required : metrics that must be shown to be within their margins before a rollout is safe; None: all collected ones.
+    required : metrics, outputs by ``output_name``, that must be shown to be within their margins before a rollout is
+        safe; None: all collected ones.
     """
 
     false_rollback: float = 0.01
@@ -82,7 +94,7 @@ class MonitorConfig:
             if not (math.isfinite(weight) and weight > 0):
                 raise ValueError(f"weights[{name!r}] must be a positive number, found {weight!r}")
         for name in self.required or ():
-            if name not in METRICS:
+            if metric_of(name) not in METRICS:
                 raise ValueError(f"required names {name!r}; known: {', '.join(METRICS)}")
         if self.weights is not None:
             object.__setattr__(self, "weights", MappingProxyType(dict(self.weights)))

@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzers import errors, latency, pods, predictions, share
+from analyzers.config import output_name
 
 Array = NDArray[np.float64]
 
 FORMAT = 4.0
 HEADER = ("format", "buckets", "classes", "errors", "canary_pods", "stable_pods", "planned", "t", "hit")
 """Common numbers of a row: its format, K, C, whether errors are compared, pod slots, planned windows
-(0: none), windows so far, rolled back."""
+(0: none), windows so far, rolled back. Where several outputs are compared, classes is minus their number, and the
+classes of each stand behind the edges."""
 
 Shape = tuple[int, ...]
 
@@ -28,6 +30,7 @@ Shape = tuple[int, ...]
 class Layout:
     """Buckets K (0: no latency), classes C (0: no predictions), errors or not, bucket edges, length and pod slots.
 
+    outputs : classes of further outputs.
     planned : windows, None where no length is planned: the grids follow it. pods : (canary, stable) slots where pods
     are the units; (0, 0) where the arms are.
     """
@@ -38,6 +41,17 @@ class Layout:
     edges: tuple[float, ...]
     planned: int | None
     pods: tuple[int, int] = (0, 0)
+    outputs: tuple[int, ...] = ()
+
+    @property
+    def by_output(self) -> tuple[int, ...]:
+        """Classes of every output."""
+        return (self.classes, *self.outputs) if self.classes else ()
+
+    @property
+    def head_n(self) -> int:
+        """Numbers at the row's beginning that are no state."""
+        return len(HEADER) + len(self.edges) + (len(self.by_output) if self.outputs else 0)
 
     @property
     def by_pod(self) -> bool:
@@ -57,8 +71,8 @@ class Layout:
             out["errors"] = errors.fields(bets=not self.by_pod)
             if self.by_pod:
                 out["failures"] = {"judged": (), **pods.fields("errors", self.pods[1])}
-        if self.classes:
-            out["predictions"] = predictions.fields(self.classes)
+        for place, classes in enumerate(self.by_output):
+            out[output_name(place)] = predictions.fields(classes)
         out["share"] = share.fields()
         return out
 
@@ -68,13 +82,14 @@ class Layout:
 
     def header(self) -> Array:
         """The row's beginning, before the first window."""
-        known = (FORMAT, self.buckets, self.classes, self.errors, *self.pods, self.planned or 0)
-        return np.array([*known, 0.0, 0.0, *self.edges], dtype=np.float64)
+        classes, further = (-len(self.by_output), self.by_output) if self.outputs else (self.classes, ())
+        known = (FORMAT, self.buckets, classes, self.errors, *self.pods, self.planned or 0)
+        return np.array([*known, 0.0, 0.0, *self.edges, *further], dtype=np.float64)
 
 
 @lru_cache(maxsize=256)
 def _places(layout: Layout) -> tuple[dict[str, dict[str, tuple[slice, Shape]]], int]:
-    at = len(HEADER) + len(layout.edges)
+    at = layout.head_n
     out: dict[str, dict[str, tuple[slice, Shape]]] = {}
     for part, fields in layout.fields().items():
         out[part] = {}
@@ -90,8 +105,14 @@ def read_layout(row: Array) -> Layout:
     if row.ndim != 1 or len(row) < len(HEADER) or row[0] != FORMAT:
         raise ValueError("state is not a row that this version of the monitor wrote")
     buckets, classes = int(row[1]), int(row[2])
-    edges = tuple(float(x) for x in row[len(HEADER) : len(HEADER) + max(buckets - 1, 0)])
-    layout = Layout(buckets, classes, bool(row[3]), edges, int(row[6]) or None, (int(row[4]), int(row[5])))
+    after = len(HEADER) + max(buckets - 1, 0)
+    edges = tuple(float(x) for x in row[len(HEADER) : after])
+    outputs = tuple(int(x) for x in row[after : after - classes]) if classes < 0 else (classes,)
+    if classes < 0 and (len(outputs) != -classes or min(outputs) < 2):
+        raise ValueError("state is not a row that this version of the monitor wrote")
+    layout = Layout(
+        buckets, outputs[0], bool(row[3]), edges, int(row[6]) or None, (int(row[4]), int(row[5])), outputs[1:]
+    )
     size = layout.places()[1]
     if len(row) != size:
         raise ValueError(f"a row of this layout has {size} numbers, found {len(row)}")

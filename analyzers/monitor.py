@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from analyzers import errors, latency, pods, predictions
 from analyzers import share as shares
 from analyzers.boundary import AFTER_PLAN_SHARE, UNPLANNED_WINDOWS, log_boundary, log_boundary_pods
-from analyzers.config import METRICS, MonitorConfig
+from analyzers.config import METRICS, MonitorConfig, output_name
 from analyzers.history import Prior
 from analyzers.inputs import COARSE
 from analyzers.layout import HEADER, Layout, Shape, read_layout
@@ -132,7 +132,7 @@ class Monitor:
         if rows.shape[1] == len(HEADER):
             return monitor
         layout = read_layout(rows[0])
-        head = len(HEADER) + len(layout.edges)
+        head = layout.head_n
         same = [i for i in range(head) if i not in (_T, _HIT)]
         if (rows[:, same] != rows[0, same]).any():
             raise ValueError("state holds rows of different layouts; restore each layout by itself")
@@ -262,7 +262,7 @@ class Monitor:
         size = layout.places()[1]
         self._layout = layout
         self._state = np.zeros((size, self.rollouts))
-        self._state[: len(HEADER) + len(layout.edges)] = layout.header()[:, None]
+        self._state[: layout.head_n] = layout.header()[:, None]
         if not layout.by_pod:
             if layout.errors:
                 bursts = np.stack([p.bursts for p in self._priors], axis=-1)
@@ -276,17 +276,18 @@ class Monitor:
         known = self._layout
         if known is None:
             k = 0 if counts.latency is None else counts.latency[0].shape[0]
-            c = 0 if counts.predictions is None else counts.predictions[0].shape[0]
+            c, *further = [a.shape[0] for a, _ in counts.by_output] or [0]
             edges = () if counts.edges is None else tuple(float(x) for x in counts.edges)
             if not k and not c and counts.errors is None:
                 raise ValueError("the first window must hold at least one metric")
-            return Layout(k, c, counts.errors is not None, edges, self.config.planned_windows, counts.pods or (0, 0))
+            planned, slots = self.config.planned_windows, counts.pods or (0, 0)
+            return Layout(k, c, counts.errors is not None, edges, planned, slots, tuple(further))
         if counts.edges is not None and known.edges != tuple(float(x) for x in counts.edges):
             raise ValueError("latency.edges changed since the first window; counts of other buckets cannot be added")
-        if counts.predictions is not None and known.classes != counts.predictions[0].shape[0]:
-            raise ValueError(
-                f"predictions has {counts.predictions[0].shape[0]} classes, the first window had {known.classes}"
-            )
+        classes = tuple(a.shape[0] for a, _ in counts.by_output)
+        if classes and classes != known.by_output:
+            said, was = (", ".join(map(str, one)) or "no" for one in (classes, known.by_output))
+            raise ValueError(f"predictions has {said} classes, the first window had {was}")
         if counts.errors is not None and not known.errors:
             raise ValueError("errors was not collected in the first window, so it cannot join the comparison")
         if (counts.latency is not None or counts.errors is not None) and (counts.pods or (0, 0)) != known.pods:
@@ -308,18 +309,18 @@ class Monitor:
 
         say = self._by_pod if layout.by_pod else self._by_arm
         said = say(layout, chunk, counts, part, rows)
-        if layout.classes:
-            st = self._views(chunk, "predictions")
+        for place in range(len(layout.by_output)):
+            st = self._views(chunk, output_name(place))
             margin = self.config.margins.predictions
             compared = np.zeros(chunk.shape[1], bool)
-            if counts.predictions is not None:
-                a, b = (part(x) for x in counts.predictions)
+            if counts.by_output:
+                a, b = (part(x) for x in counts.by_output[place])
                 compared = predictions.update(st, a, b, t, self.config.planned_windows, margin)
             effect, low, high = predictions.interval(st, LOG_INTERVAL)
             _, _, surely = predictions.interval(st, self._log_safe)
             n_a = st["own"].sum(0)
             with np.errstate(invalid="ignore"):  # NaN high (no data) is not safe
-                said["predictions"] = {
+                said[output_name(place)] = {
                     "e": st["pair"].sum((0, 1, 2)) + st["rest"].sum((0, 1, 2)), "effect": effect, "effect_low": low,
                     "effect_high": high, "n_canary": n_a, "n_stable": st["pool"].sum(0) - n_a, "blind": ~compared,
                     "safe": surely < margin,
@@ -412,12 +413,18 @@ class Monitor:
         wished = {m: usual[m] * (self.config.weights or {}).get(m, ARM_SHARES[m]) / ARM_SHARES[m] for m in metrics}
         whole = min(sum(usual[m] for m in metrics), pods.MOST_SHARES) if layout.by_pod else 1.0
         total = sum(wished.values())
-        return {m: w / total * whole for m, w in wished.items()}
+        weights = {m: w / total * whole for m, w in wished.items()}
+        # A model's outputs say much the same, and an average holds whatever their dependence.
+        outputs_n = max(len(layout.by_output), 1)
+        return weights | {
+            output_name(place): weights["predictions"] / outputs_n for place in range(len(layout.by_output))
+        }
 
     def _verdict(self, layout: Layout, said: dict[str, Said]) -> Verdict:
         config = self.config
-        metrics = [m for m in METRICS if m in said]
-        weights = self._weights(layout, metrics)
+        further = [output_name(place + 1) for place in range(len(layout.outputs))]
+        metrics = [m for m in (*METRICS, *further) if m in said]
+        weights = self._weights(layout, [m for m in METRICS if m in said])
         log_m = np.log(np.maximum(sum(weights[m] * said[m]["e"] for m in metrics), TINY))
         after_plan = self._state[_T] > (config.planned_windows or np.inf)
 

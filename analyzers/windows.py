@@ -48,6 +48,8 @@ class Window:
 
     pod_age : by pod, (canary (R, Pc), stable (R, Ps)), windows since each pod started; a falling age is a new pod in
         the slot. None where it is not known.
+    outputs : predictions of further outputs of a model with several, each counted by classes of its own; always as many
+        as in the first window.
     weight : (R,) the share of requests that was asked for the canary, between 0 and 1, NaN where it is not known. Only
         the share check uses it.
     """
@@ -57,6 +59,7 @@ class Window:
     predictions: Categories | None = None
     pod_age: tuple[ArrayLike, ArrayLike] | None = None
     weight: ArrayLike | None = None
+    outputs: tuple[Categories, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,12 @@ class Checked:
     by_pod: Mapping[str, ByPod] = field(default_factory=dict)
     ages: tuple[Array, Array] | None = None
     weight: Array | None = None
+    outputs: tuple[tuple[Array, Array], ...] = ()
+
+    @property
+    def by_output(self) -> tuple[tuple[Array, Array], ...]:
+        """Predictions of all outputs."""
+        return () if self.predictions is None else (self.predictions, *self.outputs)
 
     def requests(self) -> tuple[Array, Array]:
         """(canary, both arms), (R,) requests: failures' totals where they are counted, else what was counted."""
@@ -131,16 +140,11 @@ def checked(window: Window, rollouts: int) -> Checked:
             errors = (xc.sum(0), nc.sum(0), xs.sum(0), ns.sum(0))
         else:
             errors = (four[0], four[1], four[2], four[3])
+    if window.outputs and window.predictions is None:
+        raise ValueError("outputs holds further outputs; the first one's counts must stand in predictions")
     if window.predictions is not None:
-        pc, ps = (
-            _counts(f"predictions.{arm}", getattr(window.predictions, arm), rollouts, 2) for arm in ("canary", "stable")
-        )
-        pc, ps = (x.sum(axis=1) if x.ndim == 3 else x for x in (pc, ps))
-        if pc.shape != ps.shape:
-            raise ValueError(f"predictions.canary has shape {pc.shape}, predictions.stable {ps.shape}")
-        if pc.shape[1] < 2:
-            raise ValueError("predictions needs at least two classes")
-        predictions = (pc.T, ps.T)
+        predictions = _categories("predictions", window.predictions, rollouts)
+    outputs = tuple(_categories(f"outputs[{n}]", one, rollouts) for n, one in enumerate(window.outputs))
     pods = ages = None
     if by_pod:
         if any(m is not None and name not in by_pod for name, m in (("latency", latency), ("errors", errors))):
@@ -153,7 +157,17 @@ def checked(window: Window, rollouts: int) -> Checked:
             raise ValueError(f"both arms need at least one pod slot, found {pods} (canary, stable)")
         ages = None if window.pod_age is None else _ages(window.pod_age, rollouts, pods)
     weight = None if window.weight is None else _weight(window.weight, rollouts)
-    return Checked(edges, latency, errors, predictions, pods, by_pod, ages, weight)
+    return Checked(edges, latency, errors, predictions, pods, by_pod, ages, weight, outputs)
+
+
+def _categories(name: str, given: Categories, rollouts: int) -> tuple[Array, Array]:
+    pc, ps = (_counts(f"{name}.{arm}", getattr(given, arm), rollouts, 2) for arm in ("canary", "stable"))
+    pc, ps = (x.sum(axis=1) if x.ndim == 3 else x for x in (pc, ps))
+    if pc.shape != ps.shape:
+        raise ValueError(f"{name}.canary has shape {pc.shape}, {name}.stable {ps.shape}")
+    if pc.shape[1] < 2:
+        raise ValueError(f"{name} needs at least two classes")
+    return pc.T, ps.T
 
 
 def _by_pod(name: str, both: list[Array], ndim: int) -> bool:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from analyzers.config import MonitorConfig
+from analyzers.config import MonitorConfig, metric_of
 from analyzers.monitor import Monitor, Verdict
 from analyzers.pods import ODD
 
@@ -23,7 +23,10 @@ def sentence(monitor: Monitor, verdict: Verdict, row: int = 0) -> str:
     if not seen:
         return f"Nothing could be compared yet; {_promise(monitor.config)}."
     metric = max(seen, key=lambda m: (bool(verdict.evidence[m].blamed[row]), float(verdict.evidence[m].log_e[row])))
-    said = {"latency": _latency, "errors": _errors, "predictions": _predictions}[metric](monitor, verdict, row)
+    if metric_of(metric) == "predictions":
+        said = _predictions(verdict, metric, row)
+    else:
+        said = {"latency": _latency, "errors": _errors}[metric](monitor, verdict, row)
     return f"{said}; {_odds(float(verdict.log_evidence[row]))}; {_promise(monitor.config)}."
 
 
@@ -104,8 +107,8 @@ def _errors(monitor: Monitor, verdict: Verdict, row: int) -> str:
     return f"{canary} canary requests failed and {stable} stable ones{odds}"
 
 
-def _predictions(monitor: Monitor, verdict: Verdict, row: int) -> str:
-    predictions = verdict.evidence["predictions"]
+def _predictions(verdict: Verdict, output: str, row: int) -> str:
+    predictions = verdict.evidence[output]
     low, high = (float(x[row]) for x in (predictions.effect_low, predictions.effect_high))
     return f"predictions of the canary lie {low:.2g} to {high:.2g} nats from stable's"
 

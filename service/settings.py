@@ -60,6 +60,25 @@ class KafkaSettings(_Section):
         return self
 
 
+class PredictionSettings(_Section):
+    """Prediction records, on the brokers of the event bus. Without a topic none are read."""
+
+    topic: str = ""
+    group: str = "serinus-predictions"
+    cluster: DnsName | None = None
+    """Where records ran that name no cluster; needed where there are several clusters."""
+    lateness_s: Annotated[Seconds, Field(ge=1, le=300)] = Field(default=10.0, alias="lateness")
+    """How far records of one partition may come out of order; later ones are not counted, and windows are judged that
+    much later, if they are not later already."""
+    waiting: int = Field(default=0, ge=0, le=1_000_000)
+    """Answers to mirrored requests that may wait for the other version's; 0: no pairs are joined. About 500 bytes
+    each."""
+    learn: bool = False
+    """Whether a classifier is trained on embeddings, in a process of its own; needs the extra ``tensorflow``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
 class PrometheusSettings(_Section):
     """A cluster's metric store."""
 
@@ -229,6 +248,7 @@ class Settings(BaseSettings):
     cluster: DnsName = "default"
     """Name of the one cluster, where ``clusters`` is empty."""
     kafka: KafkaSettings = KafkaSettings()
+    predictions: PredictionSettings = PredictionSettings()
     prometheus: PrometheusSettings = PrometheusSettings()
     kubernetes: KubernetesSettings = KubernetesSettings()
     loki: LokiSettings | None = None

@@ -23,6 +23,7 @@ from analyzers import (
     Prior,
     Window,
     learn_prior,
+    output_name,
     past_of,
     warnings,
 )
@@ -86,7 +87,7 @@ def compared_metrics(policy: Policy) -> frozenset[str]:
 
 def monitor_config(policy: Policy, layout: Layout) -> MonitorConfig:
     """The library's settings for a policy, limited to the metrics that the layout holds."""
-    kinds = _kinds(layout)
+    kinds, outputs = _kinds(layout), _outputs(layout)
     margins = {m.kind.value: m.margin for m in policy.metrics if m.margin is not None and m.kind in BY_ARM}
     # The promise is for the whole rollout: what is said of pods has a part of the rates of its own.
     left = 1.0 - RESOURCE_SHARE * any(m.kind is MetricKind.RESOURCE for m in policy.metrics)
@@ -102,7 +103,11 @@ def monitor_config(policy: Policy, layout: Layout) -> MonitorConfig:
         ),
         weights=weights or None,
         warmup_windows=policy.warmup_windows,
-        required=frozenset(m.name for m in policy.metrics if m.required and m.name in kinds),
+        required=frozenset(
+            outputs.get(m.name, m.name)
+            for m in policy.metrics
+            if m.required and m.name in (outputs if m.kind is MetricKind.PREDICTIONS else kinds)
+        ),
     )
 
 
@@ -214,6 +219,7 @@ def _judge_batch(config: MonitorConfig, layout: Layout, batch: Sequence[_Case]) 
         else Monitor(config, len(batch), prior=[learned(case.past) for case in batch])
     )
     verdict = monitor.observe(_window(layout, batch))
+    outputs = _outputs(layout)
     rows = monitor.state()
     _, p99_low, p99_high = monitor.quantiles(0.99)
     out: list[Judged] = []
@@ -224,7 +230,7 @@ def _judge_batch(config: MonitorConfig, layout: Layout, batch: Sequence[_Case]) 
             changes = _seen(reading)
             if rule.name in case.refused:
                 changes = {"availability": Availability.NO_SERIES, "detail": case.refused[rule.name]}
-            of_metric = verdict.evidence.get(rule.name)
+            of_metric = verdict.evidence.get(outputs.get(rule.name, rule.name))
             if of_metric is not None:
                 changes |= _numbers(of_metric, r)
             if rule.kind is MetricKind.LATENCY:
@@ -281,8 +287,13 @@ def _numbers(of_metric: object, r: int) -> dict[str, object]:
 
 
 def _kinds(layout: Layout) -> frozenset[str]:
-    held = {"latency": layout.edges_s is not None, "errors": layout.errors, "predictions": layout.classes is not None}
+    held = {"latency": layout.edges_s is not None, "errors": layout.errors, "predictions": bool(layout.by_output)}
     return frozenset(name for name, there in held.items() if there)
+
+
+def _outputs(layout: Layout) -> dict[str, str]:
+    """Metrics that are compared as predictions, by what the library calls them."""
+    return {name: output_name(place) for place, (name, _) in enumerate(layout.by_output)}
 
 
 def _limit(config: MonitorConfig, kind: MetricKind) -> float | None:
@@ -292,7 +303,7 @@ def _limit(config: MonitorConfig, kind: MetricKind) -> float | None:
 def _window(layout: Layout, batch: Sequence[_Case]) -> Window:
     """The batch's counts as arrays; zeros stand for a rollout whose metric was not collected."""
     rollouts = len(batch)
-    latency = errors = predictions = None
+    latency = errors = None
     if layout.edges_s is not None:
         hist = np.zeros((2, rollouts, len(layout.edges_s) + 1), dtype=np.int64)
         for r, case in enumerate(batch):
@@ -311,18 +322,20 @@ def _window(layout: Layout, batch: Sequence[_Case]) -> Window:
             if isinstance(counts, FailureCounts):
                 four[:, r] = (counts.canary, counts.canary_total, counts.stable, counts.stable_total)
         errors = Counts(canary=four[0], canary_total=four[1], stable=four[2], stable_total=four[3])
-    if layout.classes is not None:
-        cats = np.zeros((2, rollouts, len(layout.classes)), dtype=np.int64)
-        index = {name: i for i, name in enumerate(layout.classes)}
+    outputs: list[Categories] = []
+    for metric, classes in layout.by_output:
+        cats = np.zeros((2, rollouts, len(classes)), dtype=np.int64)
+        index = {name: i for i, name in enumerate(classes)}
         for r, case in enumerate(batch):
-            counts = _usable(case, "predictions")
+            counts = _usable(case, metric)
             if isinstance(counts, CategoryCounts):
                 columns = [index.get(name, index[OTHER]) for name in counts.names]
                 np.add.at(cats[0, r], columns, counts.canary)
                 np.add.at(cats[1, r], columns, counts.stable)
-        predictions = Categories(canary=cats[0], stable=cats[1])
+        outputs.append(Categories(canary=cats[0], stable=cats[1]))
     weight = np.array([_share_asked(case.state) for case in batch])
-    return Window(latency=latency, errors=errors, predictions=predictions, weight=weight)
+    first = outputs[0] if outputs else None
+    return Window(latency=latency, errors=errors, predictions=first, outputs=tuple(outputs[1:]), weight=weight)
 
 
 def _share_asked(state: RolloutState) -> float:

@@ -18,20 +18,31 @@ OTHER = "(other)"
 """Where classes go that were not there when the comparison began."""
 
 MAX_CLASSES = 200
+"""Of a model with more, the most frequent ones of the first window, both arms together, are told apart."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Buckets and classes of a rollout. None: that metric is not compared in this rollout."""
+    """Buckets and classes of a rollout. None: that metric is not compared in this rollout.
+
+    outputs : (metric, classes) where predictions of several outputs are compared, each as a metric; classes is then
+    None.
+    """
 
     edges_s: tuple[float, ...] | None
     classes: tuple[str, ...] | None
     errors: bool
+    outputs: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def empty(self) -> bool:
         """True when there is nothing to compare yet."""
-        return self.edges_s is None and self.classes is None and not self.errors
+        return self.edges_s is None and not self.by_output and not self.errors
+
+    @property
+    def by_output(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """(metric, classes) of everything that is compared as predictions, in the order of the statistics' row."""
+        return self.outputs if self.classes is None else (("predictions", self.classes),)
 
 
 EMPTY = Layout(None, None, False)
@@ -46,14 +57,25 @@ def layout_of(readings: dict[str, Reading], compared: frozenset[str], required: 
     if not (required & compared) <= shown or not shown:
         return EMPTY
     edges: tuple[float, ...] | None = None
-    classes: tuple[str, ...] | None = None
-    for name in shown:
+    outputs: dict[str, tuple[str, ...]] = {}
+    for name in sorted(shown):
         counts = readings[name].counts
         if isinstance(counts, HistogramCounts):
             edges = counts.edges_s
         elif isinstance(counts, CategoryCounts):
-            classes = (*sorted(counts.names)[:MAX_CLASSES], OTHER)
-    return Layout(edges, classes, "errors" in shown)
+            outputs[name] = (*_largest(counts), OTHER)
+    if set(outputs) <= {"predictions"}:
+        return Layout(edges, outputs.get("predictions"), "errors" in shown)
+    return Layout(edges, None, "errors" in shown, tuple(outputs.items()))
+
+
+def _largest(counts: CategoryCounts) -> list[str]:
+    """The names that are told apart, in order of the alphabet."""
+    by_name = dict.fromkeys(counts.names, 0)
+    for name, canary, stable in zip(counts.names, counts.canary, counts.stable, strict=True):
+        by_name[name] += canary + stable
+    by_name.pop(OTHER, None)
+    return sorted(sorted(by_name, key=lambda name: (-by_name[name], name))[:MAX_CLASSES])
 
 
 def pack(layout: Layout, numbers: NDArray[np.float64] | None, resources: bytes = b"") -> bytes:
@@ -63,7 +85,12 @@ def pack(layout: Layout, numbers: NDArray[np.float64] | None, resources: bytes =
     """
     # Without resources it is what a release before them wrote, and reads.
     head = json.dumps(
-        [layout.edges_s, layout.classes, layout.errors, *([len(resources)] if resources else [])]
+        [
+            layout.edges_s,
+            dict(layout.outputs) or layout.classes,
+            layout.errors,
+            *([len(resources)] if resources else []),
+        ]
     ).encode()
     row = b"" if numbers is None else np.ascontiguousarray(numbers, dtype="<f8").tobytes()
     return len(head).to_bytes(4, "little") + head + row + resources
@@ -74,7 +101,9 @@ def unpack(packed: bytes) -> tuple[Layout, NDArray[np.float64] | None]:
     if not packed:
         return EMPTY, None
     (edges, classes, errors), row, _ = _parts(packed)
-    layout = Layout(None if edges is None else tuple(edges), None if classes is None else tuple(classes), bool(errors))
+    outputs = tuple((name, tuple(of)) for name, of in classes.items()) if isinstance(classes, dict) else ()
+    alone = None if classes is None or outputs else tuple(classes)
+    layout = Layout(None if edges is None else tuple(edges), alone, bool(errors), outputs)
     return layout, np.frombuffer(row, dtype="<f8").astype(np.float64) if row else None
 
 

@@ -125,10 +125,11 @@ async def _event_bus(settings: Settings) -> str:
         raise Unavailable(f"cannot reach {kafka.bootstrap_servers}: {error!r}") from error
     finally:
         await consumer.stop()
-    missing = sorted({kafka.topic, kafka.dead_letter_topic, kafka.decisions_topic} - set(topics))
+    wanted = {kafka.topic, kafka.dead_letter_topic, kafka.decisions_topic, settings.predictions.topic} - {""}
+    missing = sorted(wanted - set(topics))
     if missing:
         raise Refused(f"{kafka.bootstrap_servers} answers, but has no topic {', '.join(missing)}; create it")
-    return f"{kafka.bootstrap_servers} has all three topics"
+    return f"{kafka.bootstrap_servers} has all {len(wanted)} topics"
 
 
 def _reader(cluster: ClusterSettings, session: aiohttp.ClientSession) -> PrometheusSource:

@@ -10,7 +10,15 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from service.model.lines import LogSeries
-from service.model.preset import MetricsPreset, ResourceSeries, ValueExpression
+from service.model.preset import (
+    FromRecords,
+    MetricsPreset,
+    PredictionLearned,
+    PredictionPairs,
+    PredictionRecords,
+    ResourceSeries,
+    ValueExpression,
+)
 from service.model.target import Target
 
 _LITERAL = re.compile(r"[^${}*]+")
@@ -39,7 +47,7 @@ def narrowed(preset: MetricsPreset, metrics: Collection[str]) -> MetricsPreset:
 
 def names_of(preset: MetricsPreset) -> set[str]:
     """The series that the preset names; expressions of people's own are left to them."""
-    counted = (s for s in preset.metrics.values() if not isinstance(s, ValueExpression | LogSeries))
+    counted = (s for s in preset.metrics.values() if not isinstance(s, ValueExpression | LogSeries | FromRecords))
     return {name for series in counted for name in series.names} | ({preset.pods.series} if preset.pods else set())
 
 
@@ -50,7 +58,7 @@ def needs(target: Target, preset: MetricsPreset) -> list[Need]:
     fixed = {k: v for k, v in target.labels.items() if _LITERAL.fullmatch(v)}
     for series in preset.metrics.values():
         match series:
-            case ValueExpression() | LogSeries():
+            case ValueExpression() | LogSeries() | PredictionRecords() | PredictionPairs() | PredictionLearned():
                 continue
             case ResourceSeries():
                 by_pods = preset.pods is not None

@@ -32,6 +32,7 @@ from service.app.clock import SystemClock
 from service.app.gates import open_gates
 from service.app.metrics import Counted, OwnMetrics
 from service.app.observed_store import observed
+from service.app.predictions import complete_after_s, predictions_of
 from service.app.supervisor import run_until
 from service.app.tracing import open_tracer
 from service.cluster import connect
@@ -125,13 +126,19 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
     last_s = LAST_SHARE * settings.stop_s
     tracer = open_tracer(settings.tracing, version())
     own = OwnMetrics(version(), clock_behind_s=lambda: clock.behind_s, tracer=tracer)
-    grace_s = max(2 * c.prometheus.scrape_interval_s for c in settings.all_clusters().values())
+    scraped_s = max(2 * c.prometheus.scrape_interval_s for c in settings.all_clusters().values())
+    grace_s = max(scraped_s, complete_after_s(settings))
     async with AsyncExitStack() as stack, _ending(stopping):
         stack.callback(tracer.close, last_s)
         opened = await open_store(settings.database.url, password=read_secret(settings.database.password_file))
         stack.push_async_callback(opened.close)
         store = observed(opened, own, clock, grace_s=grace_s)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64)))
+        predictions = predictions_of(
+            settings, connection_of(settings.kafka), opened, presets, clock=clock, seen=own, stopping=stopping
+        )
+        if predictions.learner is not None:
+            stack.push_async_callback(predictions.learner.close)
         clusters = settings.all_clusters()
         meshes: dict[str, Mesh] = {}
         sources: dict[str, Source] = {}
@@ -153,7 +160,7 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
                 asked=partial(own.asked, name),
             )
             # By kind of series, what reads it where the metric store does not.
-            readers = {"logs": _logs(cluster, session, api_client, presets, clock)}
+            readers = {"logs": _logs(cluster, session, api_client, presets, clock), **predictions.readers}
             slowest_s = max(cluster.prometheus.timeout_s, cluster.loki.timeout_s if cluster.loki else 0.0)
             deadline_s = COLLECT_TIMEOUTS * slowest_s + 1
             sources[name] = RoutedSource(presets, metric_store, readers, deadline_s=deadline_s)
@@ -232,6 +239,7 @@ async def run(settings: Settings, stopping: Stopping, *, started: Callable[[Serv
             stopping,
             {
                 "events": consumer.run(),
+                **({"predictions": predictions.consumer.run()} if predictions.consumer else {}),
                 **{f"tick {name}": tick.run() for name, tick in ticks.items()},
                 "wake": clockwork.wake(),
                 **{f"watch {cluster}": clockwork.watch(cluster) for cluster in meshes},

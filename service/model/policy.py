@@ -78,7 +78,11 @@ class MetricRule(Value):
 
     @model_validator(mode="after")
     def _comparable(self) -> Self:
-        if self.kind not in (MetricKind.VALUE, MetricKind.RESOURCE) and self.name != self.kind.value:
+        # A model of several outputs has a metric an output.
+        named = self.name == self.kind.value or (
+            self.kind is MetricKind.PREDICTIONS and self.name.startswith("predictions-")
+        )
+        if self.kind not in (MetricKind.VALUE, MetricKind.RESOURCE) and not named:
             raise ValueError(f"metric {self.name!r} of kind {self.kind} must be named {self.kind.value!r}")
         if self.margin is not None and self.kind in (MetricKind.LATENCY, MetricKind.ERRORS) and self.margin < 1:
             raise ValueError(

@@ -105,11 +105,78 @@ class PredictionSeries(Value):
     kind: Literal["predictions"] = "predictions"
     counter: SeriesName
     class_label: LabelName = "class"
+    rank_label: LabelName | None = None
+    """For counters of a request's top k labels: the label that tells a class's place among them. Only those of
+    ``rank`` are counted, because k labels of one request are not k requests."""
+    rank: Annotated[str, StringConstraints(max_length=20)] = "1"
 
     @property
     def names(self) -> tuple[str, ...]:
         """The series to read."""
         return (self.counter,)
+
+
+class ScoreSeries(Value):
+    """A histogram's cumulative buckets of a model's scores or values; each bucket is a category."""
+
+    kind: Literal["prediction_scores"] = "prediction_scores"
+    buckets: SeriesName
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The series to read."""
+        return (self.buckets,)
+
+
+class PredictionRecords(Value):
+    """Prediction records of a Kafka topic (see service/predictions/decode.py for their form)."""
+
+    kind: Literal["prediction_records"] = "prediction_records"
+    view: Literal["class", "top", "score", "value", "distance"] = "class"
+    """What is compared: classes, one label drawn from the top ones, or scores, values or distances of embeddings in
+    bins that are frozen when the comparison begins."""
+    output: Annotated[str, StringConstraints(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")] = ""
+    """Name of the output, for models with several."""
+    model: Annotated[str, StringConstraints(max_length=100)] = ""
+    """Only records of this model; empty: of all models of the service."""
+    service_label: LabelName = "service"
+    """The target's label whose value the records carry as ``service``."""
+    version_label: LabelName = "version"
+    """The target's label whose value, different in both arms, the records carry as ``version``."""
+
+
+class PredictionPairs(Value):
+    """Classes that both versions gave to the same mirrored requests, from prediction records: one number, for guards.
+
+    Judged request by request, which needs far fewer of them than two separate samples (analyzers/paired.py).
+    """
+
+    kind: Literal["prediction_pairs"] = "prediction_pairs"
+    gives: Literal["log_evidence", "disagreement"] = "log_evidence"
+    """``log_evidence``: nats against «as often one way as the other, and no more than tolerated», over all windows so
+    far; a guard at 4.6 stops a harmless release in at most 1 of 100 rollouts. ``disagreement``: the share of pairs
+    that differ, with ``tolerated`` as stable's value."""
+    tolerated: float = Field(default=0.01, gt=0, lt=1)
+    """Share of requests on which two runs of the same version disagree."""
+    output: Annotated[str, StringConstraints(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")] = ""
+    model: Annotated[str, StringConstraints(max_length=100)] = ""
+    service_label: LabelName = "service"
+    version_label: LabelName = "version"
+
+
+class PredictionLearned(Value):
+    """Whether a small classifier, trained on past windows, can tell both versions' embeddings apart: one number, for
+    guards. Needs ``predictions.learn`` in the settings and the ``tensorflow`` extra.
+
+    The number is nats of evidence; a guard at 4.6 stops a harmless release in at most 1 of 100 rollouts, whatever the
+    classifier learns (analyzers/learned.py).
+    """
+
+    kind: Literal["prediction_learned"] = "prediction_learned"
+    output: Annotated[str, StringConstraints(max_length=63, pattern=r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")] = ""
+    model: Annotated[str, StringConstraints(max_length=100)] = ""
+    service_label: LabelName = "service"
+    version_label: LabelName = "version"
 
 
 class ValueExpression(Value):
@@ -203,16 +270,36 @@ class PodSeries(Value):
     pod is first seen, and stable's pods of the first window are taken for old."""
 
 
-CounterSeries: TypeAlias = LatencySeries | ErrorSeries | PredictionSeries | LineCounterSeries
+FromRecords: TypeAlias = PredictionRecords | PredictionPairs | PredictionLearned
+"""Metrics that lie in prediction records and in no metric store."""
+
+CounterSeries: TypeAlias = LatencySeries | ErrorSeries | PredictionSeries | ScoreSeries | LineCounterSeries
 """Metrics that are counted from raw samples."""
 
 Series = Annotated[
-    LatencySeries | ErrorSeries | PredictionSeries | ValueExpression | ResourceSeries | LogSeries | LineCounterSeries,
+    LatencySeries
+    | ErrorSeries
+    | PredictionSeries
+    | ScoreSeries
+    | PredictionRecords
+    | PredictionPairs
+    | PredictionLearned
+    | ValueExpression
+    | ResourceSeries
+    | LogSeries
+    | LineCounterSeries,
     Field(discriminator="kind"),
 ]
 
-COMPARED = ("latency", "errors", "predictions")
-"""Kinds of which a preset has one metric, named by the kind; the others have names of their own."""
+COMPARED = {
+    "latency": "latency",
+    "errors": "errors",
+    "predictions": "predictions",
+    "prediction_scores": "predictions",
+    "prediction_records": "predictions",
+}
+"""Kind -> name of kinds that are compared between the arms; the others have names of their own. Of predictions there
+may be several, named ``predictions-...``: one an output of the model."""
 
 INCLUDED = ("resource", "logs", "line_counter")
 """Kinds that a preset may take over from another: they speak of pods, whatever serves in them."""
@@ -260,6 +347,7 @@ class MetricsPreset(Value):
         if NAME in self.labels:
             raise ValueError(f"labels holds {NAME}; the series' names stand in the metrics")
         for name, series in self.metrics.items():
-            if series.kind in COMPARED and name != series.kind:
-                raise ValueError(f"metric {name!r} is of kind {series.kind!r}, so it must be named {series.kind!r}")
+            wanted = COMPARED.get(series.kind, name)
+            if name != wanted and not (wanted == "predictions" and name.startswith("predictions-")):
+                raise ValueError(f"metric {name!r} is of kind {series.kind!r}, so it must be named {wanted!r}")
         return self

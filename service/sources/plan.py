@@ -21,10 +21,12 @@ from service.model.preset import (
     PLACEHOLDER,
     CounterSeries,
     ErrorSeries,
+    FromRecords,
     LatencySeries,
     MetricsPreset,
     PredictionSeries,
     ResourceSeries,
+    ScoreSeries,
     ValueExpression,
 )
 from service.sources import promql
@@ -106,7 +108,7 @@ class Batch:
             reach_s=reach_s,
             length_s=self.at_s - start_s,
             fresh_s=self.reach.stale_after_s,
-            cells=isinstance(self.what, LatencySeries),
+            cells=isinstance(self.what, LatencySeries | ScoreSeries),
         )
 
     def of(self, asks: Sequence[Ask], *, summed: bool) -> Batch:
@@ -122,10 +124,10 @@ class Batch:
 def _details(what: CounterSeries) -> set[str]:
     """The labels that a reading looks at beside those that tell the arms."""
     match what:
-        case LatencySeries():
+        case LatencySeries() | ScoreSeries():
             return {"le"}
         case PredictionSeries():
-            return {what.class_label}
+            return {what.class_label} | ({what.rank_label} if what.rank_label else set())
         case ErrorSeries():
             return {label for alternative in what.failed for label in alternative}
         case LineCounterSeries():
@@ -178,6 +180,10 @@ def plan(
                 why = f"preset {query.place.metrics!r} has no metric {metric!r}"
                 known[slot] = Reading(metric, Availability.NO_SERIES, None, why)
                 continue
+            if isinstance(series, FromRecords):
+                why = f"{metric} comes from prediction records, and no topic of them is set (predictions.topic)"
+                known[slot] = Reading(metric, Availability.NO_SERIES, None, why)
+                continue
             if isinstance(series, ResourceSeries):
                 resources[metric] = slot
                 continue
@@ -212,7 +218,7 @@ def plan(
     batches: list[Batch] = []
     for (preset_name, metric, keys), asks in groups.items():
         what = presets[preset_name].metrics[metric]
-        assert not isinstance(what, ValueExpression | LogSeries | ResourceSeries)
+        assert not isinstance(what, ValueExpression | LogSeries | ResourceSeries | FromRecords)
         to_sum, raw = _parted(asks, what, keys) if summed(what.names[0]) else ([], asks)
         for alike in to_sum:
             batches += (

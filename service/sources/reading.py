@@ -8,11 +8,12 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from service.model.lines import LineCounterSeries
 from service.model.names import Arm
 from service.model.observation import Availability, CategoryCounts, Counts, FailureCounts, HistogramCounts, Reading
-from service.model.preset import NAME, CounterSeries, ErrorSeries, LatencySeries, PredictionSeries
+from service.model.preset import NAME, CounterSeries, ErrorSeries, LatencySeries, PredictionSeries, ScoreSeries
 from service.sources import lines
 from service.sources.counter import Growth, Labels, Series, counted_by, growth
 
@@ -57,7 +58,7 @@ def read(
         return _none(metric, Availability.NO_SERIES, why + f"{{{arms[0].matchers}}} and {{{arms[1].matchers}}}")
     grown: dict[Arm, Sequence[Growth]] = {}
     for arm, other in (arms, arms[::-1]):
-        together = "le" if isinstance(what, LatencySeries) else None
+        together = "le" if isinstance(what, LatencySeries | ScoreSeries) else None
         main = [one for one in arm.series if _name(what, one.labels) == what.names[0]]
         found = growth(main, start_s, end_s, beside=(*arm.series, *other.series), together=together)
         if found.last_sample_s is None:
@@ -118,12 +119,22 @@ def _counts(what: CounterSeries, canary: Sequence[Growth], stable: Sequence[Grow
             over = "more failures than requests in one scrape, cut to the requests" if xc > nc or xs > ns else ""
             return FailureCounts(min(xc, nc), nc, min(xs, ns), ns), over
         case PredictionSeries():
-            of_canary, of_stable = (_by_label(arm, what.class_label) for arm in (canary, stable))
+            of_canary, of_stable = (_by_label(_first(arm, what), what.class_label) for arm in (canary, stable))
             names = tuple(sorted(set(of_canary) | set(of_stable)))
             by_arm = [tuple(arm.get(n, 0) for n in names) for arm in (of_canary, of_stable)]
             return CategoryCounts(names, by_arm[0], by_arm[1]), ""
         case LatencySeries():
-            return _histogram(what, canary, stable)
+            edges, rows, detail = _histogram(what.buckets, canary, stable)
+            if not edges:
+                return None, detail
+            return HistogramCounts(tuple(edge / what.per_second for edge in edges), rows[0], rows[1]), detail
+        case ScoreSeries():
+            edges, rows, detail = _histogram(what.buckets, canary, stable)
+            if not edges:
+                return None, detail
+            shown = [f"{edge:.9g}" for edge in edges]
+            between = (f"{low} to {high}" for low, high in pairwise(shown))
+            return CategoryCounts((f"up to {shown[0]}", *between, f"above {shown[-1]}"), rows[0], rows[1]), detail
         case LineCounterSeries():
             raise TypeError("lines are read from raw samples only, for what stable had before the window")
 
@@ -156,6 +167,12 @@ def _matches(pattern: str, value: str) -> bool:
     return len(value) <= LONGEST_MATCHED and re.fullmatch(pattern, value) is not None
 
 
+def _first(arm: Sequence[Growth], what: PredictionSeries) -> Iterable[Growth]:
+    """What is counted once a request."""
+    label = what.rank_label
+    return arm if label is None else (one for one in arm if one.labels.get(label, "") == what.rank)
+
+
 def _by_label(arm: Iterable[Growth], label: str) -> dict[str, int]:
     out: dict[str, int] = defaultdict(int)
     for one in arm:
@@ -164,9 +181,10 @@ def _by_label(arm: Iterable[Growth], label: str) -> dict[str, int]:
 
 
 def _histogram(
-    what: LatencySeries, canary: Sequence[Growth], stable: Sequence[Growth]
-) -> tuple[HistogramCounts | None, str]:
-    """Cumulative ``le`` counts to counts by bucket, on the bounds that every histogram of both arms has.
+    name: str, canary: Sequence[Growth], stable: Sequence[Growth]
+) -> tuple[tuple[float, ...], list[tuple[int, ...]], str]:
+    """Cumulative ``le`` counts to (bounds, counts by bucket of both arms, what had to be said), on the bounds that
+    every histogram of both arms has; without bounds where they cannot be compared.
 
     Pods may have different bounds while a release is under way; a bound that one of them lacks says nothing of it, so
     only common ones are kept. Histograms that did not grow do not narrow them.
@@ -176,9 +194,9 @@ def _histogram(
     bounds = set.intersection(*({*h} for arm in grown for h in arm)) if all(grown) else set()
     common = sorted(bounds)
     if not common or common[-1] != math.inf:
-        return None, f"{what.buckets} has no +Inf bucket in every histogram of both arms"
+        return (), [], f"{name} has no +Inf bucket in every histogram of both arms"
     if len(common) < 2:
-        return None, f"{what.buckets} has no bucket bound that both arms share"
+        return (), [], f"{name} has no bucket bound that both arms share"
     clipped_n = 0
     rows: list[tuple[int, ...]] = []
     for arm in grown:
@@ -189,9 +207,8 @@ def _histogram(
             clipped_n += max(0, cumulative[i] - cumulative[i + 1])
             cumulative[i] = min(cumulative[i], cumulative[i + 1])
         rows.append(tuple(now - below for now, below in zip(cumulative, [0, *cumulative], strict=False)))
-    edges = tuple(bound / what.per_second for bound in common[:-1])
     detail = f"{clipped_n} counts of buckets that overtook higher ones were cut" if clipped_n else ""
-    return HistogramCounts(edges, rows[0], rows[1]), detail
+    return tuple(common[:-1]), rows, detail
 
 
 def _histograms(arm: Iterable[Growth]) -> list[dict[float, int]]:

@@ -10,7 +10,7 @@ from collections import defaultdict
 
 from service.model.names import Arm
 from service.model.observation import Reading
-from service.model.preset import LatencySeries
+from service.model.preset import LatencySeries, ScoreSeries
 from service.sources import promql
 from service.sources.answer import Answer
 from service.sources.counter import Growth
@@ -32,7 +32,7 @@ def read_sums(batch: Batch, answer: Answer) -> tuple[dict[Slot, Reading], list[A
         # Written so that NaN fails.
         elif 0 <= value < promql.EXACT_BELOW and value == int(value):
             grown[group].append(Growth(labels, int(value)))
-    buckets = isinstance(batch.what, LatencySeries)
+    buckets = isinstance(batch.what, LatencySeries | ScoreSeries)
     out: dict[Slot, Reading] = {}
     raw: list[Ask] = []
     for ask in batch.asks:

@@ -179,3 +179,47 @@ pruned = Table(
     Column("windows_at", Float),
     Column("journal_at", Float),
 )
+
+# Prediction records: how far each partition is counted, and what was counted (``ring.predictions``).
+prediction_partitions = Table(
+    "prediction_partitions",
+    metadata,
+    Column("topic", String(249), nullable=False),
+    Column("partition", Integer, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("next_offset", BigInteger, nullable=False),
+    Column("watermark_s", Float, nullable=False),
+    Column("seen_at_s", Float, nullable=False),
+    Column("lost_until_s", Float, nullable=False),
+    Column("lost_from_s", Float, nullable=False),
+    Column("counted_n", BigInteger, nullable=False),
+    Column("late_n", BigInteger, nullable=False),
+    Column("poison_n", BigInteger, nullable=False),
+    Column("refused_n", BigInteger, nullable=False),
+    PrimaryKeyConstraint("topic", "partition"),
+)
+
+prediction_counts = Table(
+    "prediction_counts",
+    metadata,
+    Column("id", AUTO_ID, primary_key=True, autoincrement=True),
+    Column("topic", String(249), nullable=False),
+    Column("cluster", String(253), nullable=False),
+    Column("namespace", String(63), nullable=False),
+    Column("service", String(63), nullable=False),
+    Column("from_s", Float, nullable=False),
+    Column("until_s", Float, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Index("ix_prediction_counts_service", "cluster", "namespace", "service", "until_s"),
+    Index("ix_prediction_counts_until_s", "until_s"),
+)
+
+prediction_references = Table(
+    "prediction_references",
+    metadata,
+    Column("owner", String(400), nullable=False),
+    Column("name", String(130), nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("at", Float, nullable=False),
+    PrimaryKeyConstraint("owner", "name"),
+)

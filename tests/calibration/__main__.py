@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from tests.calibration import cells
+from tests.calibration.floor import floor_windows
 from tests.calibration.measuring import Cell, Outcome, measure, share
 from tests.calibration.resource_cells import FAULTS_RESOURCES, NULLS_RESOURCES, ResourceCell, measure_resources
+from tests.calibration.streams import Law
 
 Array = NDArray[np.float64]
 
@@ -56,6 +58,14 @@ def _fault(cell: Cell, outcome: Outcome) -> str:
     found = share(int(np.isfinite(delays).sum()), len(delays))
     median, p90 = (_number(np.quantile(delays, q, method="inverted_cdf")) for q in (0.5, 0.9))
     return f"{found} | {median} | {p90} | {_number(np.quantile(requests, 0.5, method='inverted_cdf'))}"
+
+
+def _against_floor(cell: Cell, outcome: Outcome) -> str:
+    assert isinstance(cell.law, Law)
+    late = outcome.rollback > cell.law.onset
+    median = float(np.quantile(outcome.rollback[late] - cell.law.onset, 0.5, method="inverted_cdf"))
+    least = floor_windows(cell.law, cell.length)
+    return f"{_fault(cell, outcome)} | {_number(least)} | {median / least:.2f}"
 
 
 def _null_resource(_: ResourceCell, outcome: Outcome) -> str:
@@ -103,6 +113,10 @@ GROUPS = {
     "nulls-by-pod": Group(cells.NULLS_BY_POD, {60: 4000, 240: 2000, 1440: 1000}, NULL_COLUMNS, _null, _false_rollbacks),
     "faults-by-arm": Group(cells.FAULTS_BY_ARM, {60: 2500}, FAULT_COLUMNS, _fault),
     "faults-by-pod": Group(cells.FAULTS_BY_POD, {60: 600}, FAULT_COLUMNS, _fault),
+    "predictions-nulls": Group(cells.PREDICTION_NULLS, {60: 6000}, NULL_COLUMNS, _null, _false_rollbacks),
+    "predictions-faults": Group(
+        cells.PREDICTION_FAULTS, {60: 2000}, f"{FAULT_COLUMNS} | floor, median windows | ratio", _against_floor
+    ),
     "at-margin": Group(
         cells.AT_MARGIN, {60: 1500, 240: 4000}, "called safe, wrongly | median windows", _margin, _wrong_promotions
     ),

@@ -5,6 +5,8 @@ Every cell names its law; the seeds are others than those that the boundary and 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from analyzers import Margins
 from tests.calibration.measuring import Cell
 from tests.calibration.pod_streams import PodLaw
@@ -118,6 +120,38 @@ FAULTS_BY_POD = [
 
 def _at(name: str, metric: str, law: Law | PodLaw, margins: Margins, length: int = 240) -> Cell:
     return Cell(name, law, length, margins=margins, required=frozenset({metric}), past=5 * isinstance(law, PodLaw))
+
+
+HALF = (("latency", 0.35), ("errors", 0.15), ("predictions", 0.5))
+"""For models whose predictions matter most: `weight` of the metrics in a policy."""
+
+
+def _of_classes(name: str, fault: dict[str, float], ways: tuple[str, ...], classes: tuple[int, ...]) -> list[Cell]:
+    """The same law for models of so many classes, with predictions alone or beside latency and errors."""
+    return [
+        Cell(
+            f"{n:,} classes, {way}{name}",
+            Law(classes_n=n, predictions_alone=way == "alone", **fault),  # type: ignore[arg-type]
+            weights=HALF if way == "half of the evidence" else (),
+        )
+        for n in classes
+        for way in ways
+    ]
+
+
+WAYS = ("alone", "half of the evidence", "a tenth of the evidence")
+OUTPUTS = Law(predictions_alone=True, outputs_n=4)
+PREDICTION_NULLS = [*_of_classes("", {}, WAYS, (2, 10, 1000)), Cell("4 outputs of 10 classes, alone", OUTPUTS)]
+PREDICTION_FAULTS = [
+    cell
+    for at in (0, 30)
+    for cell in (
+        *_of_classes(f", 5 points move at {at}", {"class_move": 0.05, "onset": at}, WAYS, (2, 10, 1000)),
+        Cell(
+            f"4 outputs of 10 classes, alone, 5 points of one move at {at}", replace(OUTPUTS, class_move=0.05, onset=at)
+        ),
+    )
+]
 
 
 def odds_times(rate: float, ratio: float) -> float:

@@ -42,6 +42,7 @@ ROLLOUTS_A_LEARNING = 100
 class Cell:
     """One thing that is measured: what happens, for how long, and under which configuration.
 
+    weights : shares of the evidence; none: the library's own.
     past : good rollouts of the same law that each rollout knows of; 0: none, the default prior. learn : counts by pod
     are given by arm, with margins learned from 99 past rollouts, anew for each hundred rollouts.
     """
@@ -56,6 +57,7 @@ class Cell:
     rate: float = 0.01
     planned: bool = True
     learn: bool = False
+    weights: tuple[tuple[str, float], ...] = ()
 
     @property
     def by_pod(self) -> bool:
@@ -67,7 +69,7 @@ class Cell:
         """What the monitor is told."""
         return MonitorConfig(
             planned_windows=self.length if self.planned else None, margins=self.margins, required=self.required,
-            warmup_windows=self.warmup, false_rollback=self.rate,
+            warmup_windows=self.warmup, false_rollback=self.rate, weights=dict(self.weights) or None,
         )  # fmt: skip
 
     def stream(self, rollouts: int, seed: int) -> Iterator[Window]:
@@ -108,8 +110,10 @@ def measure(cell: Cell, rollouts: int, seed: int) -> Outcome:
     served, found_after = np.zeros(rollouts), np.full(rollouts, np.inf)
     for t, window in enumerate(cell.stream(rollouts, seed), start=1):
         verdict = monitor.observe(window)
-        if window.errors is not None and t > cell.law.onset:
-            served += np.asarray(window.errors.canary_total).reshape(rollouts, -1).sum(1)
+        canary = window.predictions and window.predictions.canary
+        canary = window.errors.canary_total if window.errors is not None else canary
+        if canary is not None and t > cell.law.onset:
+            served += np.asarray(canary).reshape(rollouts, -1).sum(1)
         fresh = np.isinf(first["rollback"]) & verdict.rollback
         found_after[fresh] = served[fresh]
         for name, at in first.items():

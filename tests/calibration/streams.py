@@ -54,11 +54,32 @@ class Law:
     tail_slower: float = 1.0
     canary_errors: float | None = None
     class_move: float = 0.0
+    classes_n: int = len(CLASSES)
+    """Classes of the model: 2 as 70 to 30 %, 10 as ``CLASSES``, any other number as 1, 1/2, 1/3 and so on."""
+    outputs_n: int = 1
+    """Outputs of the model, alike and independent; a fault is in the first."""
+    predictions_alone: bool = False
+    """Latency and errors are not collected."""
 
     def without_fault(self) -> Law:
         """The same law with a good release."""
         good = {"onset": 0, "slower": 1.0, "tail_share": TAIL_SHARE, "tail_slower": 1.0, "class_move": 0.0}
         return replace(self, canary_errors=None, **good)  # type: ignore[arg-type]
+
+    @property
+    def class_shares(self) -> tuple[Array, Array]:
+        """Shares of the classes without the fault and with it."""
+        if self.classes_n == len(CLASSES):
+            usual = CLASSES
+        elif self.classes_n == 2:
+            usual = np.array([0.7, 0.3])
+        else:
+            usual = 1.0 / np.arange(1, self.classes_n + 1)
+            usual = usual / usual.sum()
+        moved = usual.copy()
+        moved[0] -= self.class_move
+        moved[1] += self.class_move
+        return usual, moved
 
     def share(self, t: int, length: int) -> float:
         """The canary's share of requests that is asked for in window ``t``."""
@@ -72,9 +93,7 @@ class Law:
 def windows(law: Law, rollouts: int, length: int, seed: int) -> Iterator[Window]:
     """``length`` windows of ``rollouts`` rollouts side by side."""
     rng = np.random.default_rng(seed)
-    moved = CLASSES.copy()
-    moved[0] -= law.class_move
-    moved[1] += law.class_move
+    usual, moved = law.class_shares
     total = law.canary + law.stable
     ones = np.ones(rollouts)
     walk = rng.normal(size=(3, rollouts)) if law.wandering or law.lost_share else np.zeros((3, rollouts))
@@ -104,6 +123,11 @@ def windows(law: Law, rollouts: int, length: int, seed: int) -> Iterator[Window]
         slow_c = slow * (1.0 + law.warm_up * 2.0 ** (-t / 2.0)) * (law.slower if fault else 1.0)
         tail = (law.tail_share, TAIL_FACTOR * law.tail_slower) if fault else (TAIL_SHARE, TAIL_FACTOR)
         failing = law.errors if law.canary_errors is None or not fault else law.canary_errors
+        if law.predictions_alone:
+            shares = [moved if fault and place == 0 else usual for place in range(law.outputs_n)]
+            first, *further = [Categories(rng.multinomial(n_c, p), rng.multinomial(n_s, usual)) for p in shares]
+            yield Window(predictions=first, outputs=tuple(further))
+            continue
         yield Window(
             Histogram(
                 EDGES_S,
@@ -114,7 +138,7 @@ def windows(law: Law, rollouts: int, length: int, seed: int) -> Iterator[Window]
                 rng.binomial(n_c, np.minimum(1.0, failing * fail[0])), n_c,
                 rng.binomial(n_s, np.minimum(1.0, law.errors * fail[1])), n_s,
             ),
-            Categories(rng.multinomial(n_c, moved if fault else CLASSES), rng.multinomial(n_s, CLASSES)),
+            Categories(rng.multinomial(n_c, moved if fault else usual), rng.multinomial(n_s, usual)),
         )  # fmt: skip
         walk = 0.8 * walk + 0.6 * rng.normal(size=walk.shape) if walk.any() else walk
 

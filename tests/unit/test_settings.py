@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
 
+from service.app.clock import SystemClock
+from service.app.predictions import complete_after_s, predictions_of
 from service.cli.schemas import all_schemas
+from service.events.connection import Connection
 from service.model.lines import LogSeries
 from service.model.names import Mode
+from service.predictions.consumer import COMMIT_S
+from service.ring.seen import UNSEEN
+from service.ring.stopping import Stopping
 from service.settings import SettingsError, load, load_catalog, read_secret
+from service.storage.database import Database
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = {
@@ -147,6 +156,24 @@ def test_a_policy_that_needs_a_metric_the_preset_lacks_stops_the_start(tmp_path:
     folder = catalogue(tmp_path / "config", policy=policy, target=TARGET % ("p", "http"))
     with pytest.raises(SettingsError, match=r"metric 'errors'.*lacks; it has: latency"):
         load_catalog(load(write(tmp_path, f"config_dir: {folder}\napi: {{auth: 'off'}}")))
+
+
+def test_of_several_clusters_records_that_name_none_must_be_given_one(tmp_path: Path) -> None:
+    text = (
+        "api: {auth: 'off'}\nclusters: {a: {prometheus: {}, kubernetes: {}}, b: {prometheus: {}, kubernetes: {}}}\n"
+        "predictions: {topic: records, lateness: 20s"
+    )
+    given: dict[str, Any] = {"clock": SystemClock(), "seen": UNSEEN, "stopping": Stopping()}
+    database = Database(create_async_engine("sqlite+aiosqlite://"), patience_s=1.0)
+    with pytest.raises(SettingsError, match=r"predictions.cluster must name .* known: a, b"):
+        predictions_of(load(write(tmp_path, text + "}\n")), Connection("k:1"), database, {}, **given)
+    made = predictions_of(load(write(tmp_path, text + ", cluster: b}\n")), Connection("k:1"), database, {}, **given)
+    assert made.consumer is not None
+    assert set(made.readers) == {"prediction_records", "prediction_pairs"}
+    assert complete_after_s(load(write(tmp_path, text + ", cluster: b}\n"))) > 20 + COMMIT_S
+    without = load(write(tmp_path, "api: {auth: 'off'}\n"))
+    assert complete_after_s(without) == 0
+    assert predictions_of(without, Connection("k:1"), database, {}, **given).consumer is None
 
 
 def test_a_secret_is_read_from_its_file_and_never_shown(tmp_path: Path) -> None:

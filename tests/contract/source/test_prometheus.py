@@ -42,6 +42,17 @@ async def test_counts_are_exact_integers_per_arm(store: Store) -> None:
     assert predictions.counts == CategoryCounts(("cat",), (60,), (540,))
 
 
+async def test_a_histogram_of_scores_is_read_as_categories(store: Store) -> None:
+    scores = {"kind": "prediction_scores", "buckets": "model_latency_seconds_bucket"}
+    preset = MetricsPreset.model_validate({"name": "http", "metrics": {"predictions": scores}})
+    start = await begun(store)
+    serve(store, "v1", 540)
+    serve(store, "v2", 60)
+    end = await store.scraped()
+    ((found,),) = await read(store, window(start, end, "predictions"), preset=preset)
+    assert found.counts == CategoryCounts(("up to 0.1", "0.1 to 0.5", "above 0.5"), (30, 24, 6), (270, 216, 54))
+
+
 async def test_windows_that_follow_each_other_add_up_to_the_whole(store: Store) -> None:
     edges = [await begun(store)]
     for n in (3, 0, 41):

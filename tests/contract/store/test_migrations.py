@@ -82,6 +82,17 @@ def rows_of(revision: str) -> dict[str, dict[str, Any]]:
         rows["rollouts"]["window_not_before"] = 5.0
     if revision >= "0005":
         rows["pruned"] = {"rollout": "r-old", "exported_at": AT, "windows_at": AT, "journal_at": None}
+    if revision >= "0006":
+        rows["prediction_partitions"] = {
+            "topic": "predictions", "partition": 0, "revision": 3, "next_offset": 70, "watermark_s": AT,
+            "seen_at_s": AT, "lost_until_s": 0.0, "lost_from_s": 0.0, "counted_n": 68, "late_n": 1, "poison_n": 1,
+            "refused_n": 0,
+        }  # fmt: skip
+        rows["prediction_counts"] = {
+            "id": 1, "topic": "predictions", "cluster": "default", "namespace": "ml-serving",
+            "service": "tf-model-service", "from_s": AT, "until_s": AT + 5, "body": b"\x90",
+        }  # fmt: skip
+        rows["prediction_references"] = {"owner": "r-1", "name": "predictions", "body": b"[[],[]]", "at": AT}
     return rows
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.analysis.judging import Judged, judge_windows, learned
-from service.analysis.rows import EMPTY, OTHER, Layout, pack, unpack
+from service.analysis.rows import EMPTY, MAX_CLASSES, OTHER, Layout, layout_of, pack, unpack
 from service.model.observation import (
     ArmValues,
     Availability,
@@ -122,6 +122,38 @@ def test_classes_that_appear_later_are_counted_as_other() -> None:
         (two,) = judge([s], [read(("a", "b", "new"), (20, 20, 60), (270, 270, 0))], [row])
         row = two.monitor or b""
     assert two.harmful
+
+
+def test_each_output_of_a_model_is_a_metric_with_evidence_of_its_own() -> None:
+    metrics = [{"name": f"predictions-{name}", "kind": "predictions"} for name in ("label", "topic")]
+    s = state(metrics=metrics, guards=[])
+
+    def read(canary: tuple[int, ...]) -> tuple[Reading, ...]:
+        return (
+            Reading("predictions-topic", Availability.ENOUGH, CategoryCounts(("x", "y"), (30, 30), (270, 270))),
+            Reading("predictions-label", Availability.ENOUGH, CategoryCounts(("a", "b"), canary, (270, 270))),
+        )
+
+    row = b""
+    for _ in range(12):
+        (one,) = judge([s], [read((10, 50))], [row])
+        row = one.monitor or b""
+    layout, _ = unpack(row)
+    assert layout.by_output == (("predictions-label", ("a", "b", OTHER)), ("predictions-topic", ("x", "y", OTHER)))
+    label, topic = one.evidence
+    assert one.harmful
+    assert (label.log_e or 0) > 4.6 > (topic.log_e or 0)
+    assert (label.n_canary, topic.n_canary) == (12 * 60, 12 * 60)
+
+
+def test_of_more_classes_than_are_told_apart_the_most_frequent_ones_are() -> None:
+    names = tuple(f"c{n:04d}" for n in range(1000))
+    canary = tuple(50 if n == 999 else 1 for n in range(1000))
+    read = {"predictions": Reading("predictions", Availability.ENOUGH, CategoryCounts(names, canary, (9,) * 1000))}
+    layout = layout_of(read, frozenset({"predictions"}), frozenset({"predictions"}))
+    assert layout.classes is not None
+    assert len(layout.classes) == MAX_CLASSES + 1
+    assert layout.classes[-2:] == ("c0999", OTHER)
 
 
 def test_at_all_traffic_the_comparison_stands_still_and_guards_watch() -> None:

@@ -126,3 +126,17 @@ def test_matchers_may_only_stand_where_matchers_stand(promql: str, said: str) ->
 def test_what_is_not_known_or_no_name_is_refused(body: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         MetricsPreset.model_validate(body)
+
+
+@pytest.mark.parametrize(
+    "series", [{"kind": "prediction_records", "view": "score"}, {"kind": "prediction_scores", "buckets": "s"}]
+)
+def test_predictions_are_compared_under_one_name_wherever_they_come_from(series: dict[str, str]) -> None:
+    assert set(preset(predictions=series).metrics) == {"predictions"}
+    with pytest.raises(ValidationError, match="must be named 'predictions'"):
+        preset(other=series)
+
+
+def test_pairs_may_have_any_name_because_guards_watch_them() -> None:
+    made = preset(shift={"kind": "prediction_pairs"}, rate={"kind": "prediction_pairs", "gives": "disagreement"})
+    assert set(made.metrics) == {"shift", "rate"}

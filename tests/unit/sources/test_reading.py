@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 
 from service.model.lines import LineCounterSeries
 from service.model.names import Arm
-from service.model.observation import Availability, FailureCounts, HistogramCounts, LineCounts, Reading
-from service.model.preset import CounterSeries, ErrorSeries, LatencySeries
+from service.model.observation import (
+    Availability,
+    CategoryCounts,
+    FailureCounts,
+    HistogramCounts,
+    LineCounts,
+    Reading,
+)
+from service.model.preset import CounterSeries, ErrorSeries, LatencySeries, PredictionSeries, ScoreSeries
 from service.sources.counter import Series
 from service.sources.reading import ArmSeries, read
 
@@ -195,3 +202,23 @@ def test_a_stale_arm_is_named_with_its_age() -> None:
 def test_a_detail_is_bounded_however_long_the_labels_are() -> None:
     arms = (ArmSeries(Arm.CANARY, "v" * 9000, []), ArmSeries(Arm.STABLE, "", []))
     assert len(read("m", ERRORS, arms, start_s=0, end_s=1, stale_after_s=1).detail) <= 300
+
+
+def test_buckets_of_scores_are_categories_by_their_bounds() -> None:
+    scores = ScoreSeries(buckets="s")
+    found = reading(
+        scores, histogram("a", le_0_5=3, le_0_9=7, le_inf=9), histogram("b", le_0_5=30, le_0_9=70, le_inf=70)
+    )
+    assert found.counts == CategoryCounts(("up to 0.5", "0.5 to 0.9", "above 0.9"), (3, 4, 2), (30, 40, 0))
+    assert found.availability is Availability.ENOUGH
+    odd = reading(scores, histogram("a", le_0_5=3, le_0_9=7), histogram("b", le_0_5=30, le_inf=70))
+    assert (odd.availability, odd.detail) == (
+        Availability.NO_SERIES, "s has no +Inf bucket in every histogram of both arms",
+    )  # fmt: skip
+
+
+def test_of_the_top_k_labels_only_the_first_is_counted_once_a_request() -> None:
+    top = PredictionSeries(counter="p", class_label="label", rank_label="rank")
+    canary = [counter(6, label="cat", rank="1"), counter(4, label="dog", rank="1"), counter(10, label="emu", rank="2")]
+    found = reading(top, canary, [counter(50, label="cat", rank="1")])
+    assert found.counts == CategoryCounts(("cat", "dog"), (6, 4), (50, 0))

@@ -1,0 +1,333 @@
+"""Records in: polls the topic, counts each record once, and keeps counts and offset in one transaction.
+
+Offsets live in the database and not at the broker. A consumer seeks to what the database says, gathers a batch in
+memory, and writes the batch with the offset behind it if the partition's row is as it was read. So whatever ends it,
+wherever, a batch is counted wholly or will be read again; a rebalance that gives a partition to two consumers for a
+while lets one of them write. After a write whose outcome is unknown the row tells which.
+
+Watermarks: a partition's watermark trails the newest time of its records, or the moment at which it was seen drained,
+by ``lateness_s``. A record whose slot lies wholly before it is late and only counted as such, so a window that was
+read once stays as it was read.
+
+What cannot be read is counted as poison, logged at most once a minute, and never stops the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import IllegalStateError, KafkaConnectionError, KafkaError
+
+from service.model.names import ServiceKey
+from service.predictions.counting import Counting, Part
+from service.predictions.tally import SLOT_S, Service, Tally
+from service.ring.ports import Clock, PortError, Unavailable
+from service.ring.predictions import NOT_BEGUN, Advance, PredictionStore, ServiceCounts
+from service.ring.seen import UNSEEN, Observer
+from service.ring.stopping import Stopping
+from service.ring.store import Conflict
+
+logger = logging.getLogger(__name__)
+
+LOOP = "predictions"
+POLL_S: Final = 0.5
+POLL_N: Final = 5_000
+COMMIT_S: Final = 5.0
+"""A batch is written so often at least, and the watermark with it: windows are complete that much later."""
+
+COMMIT_N: Final = 100_000
+"""A batch is written when it holds so many records ..."""
+
+COMMIT_CELLS: Final = 100_000
+"""... or so many different counts, which bounds its memory to some 20 MB."""
+
+FIRST_LOOKBACK_S: Final = 3600.0
+"""A partition that is met for the first time is read from so long ago."""
+
+FIRST_RECORDS_N: Final = 100_000
+KEPT_S: Final = 7 * 3600.0
+"""Counts are kept for longer than windows are judged late (six hours)."""
+
+PRUNE_S: Final = 60.0
+PRUNE_N: Final = 500
+PRUNES_N: Final = 20
+"""Rows deleted in one transaction, and transactions after one batch: 2,000 rows a second, five times what comes of as
+many services as are counted at most."""
+
+RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+SILENT_S: Final = 60.0
+"""A client that hears nothing of its brokers for so long is made anew."""
+
+ASK_EVERY_S: Final = 10.0
+PARTITION_FETCH_BYTES: Final = 4 * 1024 * 1024
+FETCH_BYTES: Final = 16 * 1024 * 1024
+
+
+class PredictionConsumer:
+    """Counts the records of one topic for ever. Safe to stop, kill and repeat at any point."""
+
+    def __init__(
+        self,
+        arguments: Mapping[str, Any],
+        *,
+        topic: str,
+        group: str,
+        counting: Counting,
+        store: PredictionStore,
+        clock: Clock,
+        commit_s: float = COMMIT_S,
+        seen: Observer = UNSEEN,
+        stopping: Stopping | None = None,
+        client: Callable[..., AIOKafkaConsumer] = AIOKafkaConsumer,
+    ) -> None:
+        """``arguments`` reach the brokers (``events.connection``)."""
+        self._arguments = arguments
+        self._topic = topic
+        self._group = group
+        self._counting = counting
+        self._store = store
+        self._clock = clock
+        self._commit_s = commit_s
+        self._seen = seen
+        self._stopping = stopping or Stopping()
+        self._client = client
+        self._parts: dict[int, Part] = {}
+        self._last_commit_s = 0.0
+        self._looked_s = 0.0
+        self._last_prune_s = 0.0
+        self.last_heard_at: datetime | None = None
+        """When the brokers last answered."""
+
+    async def run(self) -> None:
+        """Count until a stop is asked, then write what is gathered and leave the group."""
+        tries = 0
+        while not self._stopping.asked:
+            self._seen.turned(LOOP)
+            consumer = self._client(
+                self._topic,
+                **self._arguments,
+                group_id=self._group,
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                isolation_level="read_committed",
+                max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
+                fetch_max_bytes=FETCH_BYTES,
+                max_poll_interval_ms=600_000,
+                session_timeout_ms=10_000,
+                heartbeat_interval_ms=1_000,
+                metadata_max_age_ms=10_000,
+            )
+            try:
+                await consumer.start()
+                tries = 0
+                await self._consume(consumer)
+            except (KafkaError, OSError, PortError) as error:
+                pause_s = RETRY_S[min(tries, len(RETRY_S) - 1)]
+                tries += 1
+                logger.warning(
+                    "predictions of %s wait: %r; trying again in %s s",
+                    self._topic,
+                    error,
+                    pause_s,
+                    extra={"action": "predictions_away"},
+                )
+                await self._clock.sleep(pause_s)
+            finally:
+                # What was not written is read again: by whoever has the partition then.
+                self._parts = {}
+                await _stopped(consumer)
+
+    async def _consume(self, consumer: AIOKafkaConsumer) -> None:
+        since_s = self._last_commit_s = self._looked_s = self._now_s()
+        while not self._stopping.asked:
+            self._seen.turned(LOOP)
+            await self._take(consumer)
+            batch: Mapping[TopicPartition, list[ConsumerRecord]] = await consumer.getmany(
+                timeout_ms=int(POLL_S * 1000), max_records=POLL_N
+            )
+            for one, records in batch.items():
+                # Records of a partition that was given to us during the poll are read again from where it is begun.
+                if one.partition in self._parts:
+                    await self._counting.count(self._parts[one.partition], records)
+            await self._listen(consumer)
+            heard_s = since_s if self.last_heard_at is None else self.last_heard_at.timestamp()
+            if self._now_s() - max(heard_s, since_s) > SILENT_S:
+                raise KafkaConnectionError(f"nothing heard of the brokers for {SILENT_S:g} s; connecting anew")
+            if self._due():
+                await self._commit()
+                await self._prune()
+        await self._commit()
+
+    def _now_s(self) -> float:
+        return self._clock.now().timestamp()
+
+    def _due(self) -> bool:
+        """Whether the batch is to be written now."""
+        parts = self._parts.values()
+        return (
+            self._now_s() - self._last_commit_s >= self._commit_s
+            or sum(part.records_n for part in parts) >= COMMIT_N
+            or sum(part.tally.cells_n for part in parts) >= COMMIT_CELLS
+        )
+
+    # --- partitions -------------------------------------------------------------------------------------------------
+
+    async def _take(self, consumer: AIOKafkaConsumer) -> None:
+        """Begin partitions that became ours where the store says, and let go of those that are not ours any more."""
+        mine = {one.partition for one in consumer.assignment()}
+        for partition in set(self._parts) - mine:
+            del self._parts[partition]
+        fresh = sorted(mine - set(self._parts))
+        if not fresh:
+            return
+        # All partitions are made known, so that no window is taken for complete while one of them was never read.
+        everything = set(consumer.partitions_for_topic(self._topic) or ()) | mine
+        states = await self._store.begin(self._topic, everything)
+        listed = [TopicPartition(self._topic, partition) for partition in fresh]
+        first = await consumer.beginning_offsets(listed)
+        last = await consumer.end_offsets(listed)
+        now_s = self._now_s()
+        for one in listed:
+            state = states[one.partition]
+            if state.next_offset == NOT_BEGUN:
+                at_s = now_s - FIRST_LOOKBACK_S
+                found = (await consumer.offsets_for_times({one: int(at_s * 1000)})).get(one)
+                # Without an answer all is older, or the broker keeps no times: a little is read to be sure.
+                at = found.offset if found else max(first[one], last[one] - FIRST_RECORDS_N)
+                start = replace(state, next_offset=at, lost_until_s=at_s)
+            elif not first[one] <= state.next_offset <= last[one]:
+                # The broker deleted records before they were read, or the topic was made anew.
+                logger.error(
+                    "records of partition %d of %s were lost: to be read from %d, the topic holds %d to %d",
+                    one.partition, self._topic, state.next_offset, first[one], last[one],
+                    extra={"action": "predictions_lost"},
+                )  # fmt: skip
+                start = replace(state, next_offset=first[one], lost_from_s=state.watermark_s, lost_until_s=now_s)
+            else:
+                start = state
+            if one in consumer.assignment():
+                consumer.seek(one, start.next_offset)
+                answered_ms = consumer.last_poll_timestamp(one) or 0
+                self._parts[one.partition] = Part(
+                    state, start, start.next_offset, start.watermark_s, answered_ms=answered_ms
+                )
+
+    async def _listen(self, consumer: AIOKafkaConsumer) -> None:
+        """Note the brokers' answers since the last look. A partition that is read to its end by such an answer is
+        complete up to the last look, however long ago its last record was."""
+        looked_s, answered = self._looked_s, False
+        for partition, part in self._parts.items():
+            one = TopicPartition(self._topic, partition)
+            if one not in consumer.assignment():
+                continue
+            # Only whether it has changed is asked of the client's time: its clock may be set, ours never jumps.
+            answered_ms = consumer.last_poll_timestamp(one)
+            if answered_ms is None or answered_ms == part.answered_ms:
+                continue
+            part.answered_ms, answered = answered_ms, True
+            top = consumer.highwater(one)
+            if top is not None and await self._position(consumer, one, part) >= top:
+                part.watermark_s = max(part.watermark_s, looked_s - self._counting.lateness_s)
+        now = self._clock.now()
+        if not consumer.assignment() and _older(self.last_heard_at, now, ASK_EVERY_S):
+            await consumer.topics()
+            answered = True
+        if answered:
+            self.last_heard_at = now
+        self._looked_s = now.timestamp()
+
+    async def _position(self, consumer: AIOKafkaConsumer, one: TopicPartition, part: Part) -> int:
+        """Where the client reads on: behind our last record, and behind marks that are no records."""
+        try:
+            return max(part.next_offset, int(await consumer.position(one)))
+        except IllegalStateError:
+            return part.next_offset  # it moved away just now
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    async def _commit(self) -> None:
+        """Write the batch. Partitions that somebody else has gone on with are begun anew from what the store holds."""
+        now_s = self._now_s()
+        steps = {partition: part.step(now_s) for partition, part in self._parts.items()}
+        if steps:
+            try:
+                await self._until_available(steps)
+                conflicts: set[int] = set()
+            except Conflict:
+                conflicts = await self._one_by_one(steps)
+            for partition, step in steps.items():
+                if partition in conflicts:
+                    del self._parts[partition]
+                else:
+                    self._parts[partition].written(step.now)
+        self._last_commit_s = now_s
+
+    async def _one_by_one(self, steps: Mapping[int, Advance]) -> set[int]:
+        """Write each partition by itself; those that could not be."""
+        conflicts = set()
+        for partition, step in steps.items():
+            try:
+                await self._until_available({partition: step})
+            except Conflict as error:
+                logger.info("%s", error, extra={"action": "predictions_conflict"})
+                conflicts.add(partition)
+        return conflicts
+
+    async def _until_available(self, steps: Mapping[int, Advance]) -> None:
+        """Write, again and again while the store is away; nothing more is polled meanwhile. A try whose answer was
+        lost shows as a Conflict of the next one. Raises Unavailable when a stop is asked meanwhile."""
+        whole = Tally()
+        for partition in steps:
+            whole.take(self._parts[partition].tally)
+        counts = [
+            ServiceCounts(_key(service), (first - 1) * SLOT_S, last * SLOT_S, body)
+            for service, first, last, body in whole.bodies()
+        ]
+        tries = 0
+        while True:
+            self._seen.turned(LOOP)
+            try:
+                await self._store.advance(list(steps.values()), counts)
+                return
+            except Unavailable as error:
+                if self._stopping.asked:
+                    raise
+                pause_s = RETRY_S[min(tries, len(RETRY_S) - 1)]
+                tries += 1
+                logger.warning("predictions wait: %s", error, extra={"action": "predictions_postponed"})
+                await self._clock.sleep(pause_s)
+
+    async def _prune(self) -> None:
+        """Delete counts that nobody reads any more, a little at once."""
+        now_s = self._now_s()
+        if now_s - self._last_prune_s < PRUNE_S:
+            return
+        try:
+            for _ in range(PRUNES_N):
+                if await self._store.prune(now_s - KEPT_S, limit=PRUNE_N) < PRUNE_N:
+                    self._last_prune_s = now_s
+                    return
+        except PortError as error:
+            logger.info("old counts stay for now: %s", error, extra={"action": "predictions_postponed"})
+
+
+def _key(service: Service) -> ServiceKey:
+    return ServiceKey(cluster=service[0], namespace=service[1], name=service[2])
+
+
+def _older(at: datetime | None, now: datetime, seconds: float) -> bool:
+    return at is None or (now - at).total_seconds() > seconds
+
+
+async def _stopped(consumer: AIOKafkaConsumer) -> None:
+    try:
+        async with asyncio.timeout(5):
+            await consumer.stop()
+    except (KafkaError, OSError, TimeoutError) as error:
+        logger.info("consumer did not leave its group: %r", error, extra={"action": "leave_failed"})
