@@ -40,7 +40,6 @@ REQUESTS_PER_S = 20_000.0
 QUICK = {
     # A lease is what the loss of a process costs; the service's own would make every test wait for it.
     "service.dispatch.dispatcher:LEASE_S": 3.0,
-    "service.dispatch.dispatcher:TRY_S": 1.5,
     "service.dispatch.effects:TRY_S": 1.5,
     "service.analysis.tick:LEASE_S": 3.0,
     # The load moves more rollouts in a minute than one PagerDuty key may tell of.
