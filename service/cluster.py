@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +51,56 @@ async def connect(kubeconfig: Path | None, context: str | None = None) -> client
     # The client repeats PUT, DELETE and GET by itself otherwise, and then mistakes its own success for a conflict.
     configuration.retries = False
     return client.ApiClient(configuration)
+
+
+MAX_ANSWER_BYTES = 8 * 1024 * 1024
+"""Fifty pods with their managed fields have a tenth of it."""
+
+PODS = "/api/v1/namespaces/{namespace}/pods"
+
+
+async def get(
+    api: client.ApiClient, path: str, where: Mapping[str, str], *, timeout_s: float, **query: str | int
+) -> aiohttp.ClientResponse:
+    """The answer to a GET, whatever its status, with the body still to be read.
+
+    path : with ``{names}`` that ``where`` fills in, quoted; further arguments are the query
+    Not by the client's typed classes: importing CoreV1Api alone takes 80 MiB and some seconds of the loop.
+    """
+    request = await api.param_serialize(
+        method="GET",
+        resource_path=path,
+        path_params=dict(where),
+        query_params=list(query.items()),
+        header_params={"Accept": "*/*"},
+        auth_settings=["BearerToken"],
+    )
+    answer = await api.call_api(*request, _preload_content=False, _request_timeout=timeout_s)
+    response: aiohttp.ClientResponse = answer.response
+    return response
+
+
+async def read_object(response: aiohttp.ClientResponse) -> dict[str, Any]:
+    """The answer's object, read within bounds; raises the client's exception for one that is no success."""
+    try:
+        body = b""
+        async for piece in response.content.iter_chunked(64 * 1024):
+            body += piece
+            if len(body) > MAX_ANSWER_BYTES:
+                raise Refused(f"the API server answers with more than {MAX_ANSWER_BYTES} bytes")
+    finally:
+        response.close()
+    if response.status != 200:
+        error = client.ApiException(status=response.status, reason=response.reason)
+        error.body, error.headers = body.decode(errors="replace"), response.headers
+        raise error
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Unavailable("the API server's answer is no JSON") from error
+    if not isinstance(found, dict):
+        raise Unavailable("the API server's answer is no object")
+    return found
 
 
 async def rights(

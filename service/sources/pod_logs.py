@@ -21,7 +21,7 @@ import aiohttp
 import msgspec
 from kubernetes.aio import client
 
-from service.cluster import answered
+from service.cluster import PODS, answered, get
 from service.model.lines import LogSeries
 from service.model.names import Arm
 from service.model.observation import Availability, LineCounts, Reading, WindowQuery
@@ -130,7 +130,7 @@ class PodLogSource:
         max_concurrent: int = 8,
     ) -> None:
         """``timeout_s`` is for one request."""
-        self._core = client.CoreV1Api(api_client)
+        self._api = api_client
         self._presets = presets
         self._clock = clock
         self._timeout_s = timeout_s
@@ -211,11 +211,13 @@ class PodLogSource:
         status, body = await self._get(
             what,
             partial(
-                self._core.list_namespaced_pod_without_preload_content,
-                namespace,
-                label_selector=selector,
+                get,
+                self._api,
+                PODS,
+                {"namespace": namespace},
+                labelSelector=selector,
                 limit=MAX_PODS + 1,
-                _request_timeout=self._timeout_s,
+                timeout_s=self._timeout_s,
             ),
             MAX_LIST_BYTES,
         )
@@ -271,15 +273,16 @@ class PodLogSource:
         status, body = await self._get(
             what,
             partial(
-                self._core.read_namespaced_pod_log_without_preload_content,
-                pod,
-                namespace,
+                get,
+                self._api,
+                f"{PODS}/{{pod}}/log",
+                {"namespace": namespace, "pod": pod},
                 container=container,
-                previous=last,
-                since_seconds=max(1, since_s),
-                limit_bytes=MAX_LOG_BYTES,
-                timestamps=True,
-                _request_timeout=self._timeout_s,
+                previous="true" if last else "false",
+                sinceSeconds=max(1, since_s),
+                limitBytes=MAX_LOG_BYTES,
+                timestamps="true",
+                timeout_s=self._timeout_s,
             ),
             MAX_LOG_BYTES + 64 * 1024,
         )

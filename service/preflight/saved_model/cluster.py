@@ -7,7 +7,7 @@ from typing import Any
 
 from kubernetes.aio import client
 
-from service.cluster import Right, answered, message
+from service.cluster import PODS, Right, answered, get, message, read_object
 from service.preflight.outside import readable
 from service.preflight.saved_model.job import MESSAGE_BYTES, Ended, Standing
 from service.ring.ports import Refused
@@ -25,7 +25,7 @@ class KubernetesJobs:
     def __init__(self, api: client.ApiClient, *, timeout_s: float = 10.0) -> None:
         # Plain objects: the models of the client refuse what a newer API server adds.
         self._custom = client.CustomObjectsApi(api)
-        self._core = client.CoreV1Api(api)
+        self._api = api
         self._timeout_s = timeout_s
 
     async def create(self, namespace: str, manifest: Mapping[str, Any]) -> None:
@@ -50,14 +50,21 @@ class KubernetesJobs:
             # Not by the name alone: a pod of an earlier Job of this name may not be gone yet.
             selector = f"job-name={name},controller-uid={job['metadata']['uid']}"
             with answered(f"list the pods of the Job {namespace}/{name}"):
-                pods = await self._core.list_namespaced_pod(
-                    namespace, label_selector=selector, limit=5, _request_timeout=self._timeout_s
+                pods = await read_object(
+                    await get(
+                        self._api,
+                        PODS,
+                        {"namespace": namespace},
+                        labelSelector=selector,
+                        limit=5,
+                        timeout_s=self._timeout_s,
+                    )
                 )
         except client.ApiException as error:
             raise Refused(f"the Job {namespace}/{name} cannot be read ({error.status}): {message(error)}") from error
         conditions = (job.get("status") or {}).get("conditions") or ()
         failed = any(one.get("type") == "Failed" and one.get("status") == "True" for one in conditions)
-        return standing_of([pod.to_dict() for pod in pods.items], failed=failed)
+        return standing_of(pods.get("items") or (), failed=failed)
 
     async def delete(self, namespace: str, name: str) -> None:
         """See ``Jobs.delete``."""
@@ -73,23 +80,20 @@ class KubernetesJobs:
 
 
 def standing_of(pods: Sequence[Mapping[str, Any]], *, failed: bool) -> Standing:
-    """How a Job stands, by its pods as the API gives them (in either spelling of the client's). Pure."""
+    """How a Job stands, by its pods as the API gives them. Pure."""
     waiting = ""
     for pod in pods:
         status = pod.get("status") or {}
-        for container in _of(status, "container_statuses", "containerStatuses") or ():
+        for container in status.get("containerStatuses") or ():
             state = container.get("state") or {}
             if ended := state.get("terminated"):
                 said = str(ended.get("message") or "").encode()[:MESSAGE_BYTES].decode(errors="replace")
-                code = _of(ended, "exit_code", "exitCode")
-                return Standing(Ended(int(code or 0), readable(str(ended.get("reason") or "")), said), failed, "")
+                return Standing(
+                    Ended(int(ended.get("exitCode") or 0), readable(str(ended.get("reason") or "")), said), failed, ""
+                )
             if wait := state.get("waiting"):
                 waiting = readable(str(wait.get("reason") or ""))
         for condition in status.get("conditions") or ():
             if condition.get("status") == "False" and condition.get("reason") and not waiting:
                 waiting = readable(str(condition["reason"]))
     return Standing(None, failed, waiting)
-
-
-def _of(given: Mapping[str, Any], *names: str) -> Any:
-    return next((given[name] for name in names if given.get(name) is not None), None)

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-import aiohttp
 from kubernetes.aio import client
 
-from service.cluster import Right, answered
-from service.preflight.outside import readable
+from service.cluster import PODS, Right, answered, get, read_object
 from service.preflight.security.posture import NoSpec
 from service.preflight.security.workload import Workload, selector_of, workload
-from service.ring.ports import Refused, Unavailable
+from service.ring.ports import Refused
 
 NEEDED = (Right("get", "apps", "deployments"), Right("list", "", "pods"))
 """Every right that this room uses, and no other."""
 
 MAX_PODS_N = 50
-MAX_ANSWER_BYTES = 8 * 1024 * 1024
-"""Fifty pods with their managed fields have a tenth of it."""
 
 
 class KubernetesWorkloads:
     """Implements ``gate.Workloads`` on one cluster."""
 
     def __init__(self, api: client.ApiClient, *, timeout_s: float = 10.0) -> None:
-        self._apps = client.AppsV1Api(api)
-        self._core = client.CoreV1Api(api)
+        self._api = api
         self._timeout_s = timeout_s
 
     async def workload(self, namespace: str, deployment: str) -> Workload:
@@ -35,9 +29,12 @@ class KubernetesWorkloads:
         where = f"Deployment {namespace}/{deployment}"
         try:
             with answered(f"read {where}"):
-                found = await _body(
-                    await self._apps.read_namespaced_deployment_without_preload_content(
-                        deployment, namespace, _request_timeout=self._timeout_s
+                found = await read_object(
+                    await get(
+                        self._api,
+                        "/apis/apps/v1/namespaces/{namespace}/deployments/{name}",
+                        {"namespace": namespace, "name": deployment},
+                        timeout_s=self._timeout_s,
                     )
                 )
         except client.ApiException as error:
@@ -47,12 +44,14 @@ class KubernetesWorkloads:
         try:
             selector = selector_of(found)
             with answered(f"list the pods of {where}"):
-                pods = await _body(
-                    await self._core.list_namespaced_pod_without_preload_content(
-                        namespace,
-                        label_selector=selector,
+                pods = await read_object(
+                    await get(
+                        self._api,
+                        PODS,
+                        {"namespace": namespace},
+                        labelSelector=selector,
                         limit=MAX_PODS_N,
-                        _request_timeout=self._timeout_s,
+                        timeout_s=self._timeout_s,
                     )
                 )
         except client.ApiException as error:
@@ -66,26 +65,3 @@ class KubernetesWorkloads:
             return workload(found, pods.get("items") or (), unlisted=unlisted, more=more)
         except NoSpec as error:
             raise Refused(f"{where}: {error}") from error
-
-
-async def _body(response: aiohttp.ClientResponse) -> dict[str, Any]:
-    """The answer's object, read within bounds; raises the client's exception for one that is no success."""
-    try:
-        body = b""
-        async for piece in response.content.iter_chunked(64 * 1024):
-            body += piece
-            if len(body) > MAX_ANSWER_BYTES:
-                raise Refused(f"the API server answers with more than {MAX_ANSWER_BYTES} bytes")
-    finally:
-        response.close()
-    if response.status != 200:
-        error = client.ApiException(status=response.status, reason=response.reason)
-        error.body, error.headers = body.decode(errors="replace"), response.headers
-        raise error
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Unavailable(f"the API server's answer is no JSON: {readable(str(error), 100)}") from error
-    if not isinstance(found, dict):
-        raise Unavailable("the API server's answer is no object")
-    return found

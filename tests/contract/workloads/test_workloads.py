@@ -216,6 +216,6 @@ async def test_an_answer_that_is_too_large_is_not_read_to_its_end(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await world.deployment("large", "x/tf:2", SAFE)
-    monkeypatch.setattr("service.preflight.security.cluster.MAX_ANSWER_BYTES", 100)
+    monkeypatch.setattr("service.cluster.MAX_ANSWER_BYTES", 100)
     with pytest.raises(Refused, match="more than 100 bytes"):
         await KubernetesWorkloads(world.reads).workload(NAMESPACE, "large")

@@ -10,10 +10,13 @@ from service.preflight.saved_model.cluster import standing_of
 from service.preflight.saved_model.job import MESSAGE_BYTES, Ended, Standing
 
 
-def pod(
-    state: dict[str, Any] | None = None, condition: dict[str, Any] | None = None, key: str = "container_statuses"
-) -> Any:
-    return {"status": {key: [{"state": state}] if state else None, "conditions": [condition] if condition else None}}
+def pod(state: dict[str, Any] | None = None, condition: dict[str, Any] | None = None) -> Any:
+    return {
+        "status": {
+            "containerStatuses": [{"state": state}] if state else None,
+            "conditions": [condition] if condition else None,
+        }
+    }
 
 
 @pytest.mark.parametrize(
@@ -26,16 +29,16 @@ def pod(
         ([pod(None, {"status": "True", "reason": "Fine"})], Standing(None, False, "")),
         ([pod({"running": {}})], Standing(None, False, "")),
         (
-            [pod({"terminated": {"exit_code": 0, "reason": "Completed", "message": "{}"}})],
+            [pod({"terminated": {"exitCode": 0, "reason": "Completed", "message": "{}"}})],
             Standing(Ended(0, "Completed", "{}"), False, ""),
         ),
         (
-            [pod({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}, key="containerStatuses")],
+            [pod({"terminated": {"exitCode": 137, "reason": "OOMKilled"}})],
             Standing(Ended(137, "OOMKilled", ""), False, ""),
         ),
     ],
 )
-def test_a_jobs_pods_are_read_in_either_spelling(pods: list[Any], standing: Standing):
+def test_how_a_job_stands_is_read_from_its_pods(pods: list[Any], standing: Standing):
     assert standing_of(pods, failed=False) == standing
 
 
@@ -46,7 +49,7 @@ def test_a_job_that_was_given_up_is_told_with_what_it_waited_for():
 
 
 def test_what_a_container_says_is_cut_and_its_reason_made_readable():
-    long = standing_of([pod({"terminated": {"exit_code": 1, "reason": "a\nb", "message": "x" * 9000}})], failed=False)
+    long = standing_of([pod({"terminated": {"exitCode": 1, "reason": "a\nb", "message": "x" * 9000}})], failed=False)
     assert long.ended is not None
     assert len(long.ended.message) == MESSAGE_BYTES
     assert "\n" not in long.ended.reason
