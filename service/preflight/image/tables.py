@@ -61,9 +61,9 @@ NGC_TENSORFLOW: dict[str, str] = {
     "23.12": "2.14.0",
     "24.02": "2.15.0",
 }
-"""NVIDIA's monthly images by their release. Short, because published lists disagree for others (for 24.08 one names
-2.16 and one 2.17); the images say it themselves in TENSORFLOW_VERSION."""
-NGC_TENSORFLOW_SOURCE = "NVIDIA's TensorFlow release notes"
+"""NVIDIA's monthly images by their release, as projects that cite NVIDIA's release notes give them. Of others nothing
+was found that could be cited; the images say it themselves in TENSORFLOW_VERSION."""
+NGC_TENSORFLOW_SOURCE = "projects citing NVIDIA's TensorFlow release notes"
 
 NGC_TRITON_CUDA: dict[str, str] = {
     "22.06": "11.7",
