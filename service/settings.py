@@ -115,6 +115,10 @@ class KubernetesSettings(_Section):
 
     kubeconfig: Path | None = None
     context: str | None = None
+    pod_logs: bool = False
+    """Read log lines from the pods where no log store is set (``loki``). Every pod of a rollout is asked in every
+    window, so it is for tens of rollouts and not for thousands. Needs the right to; the chart grants it with
+    ``rbac.podLogs``."""
     timeout_s: Annotated[Seconds, Field(gt=0)] = Field(default=10.0, alias="timeout")
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)

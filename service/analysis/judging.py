@@ -141,16 +141,18 @@ def judge_windows(
         for case, verdict in zip(batch, _verdicts(config, layout, batch), strict=True):
             judged[case.place] = verdict
     found = [one for one in judged if one is not None]
+    # At 100 % stable's pods serve nobody, so there is no equal load to compare at.
+    both = [place for place, (state, _, _) in enumerate(cases) if state.weight_asked != 100]
     watched = watch_resources(
         [
-            (state, _resources(packed), listed, _requests({r.metric: r for r in listed}), one.log_rollback)
-            for (state, packed, listed), one in zip(cases, found, strict=True)
+            (state, _resources(packed), listed, _requests({r.metric: r for r in listed}), found[place].log_rollback)
+            for place, (state, packed, listed) in zip(both, (cases[place] for place in both), strict=True)
         ]
     )
-    return [
-        one if seen is None else _with_resources(one, seen, packed)
-        for (_, packed, _), one, seen in zip(cases, found, watched, strict=True)
-    ]
+    for place, seen in zip(both, watched, strict=True):
+        if seen is not None:
+            found[place] = _with_resources(found[place], seen, cases[place][1])
+    return found
 
 
 def _resources(packed: bytes) -> bytes:
@@ -160,7 +162,11 @@ def _resources(packed: bytes) -> bytes:
 
 
 def _with_resources(judged: Judged, watched: Watched, packed: bytes) -> Judged:
-    """The verdict with what was found of pods: the graver one counts."""
+    """The verdict with what was found of pods.
+
+    Harm counts. What only leans is shown and does not pause: looks at pods lie hours apart, so nothing would end such a
+    pause but its budget, and the budget's end is no part of what resources may spend of the promise.
+    """
     row = judged.monitor
     if watched.row is not None:
         # A row that cannot be read is left as it is.
@@ -169,7 +175,7 @@ def _with_resources(judged: Judged, watched: Watched, packed: bytes) -> Judged:
     return replace(
         judged,
         evidence=tuple(watched.evidence.get(one.metric, one) for one in judged.evidence),
-        log_evidence=max(judged.log_evidence, watched.log_evidence),
+        log_evidence=max(judged.log_evidence, watched.log_evidence) if watched.harmful else judged.log_evidence,
         harmful=judged.harmful or watched.harmful,
         monitor=row,
     )
@@ -197,7 +203,7 @@ def _uncompared(state: RolloutState, readings: Mapping[str, Reading]) -> Judged:
     n_canary, n_stable = _requests(readings)
     return Judged(
         evidence,
-        _guards(state.policy, readings),
+        _guards(state, readings),
         n_canary,
         n_stable,
         warmup=state.window < state.policy.warmup_windows,
@@ -244,7 +250,7 @@ def _judge_batch(config: MonitorConfig, layout: Layout, batch: Sequence[_Case]) 
         out.append(
             Judged(
                 tuple(evidence),
-                _guards(case.state.policy, case.readings),
+                _guards(case.state, case.readings),
                 n_canary,
                 n_stable,
                 warmup=case.state.window < case.state.policy.warmup_windows,
@@ -382,8 +388,14 @@ def _requests(readings: Mapping[str, Reading]) -> tuple[int, int]:
     return canary, stable
 
 
-def _guards(policy: Policy, readings: Mapping[str, Reading]) -> tuple[GuardReading, ...]:
-    return tuple(_guard(guard, readings.get(guard.metric)) for guard in policy.guards)
+def _guards(state: RolloutState, readings: Mapping[str, Reading]) -> tuple[GuardReading, ...]:
+    out = []
+    for guard in state.policy.guards:
+        # At 100 % stable serves nobody, so what it does not say tells nothing of the canary.
+        alone = guard.only_on_canary and state.weight_asked == 100
+        reading = GuardReading(guard=guard.name, breach=None) if alone else _guard(guard, readings.get(guard.metric))
+        out.append(reading)
+    return tuple(out)
 
 
 def _guard(guard: Guard, reading: Reading | None) -> GuardReading:

@@ -165,8 +165,9 @@ def _row(
         first = mine.numbers is None
         _seat(row, counts.canary, slice(0, CANARY_PODS), start_s, state.policy.window_s, old=False)
         _seat(row, counts.stable, slice(CANARY_PODS, PODS), start_s, state.policy.window_s, old=first)
-        if any(requests):
-            row.load = (requests[0] / len(counts.canary), requests[1] / len(counts.stable))
+        serving_n = counts.serving_n
+        if any(requests) and all(serving_n):
+            row.load = (requests[0] / serving_n[0], requests[1] / serving_n[1])
     return row
 
 

@@ -167,7 +167,9 @@ class Tick:
 
     def _rest_until(self, state: RolloutState, fact: WindowJudged) -> datetime | None:
         """When the next window may be judged: at once, but for missed windows of a store that is away."""
-        away = any(one.availability is Availability.AWAY for one in fact.evidence)
+        # What may be missing holds nobody up: with an optional metric away for good no lag would ever be made up.
+        needed = {rule.name for rule in state.policy.metrics if rule.required}
+        away = any(one.availability is Availability.AWAY for one in fact.evidence if one.metric in needed)
         rest_s = min(LONGEST_HIDDEN_S, state.policy.window_s)
         return fact.at + timedelta(seconds=rest_s) if fact.late and away else None
 

@@ -88,7 +88,7 @@ async def _run(settings: Settings) -> list[Finding]:
             dict.fromkeys(
                 (
                     *NEEDED,
-                    *(LOGS_NEEDED if cluster.loki is None and _of_logs(seen) else ()),
+                    *(LOGS_NEEDED if cluster.loki is None and cluster.kubernetes.pod_logs and _of_logs(seen) else ()),
                     *(WORKLOADS_NEEDED if any(isinstance(rule, SecurityGate) for _, rule in gates) else ()),
                     *(JOBS_NEEDED if any(isinstance(rule, ModelGate) and _by_job(one) for one, rule in gates) else ()),
                 )

@@ -60,7 +60,7 @@ from service.settings import (
 from service.sources.loki import LokiSource
 from service.sources.pod_logs import PodLogSource
 from service.sources.prometheus import COLLECT_TIMEOUTS, PrometheusSource
-from service.sources.routed import RoutedSource
+from service.sources.routed import RoutedSource, Unread
 from service.storage.opening import open_store
 from service.storage.retention import Ages, Retention
 
@@ -308,7 +308,9 @@ def _logs(
     presets: Mapping[str, MetricsPreset],
     clock: SystemClock,
 ) -> Source:
-    """The cluster's log store, or where it has none the pods themselves."""
+    """The cluster's log store, or where it has none and that is wanted, the pods themselves."""
+    if cluster.loki is None and not cluster.kubernetes.pod_logs:
+        return Unread("no log store is set (loki), and the logs of pods are not read (kubernetes.pod_logs)")
     if cluster.loki is None:
         return PodLogSource(api_client, presets, clock=clock, timeout_s=cluster.kubernetes.timeout_s)
     return LokiSource(

@@ -30,7 +30,7 @@ AT_ONCE = {
     Lane.RETREAT: 64,
     Lane.WEIGHTS: 32,
     Lane.READINESS: 64,
-    Lane.PREFLIGHT: 4,
+    Lane.PREFLIGHT: 8,
     Lane.PAGES: 8,
     Lane.NOTES: 4,
     Lane.PUBLISH: 64,
@@ -173,17 +173,25 @@ class Dispatcher:
         now = self._clock.now()
         # While the breaker is open, one call tries the other side: never only those that would fail on any day.
         trying = breaker.open
+        in_order = lane is not Lane.PREFLIGHT
         owed = await self._store.owed(
-            lane, now, limit=1 if trying else room, lease_s=lease_s(lane), where=where, least_tried=trying
+            lane,
+            now,
+            limit=1 if trying else room,
+            lease_s=lease_s(lane),
+            where=where,
+            least_tried=trying,
+            in_order=in_order,
         )
-        chains: dict[str, list[Owed]] = {}
+        chains: dict[str | int, list[Owed]] = {}
         for one in owed:
-            chains.setdefault(one.instruction.rollout, []).append(one)
-        for rollout, chain in list(chains.items()):
+            # The gates of a rollout are nothing to one another: each is looked at side by side with the others.
+            chains.setdefault(one.instruction.rollout if in_order else one.id, []).append(one)
+        for key, chain in list(chains.items()):
             # A lease that ran out while the database was away: it is being carried out here all the same, and what
             # the rollout owes after it waits for it.
             if any(one.id in self._under_way for one in chain):
-                del chains[rollout]
+                del chains[key]
         return {
             asyncio.create_task(
                 self._carry(chain, now + timedelta(seconds=lease_s(lane)), breaker), name=f"{lane} {rollout}"

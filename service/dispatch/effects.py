@@ -31,7 +31,10 @@ UNKNOWN_CLUSTER_S = 60.0
 """An instruction for a cluster that is not in this replica's settings waits so long for a replica that knows it."""
 
 GATE_AGAIN_S = 30.0
-"""A gate that could not look is tried again after at most this time."""
+"""A gate that could not look is tried again after at most this time, until people were told of it ..."""
+
+GATE_LATER_S = 300.0
+"""... and afterwards after at most this one, so that what stays away for days takes little of the lane."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +142,13 @@ class Effects:
                 to_do="See which of its parts does not answer; serinus preflight runs the same look by hand.",
             )
         now = self._clock.now()
-        if report.finding is Finding.COULD_NOT_LOOK and (order.give_up_at is None or now < order.give_up_at):
-            pause_s = min(GATE_AGAIN_S, READY_POLL_S * 1.3 ** min(owed.attempts, 20))
+        # One look does not show that nothing can be seen, however long it had to wait for its turn.
+        told = order.give_up_at is None
+        if report.finding is Finding.COULD_NOT_LOOK and (
+            order.give_up_at is None or now < order.give_up_at or not owed.attempts
+        ):
+            longest_s = GATE_LATER_S if told else GATE_AGAIN_S
+            pause_s = min(longest_s, READY_POLL_S * 1.3 ** min(owed.attempts, 20))
             return Later(pause_s, f"could not look: {report.sentence}"[:2000], failed=False)
         answer_id = f"{order.rollout}/gate/{order.rule.gate}/{owed.id}"
         return Done((GateAnswered(id=answer_id, at=now, report=report),))

@@ -113,6 +113,19 @@ class PodValues:
     stable: tuple[PodValue, ...]
     settled_s: float = 600.0
     """Pods younger than this are still starting."""
+    canary_n: int | None = None
+    """Pods of the arm in all, where only some are listed; None: those that are listed."""
+    stable_n: int | None = None
+
+    @property
+    def serving_n(self) -> tuple[float, float]:
+        """About how many pods share each arm's requests: all but the share that has no value (ended, evicted)."""
+        listed = ((self.canary, self.canary_n), (self.stable, self.stable_n))
+        canary, stable = (
+            sum(one.value is not None for one in arm) / len(arm) * (len(arm) if n is None else n) if arm else 0.0
+            for arm, n in listed
+        )
+        return canary, stable
 
     @property
     def means(self) -> tuple[float | None, float | None]:

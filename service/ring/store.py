@@ -243,12 +243,15 @@ class Store(Protocol):
         lease_s: float,
         where: Where = ANYWHERE,
         least_tried: bool = False,
+        in_order: bool = True,
     ) -> Sequence[Owed]:
         """Instructions of a lane whose time has come, oldest first, hidden from others for ``lease_s``.
 
         An instruction is not offered while an older one of its lane and rollout is postponed or with somebody else.
         least_tried : of each rollout the oldest only, and the least tried of them first; for a call that is to show
             whether the other side works, which a few that always fail must not keep for themselves.
+        in_order : False for instructions that are nothing to one another, which then do not wait for each other, and
+            of which the least tried are offered first.
         """
 
     async def lease(self, name: str, holder: str, now: datetime, *, lease_s: float) -> bool:

@@ -26,8 +26,10 @@ from service.telling import words
 
 def look(turn: Turn, detail: str = "") -> None:
     """Owe a look at all that is missing; where nothing is, the first weight. The phase must be STARTING."""
-    state = turn.state
     turn.drops |= {"check_ready", "run_gate"}
+    # What is looked at anew has not answered yet; what it said before must not be taken for its answer.
+    turn.set(gates=tuple(one for one in turn.state.gates if one.finding is Finding.PASSED or _closed(turn.state, one)))
+    state = turn.state
     if not state.ready:
         turn.orders.append(CheckReady(rollout=state.id, service=state.service, at=turn.stimulus.at, place=state.place))
     _run(turn, (rule for rule in state.open_gates if state.ready or not asks_the_candidate(rule)))
@@ -65,22 +67,35 @@ def on_gate(turn: Turn, fact: GateAnswered) -> str | None:
                 _waits(turn)
                 turn.resolve(Cause.PREFLIGHT)
             _go_on(turn)
+        case Finding.FAILED if state.mode is Mode.OBSERVE and state.policy.on_gate_failure is not OnHarm.ROLLBACK:
+            _watch_on(turn, report)
         case Finding.FAILED if state.policy.on_gate_failure is OnHarm.ROLLBACK and state.mode is not Mode.RECOMMEND:
             retreat(turn, words.refused_sentence(report), cause=Cause.PREFLIGHT, ended_as=words.REFUSED)
         case Finding.FAILED:
             _hold(turn, words.held_by_gate_sentence(report))
         case Finding.COULD_NOT_LOOK if state.mode is Mode.OBSERVE:
-            # Whoever gives the candidate traffic does not wait for us, and what it does there is worth seeing.
-            turn.set(overruled_gates=(*state.overruled_gates, report.gate))
-            sentence = words.said(state, words.held_by_gate_sentence(report))
-            turn.tell("held", sentence)
-            turn.decide(Decision.CONTINUE, sentence)
-            _go_on(turn)
+            _watch_on(turn, report)
         case Finding.COULD_NOT_LOOK:
             _hold(turn, words.held_by_gate_sentence(report))
             # It is tried on, so that a registry that is back needs nobody to come and say so.
             _run(turn, [rule], for_ever=True)
     return None
+
+
+def _watch_on(turn: Turn, report: GateReport) -> None:
+    """Observe mode: whoever gives the candidate traffic does not wait for us, and what it does is worth seeing."""
+    turn.set(overruled_gates=(*turn.state.overruled_gates, report.gate))
+    sentence = words.said(turn.state, words.held_by_gate_sentence(report))
+    turn.tell("held", sentence)
+    turn.decide(Decision.CONTINUE, sentence)
+    if turn.state.waiting is Waiting.PREFLIGHT:
+        _waits(turn)
+    _go_on(turn)
+
+
+def _closed(state: RolloutState, report: GateReport) -> bool:
+    """Whether the gate's last answer is its last word: a person went on without it."""
+    return report.gate in state.overruled_gates
 
 
 def _go_on(turn: Turn, detail: str = "") -> None:
@@ -94,6 +109,7 @@ def _waits(turn: Turn) -> None:
     """What was held may wait again: for the rest of what is missing."""
     by = turn.stimulus.at + timedelta(seconds=turn.state.policy.ready_timeout_s)
     turn.enter(Phase.STARTING, words.waiting_sentence(turn.state), wake_at=by)
+    turn.decide(Decision.CONTINUE, turn.state.reason)
 
 
 def _hold(turn: Turn, sentence: str) -> None:

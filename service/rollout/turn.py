@@ -10,7 +10,7 @@ from service.model.instruction import Instruction, Page, PageAction, Publish, Se
 from service.model.journal import JournalEntry
 from service.model.names import Mode
 from service.model.rollout import Decision, Phase, RolloutState
-from service.model.stimulus import PersonActed, ReleaseRequested, ReleaseWithdrawn, Stimulus, WindowJudged
+from service.model.stimulus import GateAnswered, PersonActed, ReleaseRequested, ReleaseWithdrawn, Stimulus, WindowJudged
 from service.telling import words
 
 
@@ -205,5 +205,8 @@ def _actor(stimulus: Stimulus) -> str:
             return stimulus.actor
         case ReleaseRequested() | ReleaseWithdrawn():
             return "event bus"
+        case GateAnswered():
+            # Not "serinus": a release that is refused before any traffic is no rollback that the hourly limit counts.
+            return "preflight"
         case _:
             return "serinus" if stimulus.type in ("window_judged", "time_passed") else "mesh"

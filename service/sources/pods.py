@@ -50,8 +50,8 @@ class Found:
 
     pods: dict[Arm, list[Pod]] = field(default_factory=lambda: {arm: [] for arm in Arm})
     age_s: dict[Pod, float] = field(default_factory=dict)
-    more_n: int = 0
-    """Pods beyond ``MOST_PODS``."""
+    pods_n: dict[Arm, int] = field(default_factory=dict)
+    """Pods of each arm in all, with those beyond ``MOST_PODS``."""
     missing: Reading | None = None
     """Why no pods are known, for every metric (its name is left empty)."""
 
@@ -126,7 +126,7 @@ def members(ask: PodAsk, series: Iterable[Series], stale_after_s: float) -> Foun
             why = f"the newest sample of {what.series} of the {arm} with {{{matchers}}} is {age}"
             out.missing = Reading("", Availability.STALE, None, why[:DETAIL_CHARS])
             return out
-        out.more_n += max(0, len(out.pods[arm]) - MOST_PODS)
+        out.pods_n[arm] = len(out.pods[arm])
         out.pods[arm] = sorted(out.pods[arm])[:MOST_PODS]
     return out
 
@@ -159,7 +159,7 @@ def labelled_members(ask: PodAsk, what: ResourceSeries, series: Iterable[Series]
         why = f"pod {min(both)[1]!r} belongs to both arms by {what.series}; the labels must tell them apart"
         out.missing = Reading("", Availability.NO_SERIES, None, why[:DETAIL_CHARS])
     for arm, pods in seen.items():
-        out.more_n += max(0, len(pods) - MOST_PODS)
+        out.pods_n[arm] = len(pods)
         out.pods[arm] = sorted(pods)[:MOST_PODS]
     return out
 
@@ -212,9 +212,10 @@ def read_pods(
         if without:
             said.append(f"{without} of {len(listed)} {arm} pods have no value")
         rows[arm] = tuple(listed)
-    if found.more_n:
-        said.append(f"{found.more_n} further pods are not looked at")
-    values = PodValues(what.measures, what.unit, rows[Arm.CANARY], rows[Arm.STABLE], what.settled_s)
+    canary_n, stable_n = (found.pods_n.get(arm, len(rows[arm])) for arm in (Arm.CANARY, Arm.STABLE))
+    if more_n := canary_n + stable_n - sum(map(len, rows.values())):
+        said.append(f"{more_n} further pods are not looked at")
+    values = PodValues(what.measures, what.unit, rows[Arm.CANARY], rows[Arm.STABLE], what.settled_s, canary_n, stable_n)
     return Reading(metric, Availability.ENOUGH, values, "; ".join(said)[:DETAIL_CHARS])
 
 

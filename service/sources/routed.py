@@ -27,6 +27,17 @@ class _Part:
     """For each query where its readings go: place of the window, place of the metric in it."""
 
 
+class Unread:
+    """Implements ``ring.ports.Source`` for a kind that nothing is set for: every metric of it is blind, and says so."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    async def collect(self, queries: Sequence[WindowQuery]) -> Sequence[Sequence[Reading]]:
+        """See ``Source.collect``."""
+        return [[Reading(m, Availability.NO_SERIES, None, self._why) for m in query.metrics] for query in queries]
+
+
 class RoutedSource:
     """Implements ``ring.ports.Source`` over the readers of one cluster. Safe to repeat and to cancel."""
 

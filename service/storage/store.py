@@ -111,6 +111,7 @@ class SqlStore(Database):
         lease_s: float,
         where: Where = ANYWHERE,
         least_tried: bool = False,
+        in_order: bool = True,
     ) -> Sequence[Owed]:
         """See ``Store.owed``."""
         o, older = t.outbox.c, t.outbox.alias("older")
@@ -131,12 +132,12 @@ class SqlStore(Database):
         query = (
             sa.select(t.outbox)
             .where(o.lane == lane.value, o.settled_at.is_(None), ~hidden)
-            .order_by(*([o.attempts] if least_tried else []), o.id)
+            .order_by(*([o.attempts] if least_tried or not in_order else []), o.id)
             .limit(limit)
         )
         # An order's rollout may have been written in a newer format since; its outcome could not be told here.
         theirs = sa.select(t.rollouts.c.id).where(t.rollouts.c.id == o.rollout, _READABLE, *_in(where))
-        query = query.where(theirs.exists(), ~waits)
+        query = query.where(theirs.exists(), ~waits if in_order else sa.true())
         what = "read what is owed"
         if not await self.read(what, query.limit(1)):
             return []

@@ -444,7 +444,7 @@ def if_nothing(state: RolloutState) -> str:
                 " or the numbers are back."
                 if state.waiting is Waiting.DATA
                 else " or the gate passes."
-                if state.waiting is Waiting.PREFLIGHT
+                if state.waiting is Waiting.PREFLIGHT and not _failed_gate(state)
                 else "."
             )
         case Phase.ROLLING_BACK | Phase.PROMOTING:
@@ -453,6 +453,11 @@ def if_nothing(state: RolloutState) -> str:
             return "Traffic returns to stable when the event bus says that stable runs the new version."
         case _:
             return "Nothing more happens."
+
+
+def _failed_gate(state: RolloutState) -> bool:
+    """Whether a gate has failed that nobody looks at any more."""
+    return any(one.finding is GateFinding.FAILED and one.gate not in state.overruled_gates for one in state.gates)
 
 
 def _clock(moment: datetime) -> str:

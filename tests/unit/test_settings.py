@@ -45,7 +45,8 @@ def test_the_shipped_settings_and_catalogue_are_valid(monkeypatch: pytest.Monkey
     image = catalog.policies["tensorflow-image"]
     assert [s.weight_percent for s in image.stages] == ["first", 30, 60, 100]
     assert {s.bake_s for s in image.stages} == {86400.0}
-    errors, lines = image.guards
+    errors, lines, failures = image.guards
+    assert (failures.only_on_canary, failures.on_breach.value) == (True, "pause_and_confirm")
     assert (errors.above, errors.windows, errors.on_breach.value) == (0.01, 5, "pause_and_confirm")
     assert (lines.only_on_canary, lines.windows, lines.on_breach.value) == (True, 1, "rollback")
     gates = {name: [rule.gate for rule in policy.preflight] for name, policy in catalog.policies.items()}

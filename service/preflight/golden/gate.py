@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from service.preflight.golden import answers, requests, verdict
 from service.preflight.golden.replay import Raw, Replay, session
 from service.preflight.golden.requests import GoldenRequest, RequestsError
 from service.preflight.golden.tally import Look, Reply, Tally, look_at
+from service.preflight.threads import in_thread
 
 Progress = Callable[[int, int], None]
 """Told after every request how many of how many are done."""
@@ -29,7 +29,7 @@ class GoldenReplay:
         """The report; never raises for what the file or the servers do."""
         file = self._folder / subject.requests
         try:
-            recorded = await asyncio.to_thread(requests.read, file, subject.protocol, below=self._folder)
+            recorded = await in_thread(requests.read, file, subject.protocol, below=self._folder)
         except RequestsError as error:
             return verdict.report(Finding.COULD_NOT_LOOK, f"{error}.", "put the file of golden requests right")
         return await replayed(rule, subject, recorded)

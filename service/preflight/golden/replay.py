@@ -23,6 +23,7 @@ from yarl import URL
 from service.model.gates.golden import GoldenSubject, Protocol
 from service.model.names import Arm
 from service.preflight.golden.requests import GoldenRequest
+from service.preflight.threads import in_thread
 
 READY_EVERY_S = 0.5
 READY_TIMEOUT_S = 5.0
@@ -128,9 +129,7 @@ class Replay(Generic[T]):
                     self._result.seconds[arm].append(raw.seconds)
             stable, canary = heard[Arm.STABLE], heard[Arm.CANARY]
             async with self._desk:
-                self._heard(
-                    await asyncio.to_thread(self._examine, request, (stable[0], stable[1]), (canary[0], canary[1]))
-                )
+                self._heard(await in_thread(self._examine, request, (stable[0], stable[1]), (canary[0], canary[1])))
             for arm, n in self._unanswered.items():
                 if n >= GIVE_UP_AFTER and not self._result.cut_short:
                     self._result.cut_short = f"{arm} left {n} calls in a row unanswered: {heard[arm][-1].failure}"

@@ -14,6 +14,7 @@ from service.preflight.image.manifest import NoSuchPlatform
 from service.preflight.image.reference import ImageReference
 from service.preflight.image.registry import Registry
 from service.preflight.outside import Outside, readable
+from service.preflight.threads import in_thread
 from service.ring.ports import PortError
 
 LINE_CHARACTERS_N = 480
@@ -84,7 +85,7 @@ class ImageLook:
         facts = _facts_of(from_name(reference))
         try:
             async with asyncio.timeout(within_s):
-                credentials = await asyncio.to_thread(self._logins)
+                credentials = await in_thread(self._logins)
                 return identify(await Registry(self._outside, credentials).image(reference, platform))
         except NoSuchPlatform as error:
             to_do = f"Build it for {platform}, or correct the platform of the target."

@@ -20,6 +20,7 @@ from service.preflight.saved_model.reading import read_saved_model
 from service.preflight.saved_model.runtime import NoAnswer, asked, read_dump
 from service.preflight.saved_model.signatures import lost
 from service.preflight.saved_model.wire import FileSource, Reader, Unreadable
+from service.preflight.threads import in_thread
 from service.ring.ports import PortError
 
 LINES_N = 40
@@ -134,7 +135,7 @@ def by_python(
 
     async def ask(needs: Needs) -> Answered:
         runtime = await asked(python, imports=imports, within_s=within_s, environment=environment)
-        found = await asyncio.to_thread(check, needs, runtime, device)
+        found = await in_thread(check, needs, runtime, device)
         return Answered(runtime["versions"], found, len(found))
 
     return ask
@@ -149,7 +150,7 @@ def by_dump(path: Path, *, device: str) -> Ask:
         return Answered(runtime["versions"], found, len(found))
 
     async def ask(needs: Needs) -> Answered:
-        return await asyncio.to_thread(held, needs)
+        return await in_thread(held, needs)
 
     return ask
 
@@ -171,7 +172,7 @@ async def inspect(
     stop = threading.Event()
     try:
         async with asyncio.timeout(within_s):
-            read = await asyncio.to_thread(_read, rule, candidate, stable, tuple(tags), findings, stop)
+            read = await in_thread(_read, rule, candidate, stable, tuple(tags), findings, stop)
     except TimeoutError:
         # The thread goes on until it sees this, and its findings are nobody's any more.
         stop.set()

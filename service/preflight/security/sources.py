@@ -6,7 +6,6 @@ comes in one piece, because its digest must be right before any of it is believe
 
 from __future__ import annotations
 
-import asyncio
 import os
 import stat
 from collections.abc import AsyncIterator
@@ -22,6 +21,7 @@ from service.preflight.outside import Outside, readable
 from service.preflight.security.picking import Malformed
 from service.preflight.security.reading import ReportReader
 from service.preflight.security.reports import Nothing, Report
+from service.preflight.threads import in_thread
 from service.ring.ports import Refused, Unavailable
 
 MAX_REPORT_BYTES = 512 * 1024 * 1024
@@ -98,8 +98,8 @@ class ReportSources:
     async def _file(self, name: str) -> AsyncIterator[Opened]:
         if self._folder is None:
             raise Refused(f"report {name!r}: no folder for reports is set")
-        folder = await asyncio.to_thread(self._folder.resolve)
-        file = await asyncio.to_thread((folder / name).resolve)
+        folder = await in_thread(self._folder.resolve)
+        file = await in_thread((folder / name).resolve)
         if not file.is_relative_to(folder):
             raise Refused(f"report {name!r} lies outside of the folder for reports")
         async with opened_file(file, name) as opened:
@@ -130,11 +130,11 @@ class ReportSources:
 @asynccontextmanager
 async def opened_file(file: Path, name: str) -> AsyncIterator[Opened]:
     """A report in a file, whatever its folder. Raises Refused."""
-    stream, state = await asyncio.to_thread(_open_regular, file, name)
+    stream, state = await in_thread(_open_regular, file, name)
     try:
         yield Opened(name, datetime.fromtimestamp(state.st_mtime, UTC), _pieces_of_file(stream, name))
     finally:
-        await asyncio.to_thread(stream.close)
+        await in_thread(stream.close)
 
 
 async def read(opened: Opened) -> Report:
@@ -143,8 +143,8 @@ async def read(opened: Opened) -> Report:
     try:
         async for piece in opened.pieces:
             # In a thread, so that others of the loop are served between the slices of a large report.
-            await asyncio.to_thread(reader.feed, piece)
-        return await asyncio.to_thread(reader.close)
+            await in_thread(reader.feed, piece)
+        return await in_thread(reader.close)
     except Malformed as error:
         raise Malformed(f"{opened.what} is no report that can be read: {error}") from error
     except Nothing as error:
@@ -170,7 +170,7 @@ async def _pieces_of_file(stream: BinaryIO, name: str) -> AsyncIterator[bytes]:
     read_bytes = 0
     while True:
         try:
-            piece = await asyncio.to_thread(stream.read, PIECE_BYTES)
+            piece = await in_thread(stream.read, PIECE_BYTES)
         except OSError as error:
             raise Unavailable(f"report {name!r} cannot be read: {error.strerror}") from error
         if not piece:

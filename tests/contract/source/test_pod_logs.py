@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from service.app.clock import SystemClock
 from service.cluster import connect
 from service.lab.kube_api import KubeApi
-from service.model.lines import LogSeries, PatternSet
+from service.model.lines import LogSeries
 from service.model.names import RolloutId
 from service.model.observation import Availability, LineCounts, Reading, WindowQuery
 from service.model.preset import MetricsPreset
 from service.sources import pod_logs
 from service.sources.pod_logs import PodLogSource
+from tests.shipped import patterns
 from tests.stories import place
 
-SET = PatternSet.model_validate(
-    yaml.safe_load((Path(__file__).parents[3] / "config" / "logs" / "tensorflow.yaml").read_text())
-)
+SET = patterns("tensorflow", "tensorflow-failures")
 LINES = LogSeries.model_validate({"sets": ["tensorflow"], "lookback": 0}).with_sets({"tensorflow": SET})
 PRESET = MetricsPreset(name="tf", metrics={"logs": LINES})
 NAMESPACE = "ml-serving"

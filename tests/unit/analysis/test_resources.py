@@ -238,3 +238,9 @@ def test_a_row_of_the_release_before_is_read_and_one_without_resources_is_as_it_
     np.testing.assert_array_equal(row, numbers)
     assert resources_in(packed) == b"pods"
     assert begun(packed)
+
+
+def test_requests_are_shared_by_all_serving_pods_and_not_only_by_those_that_are_listed() -> None:
+    listed = tuple(PodValue(f"p{n}", 1.0 if n < 30 else None, None, None) for n in range(32))
+    one = PodValues("load", "s", (PodValue("c", 1.0, None, None),), listed, canary_n=1, stable_n=96)
+    assert one.serving_n == (1.0, 90.0)

@@ -163,6 +163,22 @@ async def test_a_gate_that_cannot_look_is_tried_again_until_its_time_is_over(sto
     assert await phase(store, story) is Phase.PROGRESSING
 
 
+async def test_the_gates_of_a_rollout_are_looked_at_side_by_side_and_newcomers_before_what_was_tried(
+    store: SqlStore,
+) -> None:
+    outside = Outside()
+    outside.gate_finds = Finding.COULD_NOT_LOOK
+    _, dispatcher = made(store, outside)
+    gates = [{"gate": "image"}, {"gate": "security"}, {"gate": "model"}]
+    await keep(store, Story(policy=policy(preflight=gates)))
+    assert await dispatcher.turn(Lane.PREFLIGHT) == 3
+    other = SERVICE.model_copy(update={"name": "other"})
+    await keep(store, Story(id="e2", rollout="r2", service=other, policy=policy(preflight=[{"gate": "image"}])))
+    await outside.sleep(40)
+    (first,) = await store.owed(Lane.PREFLIGHT, outside.now(), limit=1, lease_s=30, in_order=False)
+    assert first.instruction.rollout == "r2"
+
+
 async def test_a_gate_that_hangs_is_cut_off_and_could_not_look(
     store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +192,9 @@ async def test_a_gate_that_hangs_is_cut_off_and_could_not_look(
     _, dispatcher = made(store, outside)
     story = Story(policy=policy(preflight=[{"gate": "model"}], gate_timeout="0s")).ready()
     await keep(store, story)
+    assert await dispatcher.turn(Lane.PREFLIGHT) == 1
+    assert await phase(store, story) is Phase.STARTING  # one look does not show that nothing can be seen
+    await outside.sleep(3)
     assert await dispatcher.turn(Lane.PREFLIGHT) == 1
     state = (await store.load([story.state.id]))[story.state.id]
     assert (state.phase, state.gates[0].finding) == (Phase.HELD, Finding.COULD_NOT_LOOK)

@@ -11,6 +11,7 @@ from service.model.instruction import CheckReady, Instruction, Page, PageAction,
 from service.model.names import Mode
 from service.model.rollout import Decision, Phase, Waiting
 from service.model.stimulus import GateAnswered, TimePassed, Verb
+from service.telling.words import if_nothing
 from tests.stories import Story, place, policy
 
 GATED = policy(preflight=[{"gate": "model"}, {"gate": "golden"}])
@@ -174,6 +175,27 @@ def test_in_observe_mode_a_gate_that_could_not_look_is_told_and_the_release_is_w
     answer(story, "golden")
     assert story.state.phase is Phase.PROGRESSING
     assert pages(story) == []
+
+
+def test_in_observe_mode_no_gate_holds_for_ever() -> None:
+    asks = policy(preflight=[{"gate": "model"}], on_gate_failure="pause_and_confirm", ready_timeout="10m")
+    story = answer(Story(policy=asks, mode=Mode.OBSERVE).ready(), "model", Finding.FAILED)
+    assert story.state.phase is Phase.PROGRESSING
+    late = Story(policy=asks, mode=Mode.OBSERVE).ready().pass_time(601)
+    late.tell(TimePassed(id="late", at=late.at))
+    assert late.state.phase is Phase.HELD
+    answer(late, "model", Finding.COULD_NOT_LOOK)
+    assert late.state.phase is Phase.PROGRESSING
+
+
+def test_an_old_answer_is_not_overruled_in_place_of_the_look_that_a_person_asked_for() -> None:
+    asks = policy(preflight=[{"gate": "model"}], on_gate_failure="pause_and_confirm", ready_timeout="10m")
+    story = answer(Story(policy=asks).ready(), "model", Finding.FAILED)
+    assert "or the gate passes" not in if_nothing(story.state)  # nobody looks again
+    story.person(Verb.PAUSE).person(Verb.RESUME).ready().pass_time(601)
+    story.tell(TimePassed(id="late", at=story.at))
+    story.person(Verb.RESUME).ready()
+    assert (story.state.overruled_gates, weights(story)) == ((), [])
 
 
 def test_a_policy_names_each_gate_once() -> None:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pydantic import ValidationError
 
-from service.model.lines import LinePattern, PatternSet
+from service.model.lines import LinePattern
 from service.model.observation import Availability, LineCounts
 from service.model.preset import MetricsPreset
 from service.sources.lines import MOST_NAMES, OTHERS, Kinds, counted, kinds, shown
+from tests.shipped import patterns
 
-TENSORFLOW = PatternSet.model_validate(
-    yaml.safe_load((Path(__file__).parents[3] / "config" / "logs" / "tensorflow.yaml").read_text())
-)
+TENSORFLOW = patterns("tensorflow", "tensorflow-failures")
 
 
 def of(*patterns: tuple[str, list[str]]) -> Kinds:
