@@ -122,7 +122,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 
 def _furnish(folder: Path, kube: KubeApi) -> None:
-    for kind, body in (("policies", POLICY), ("targets", [TARGET]), ("metrics", PRESET)):
+    for kind, body in (("policies", {**POLICY, "preflight": []}), ("targets", [TARGET]), ("metrics", PRESET)):
         (folder / "config" / kind).mkdir(parents=True)
         (folder / "config" / kind / "one.yaml").write_text(yaml.safe_dump(body))
     (folder / "key").write_text("0" * 32)

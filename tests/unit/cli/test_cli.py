@@ -157,7 +157,7 @@ def test_a_bad_configuration_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_the_shipped_configuration_is_valid_and_prints() -> None:
-    assert serinus("config", "validate", "-c", "config/serinus.yaml").stdout.startswith("ok: 3 policies")
+    assert serinus("config", "validate", "-c", "config/serinus.yaml").stdout.startswith("ok: 5 policies")
     assert "bootstrap_servers" in serinus("config", "print", "-c", "config/serinus.yaml").stdout
     assert json.loads(serinus("config", "schema", "policy").stdout)["title"] == "Policy"
     assert serinus("config", "schema", "nonsense").returncode == 2
