@@ -21,7 +21,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaConnectionError, KafkaError
 
 from service.model.names import ServiceKey
@@ -69,6 +69,20 @@ PARTITION_FETCH_BYTES: Final = 4 * 1024 * 1024
 FETCH_BYTES: Final = 16 * 1024 * 1024
 
 
+class _Moves(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no stubs
+    """Notes that the group was shared out anew."""
+
+    def __init__(self) -> None:
+        self.shared_out = False
+
+    def on_partitions_revoked(self, revoked: object) -> None:
+        """Nothing: what is not written is read again."""
+
+    def on_partitions_assigned(self, assigned: object) -> None:
+        """From here on the client has no positions of its own."""
+        self.shared_out = True
+
+
 class PredictionConsumer:
     """Counts the records of one topic for ever. Safe to stop, kill and repeat at any point."""
 
@@ -97,6 +111,7 @@ class PredictionConsumer:
         self._seen = seen
         self._stopping = stopping or Stopping()
         self._client = client
+        self._moves = _Moves()
         self._parts: dict[int, Part] = {}
         self._last_commit_s = 0.0
         self._looked_s = 0.0
@@ -124,6 +139,7 @@ class PredictionConsumer:
                 metadata_max_age_ms=10_000,
             )
             try:
+                consumer.subscribe([self._topic], listener=self._moves)
                 await consumer.start()
                 tries = 0
                 await self._consume(consumer)
@@ -151,6 +167,8 @@ class PredictionConsumer:
             batch: Mapping[TopicPartition, list[ConsumerRecord]] = await consumer.getmany(
                 timeout_ms=int(POLL_S * 1000), max_records=POLL_N
             )
+            if self._moves.shared_out:
+                continue  # what the poll brought may lie anywhere; all is read again from where the store stands
             for one, records in batch.items():
                 # Records of a partition that was given to us during the poll are read again from where it is begun.
                 if one.partition in self._parts:
@@ -180,6 +198,10 @@ class PredictionConsumer:
 
     async def _take(self, consumer: AIOKafkaConsumer) -> None:
         """Begin partitions that became ours where the store says, and let go of those that are not ours any more."""
+        if self._moves.shared_out:
+            # The client forgot where it read, also of the partitions that stayed ours; what was not written goes too.
+            self._moves.shared_out = False
+            self._parts = {}
         mine = {one.partition for one in consumer.assignment()}
         for partition in set(self._parts) - mine:
             del self._parts[partition]

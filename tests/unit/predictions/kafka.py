@@ -70,6 +70,9 @@ class Client:
         self.most = more.get("most", 50)
         self.before_poll: Callable[[], None] = more.get("before_poll", lambda: None)
 
+    def subscribe(self, topics: Sequence[str], listener: Any) -> None:
+        self.listener = listener
+
     async def start(self) -> None:
         self.at = dict.fromkeys(self.topic.logs, 0)
 

@@ -247,3 +247,30 @@ async def test_services_beyond_the_bound_are_not_counted_and_a_silent_one_gives_
         await asyncio.sleep(0)
     stopping.ask()
     await task
+
+
+async def test_after_a_rebalance_partitions_that_stayed_are_read_on_from_where_the_store_stands(
+    store: SqlPredictions,
+) -> None:
+    clock, topic, stopping = Clock(), Topic(), Stopping()
+    for n in range(3000):
+        topic.put(n % 3, START_S - 20)
+    polls_n, seen_n = 0, 0
+
+    def poll() -> None:
+        nonlocal polls_n, seen_n
+        polls_n += 1
+        seen_n = max(seen_n, sum(client.at.values()))
+        if polls_n == 40:
+            # As aiokafka does it: the assignment stays as it was, and where it read is forgotten.
+            client.at = dict.fromkeys(topic.logs, 0)
+            client.listener.on_partitions_assigned(client.assignment())
+        if polls_n == 42:
+            assert sum(client.at.values()) > 2000, "the whole topic is read again"
+        if polls_n == 200:
+            stopping.ask()
+
+    client = Client(topic, clock, {0, 1, 2}, before_poll=poll)
+    await live(store, clock, client, stopping=stopping)
+    assert await done_n(store) == 3000
+    assert sum((await kept(store)).values()) == 3000
