@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import re
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,19 +84,8 @@ async def _run(settings: Settings) -> list[Finding]:
         await look(f"labels in {name}", lambda c=cluster, w=seen: _labels(c, w))  # type: ignore[misc]
         if cluster.loki is not None:
             await look(f"log store of {name}", lambda c=cluster, w=seen: _log_store(c, w))  # type: ignore[misc]
-        gates = _gates_of(name, loaded)
-        needed = tuple(
-            dict.fromkeys(
-                (
-                    *NEEDED,
-                    *(LOGS_NEEDED if cluster.loki is None and cluster.kubernetes.pod_logs and _of_logs(seen) else ()),
-                    *(WORKLOADS_NEEDED if any(isinstance(rule, SecurityGate) for _, rule in gates) else ()),
-                    *(JOBS_NEEDED if any(isinstance(rule, ModelGate) and _by_job(one) for one, rule in gates) else ()),
-                )
-            )
-        )
-        namespaces = sorted({t.namespace for t in loaded[0][0].targets if "*" not in t.namespace}) if loaded else []
-        for namespace in namespaces:
+        logs = cluster.loki is None and cluster.kubernetes.pod_logs
+        for namespace, needed in sorted(_needs(seen, _gates_of(name, loaded), logs=logs).items()):
             await look(f"rights in {name}/{namespace}", lambda c=cluster, n=namespace, w=needed: _rights(c, n, w))  # type: ignore[misc]
     await look("gates", lambda: _gates(settings, loaded))
     await look("pagerduty", lambda: _pagerduty(settings))
@@ -171,8 +161,20 @@ def _gates_of(cluster: str, loaded: list[tuple[Catalog, dict[str, MetricsPreset]
     ]
 
 
-def _by_job(target: Target) -> bool:
-    return target.preflight.model is not None and target.preflight.model.job is not None
+def _needs(watched: Watched, gates: list[tuple[Target, GateRule]], *, logs: bool) -> dict[str, tuple[Right, ...]]:
+    """What is needed in each namespace that is named by itself, and not by a pattern or a template."""
+    needs: dict[str, dict[Right, None]] = defaultdict(dict)
+    of_logs = _of_logs(watched) if logs else []
+    for target, _ in watched:
+        needs[target.namespace] |= dict.fromkeys((*NEEDED, *(LOGS_NEEDED if target in of_logs else ())))
+    for target, rule in gates:
+        subjects = target.preflight
+        if isinstance(rule, SecurityGate) and subjects.security is not None and subjects.security.deployment:
+            its = subjects.security.namespace
+            needs[target.namespace if "$" in its else its] |= dict.fromkeys(WORKLOADS_NEEDED)
+        if isinstance(rule, ModelGate) and subjects.model is not None and subjects.model.job is not None:
+            needs[subjects.model.job.namespace] |= dict.fromkeys(JOBS_NEEDED)
+    return {namespace: tuple(rights) for namespace, rights in needs.items() if "*" not in namespace}
 
 
 async def _gates(settings: Settings, loaded: list[tuple[Catalog, dict[str, MetricsPreset]]]) -> str:
@@ -278,7 +280,7 @@ async def _rights(cluster: ClusterSettings, namespace: str, needed: Sequence[Rig
     if missing:
         raise Refused(
             f"not allowed: {', '.join(missing)}; the chart's Role grants exactly these (pods and jobs by "
-            "rbac.podLogs, rbac.pods, rbac.preflightJobs)"
+            "rbac.podLogs, rbac.pods, rbac.jobNamespaces)"
         )
     return f"all {len(found)} rights"
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from service.model.value import Value
 
@@ -57,3 +57,11 @@ class ImageSubject(Value):
         "linux/amd64"
     )
     """What the nodes are, as ``os/architecture`` or ``os/architecture/variant``; picks from a multi-arch index."""
+
+    @model_validator(mode="after")
+    def _no_version_in_the_host(self) -> Self:
+        for image in (self.canary, self.stable):
+            host, slash, _ = image.partition("/")
+            if slash and "_version" in host:
+                raise ValueError("a version comes from an event, so it must not be part of a registry's host")
+        return self

@@ -63,6 +63,10 @@ def test_the_chart_lints_and_renders(values: list[str]) -> None:
 
 def granted(*values: str) -> set[tuple[str, str, str]]:
     (role,) = of_kind(rendered(*TOKENS, *values), "Role")
+    return rules_of(role)
+
+
+def rules_of(role: dict[str, Any]) -> set[tuple[str, str, str]]:
     return {
         (v, g, r) for rule in role["rules"] for v in rule["verbs"] for g in rule["apiGroups"] for r in rule["resources"]
     }
@@ -77,11 +81,30 @@ def test_the_role_grants_exactly_the_rights_that_the_code_asks_for() -> None:
     assert not of_kind(rendered(*TOKENS), "ClusterRole")
 
 
-@pytest.mark.parametrize(
-    ("switch", "more"), [("podLogs", LOGS_NEEDED), ("pods", WORKLOADS_NEEDED), ("preflightJobs", JOBS_NEEDED)]
-)
+@pytest.mark.parametrize(("switch", "more"), [("podLogs", LOGS_NEEDED), ("pods", WORKLOADS_NEEDED)])
 def test_further_rights_are_only_granted_where_they_are_asked_for(switch: str, more: Sequence[Right]) -> None:
     assert granted("--set", f"rbac.{switch}=true") == needed((*NEEDED, *more))
+
+
+def test_jobs_may_only_be_made_in_the_namespaces_that_are_named_for_them() -> None:
+    serving, jobs = of_kind(rendered(*TOKENS, "--set", "rbac.jobNamespaces={preflight}"), "Role")
+    assert jobs["metadata"]["namespace"] == "preflight"
+    assert rules_of(jobs) == needed(JOBS_NEEDED)
+    assert rules_of(serving) == needed(NEEDED)
+
+
+def test_folders_and_logins_for_the_gates_can_be_mounted() -> None:
+    objects = rendered(
+        *TOKENS, "--set", "secrets.registryLogins=pull", "--set", "extraVolumes[0].name=models",
+        "--set", "extraVolumes[0].persistentVolumeClaim.claimName=models",
+        "--set", "extraVolumeMounts[0].name=models", "--set", "extraVolumeMounts[0].mountPath=/models",
+    )  # fmt: skip
+    (deployment,) = of_kind(objects, "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    mounts = {one["name"]: one["mountPath"] for one in pod["containers"][0]["volumeMounts"]}
+    assert mounts["models"] == "/models"
+    assert mounts["secret-registry"] == "/etc/serinus/secrets/registry"
+    assert {"models", "secret-registry"} <= {one["name"] for one in pod["volumes"]}
 
 
 def test_a_role_is_made_in_each_named_namespace() -> None:
