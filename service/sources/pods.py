@@ -94,6 +94,32 @@ def labelled_text(what: ResourceSeries, asks: Sequence[PodAsk], reach_s: float) 
     return promql.range_selector(what.names, {**{n: [v] for n, v in what.labels.items()}, **_joined(asks)}, reach_s)
 
 
+class ByLabels:
+    """Series found by labels that they must have, without going through all of them for every rollout."""
+
+    def __init__(self, series: Sequence[Series]) -> None:
+        self._series = series
+        self._by: dict[tuple[str, ...], dict[tuple[str, ...], list[Series]]] = {}
+
+    def of(self, labels: Mapping[str, str]) -> Sequence[Series]:
+        """Those whose labels have these values; an absent label is empty."""
+        names = tuple(sorted(labels))
+        if names not in self._by:
+            by: dict[tuple[str, ...], list[Series]] = defaultdict(list)
+            for one in self._series:
+                by[tuple(one.labels.get(name, "") for name in names)].append(one)
+            self._by[names] = by
+        return self._by[names].get(tuple(labels[name] for name in names), ())
+
+
+def members_of(asks: Sequence[PodAsk], series: Sequence[Series], stale_after_s: float) -> list[Found]:
+    """For each ask, the pods of both arms that are still there at the window's end."""
+    by = ByLabels(series)
+    return [
+        members(ask, [*by.of(ask.labels[Arm.CANARY]), *by.of(ask.labels[Arm.STABLE])], stale_after_s) for ask in asks
+    ]
+
+
 def members(ask: PodAsk, series: Iterable[Series], stale_after_s: float) -> Found:
     """The pods of both arms that are still there at the window's end."""
     what = ask.preset.pods

@@ -251,7 +251,7 @@ class PrometheusSource:
         if unseen is not None:
             turn.readings |= {slot: unseen(name) for ask in asks for name, slot in ask.slots.items()}
             return
-        found = [pods.members(ask, answer.series, self._reach.stale_after_s) for ask in asks]
+        found = await asyncio.to_thread(pods.members_of, asks, answer.series, self._reach.stale_after_s)
         for places in pods.parts(asks, found):
             part, known = [asks[i] for i in places], [found[i] for i in places]
             listed = [pod for one in known for of_arm in one.pods.values() for pod in of_arm]
