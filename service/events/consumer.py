@@ -48,7 +48,10 @@ GATHER_BYTES = 64 * 1024 * 1024
 
 GATHER_S = 5.0
 GATHER_WAIT_S = 0.1
-"""Gathering ends with a poll that brings nothing for so long, and at the latest after ``GATHER_S``."""
+DRAINED_N = 20
+"""Gathering ends with a poll that brings fewer than these within ``GATHER_WAIT_S``, and at the latest after
+``GATHER_S``. Events that come one by one while a backlog is read must not keep it from being handed over: a process
+that dies again and again within seconds would never get on."""
 
 DECODED_AT_ONCE = 100
 """Records decoded before other tasks get a turn, about 3 ms."""
@@ -218,7 +221,7 @@ class EventConsumer:
             out.records_bytes += sum(len(record.value or b"") for record in records)
             if len(records) < least_n:
                 break
-            wait_s, least_n = GATHER_WAIT_S, 1
+            wait_s, least_n = GATHER_WAIT_S, DRAINED_N
         return out
 
     async def _commit(self, consumer: AIOKafkaConsumer, offsets: Mapping[TopicPartition, int]) -> None:
