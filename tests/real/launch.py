@@ -110,8 +110,8 @@ def noticed(board: Board, plan: Mapping[str, Any], reached: int) -> None:
         found = getattr(importlib.import_module(module), owner)
         setattr(found, method, wrap(name, getattr(found, method)))
     # Without a name that stays, the group waits for the dead member's session to end: 10 s after each life.
-    consumer = importlib.import_module("service.events.consumer")
-    consumer.AIOKafkaConsumer = functools.partial(consumer.AIOKafkaConsumer, group_instance_id="serinus-0")
+    defaults = importlib.import_module("service.events.consumer").EventConsumer.__init__.__kwdefaults__
+    defaults["client"] = functools.partial(defaults["client"], group_instance_id="serinus-0")
     run = importlib.import_module("service.app.run")
     run_until = run.run_until
 
