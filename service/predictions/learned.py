@@ -17,7 +17,6 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
@@ -26,11 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyzers.learned import LearnedEvidence, bet
-from service.model.names import Arm, ServiceKey
-from service.model.observation import ArmValues, Availability, Reading, WindowQuery
+from service.model.names import Arm
+from service.model.observation import ArmValues, Availability, Reading
 from service.model.preset import MetricsPreset, PredictionLearned
+from service.predictions.asking import MOST_BODIES, Ask, Slot, TopicSource, away
 from service.predictions.decode import View
-from service.predictions.source import HISTORY_S, MOST_BODIES, arms_of, incomplete
+from service.predictions.source import HISTORY_S
 from service.predictions.tally import from_bytes, slots_of
 from service.ring.ports import Clock, PortError, Unavailable
 from service.ring.predictions import PredictionStore, Reference
@@ -117,19 +117,15 @@ class _Kept(msgspec.Struct, array_like=True, frozen=True):
     windows: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Ask:
-    metric: str
-    rollout: str
-    what: PredictionLearned
-    service: ServiceKey
-    versions: Mapping[Arm, str]
-    start_s: float
-    end_s: float
+_Ask: TypeAlias = Ask[PredictionLearned]
 
 
-class LearnedSource:
-    """Implements ``ring.ports.Source`` for metrics of kind ``prediction_learned``. Safe to repeat and to cancel."""
+class LearnedSource(TopicSource[PredictionLearned]):
+    """Reads metrics of kind ``prediction_learned``: one training a rollout and window, for the few services whose
+    embeddings matter."""
+
+    kind = PredictionLearned
+    called = "learned detector"
 
     def __init__(
         self,
@@ -140,37 +136,20 @@ class LearnedSource:
         topic: str,
         clock: Clock,
     ) -> None:
-        self._store = store
-        self._presets = presets
+        super().__init__(store, presets, topic=topic, clock=clock)
         self._learner = learner
-        self._topic = topic
-        self._clock = clock
 
-    async def collect(self, queries: Sequence[WindowQuery]) -> Sequence[Sequence[Reading]]:
-        """See ``Source.collect``. One training a rollout and window: for the few services whose embeddings matter."""
-        return [[await self._reading(query, metric) for metric in query.metrics] for query in queries]
+    async def _read(
+        self, by_window: Mapping[tuple[float, float], Sequence[_Ask]], readings: dict[Slot, Reading]
+    ) -> None:
+        for ask in [ask for listed in by_window.values() for ask in listed]:
+            try:
+                readings[ask.slot] = await self._judged(ask)
+            except PortError as error:
+                readings[ask.slot] = away(ask.metric, error)
 
-    async def _reading(self, query: WindowQuery, metric: str) -> Reading:
-        preset = self._presets.get(query.place.metrics)
-        what = preset.metrics.get(metric) if preset else None
-        if not isinstance(what, PredictionLearned):
-            why = f"preset {query.place.metrics!r} has no learned detector named {metric!r}"
-            return Reading(metric, Availability.NO_SERIES, None, why)
-        arms = arms_of(query, what.service_label, what.version_label)
-        if isinstance(arms, str):
-            return Reading(metric, Availability.NO_SERIES, None, arms)
-        ask = _Ask(metric, query.rollout, what, *arms, query.start_s, query.end_s)
-        try:
-            return await self._asked(ask)
-        except PortError as error:
-            return Reading(metric, Availability.AWAY, None, str(error)[:300])
-
-    async def _asked(self, ask: _Ask) -> Reading:
+    async def _judged(self, ask: _Ask) -> Reading:
         now_s = self._clock.now().timestamp()
-        states = await self._store.partitions(self._topic)
-        missing = incomplete(states, self._topic, ask.start_s, ask.end_s, now_s)
-        if missing is not None:
-            return Reading(ask.metric, missing[0], None, missing[1])
         key = (ask.rollout, f"learned of {ask.what.model or '*'}/{ask.what.output}"[:130])
         was = (await self._store.references([key])).get(key)
         kept = _Kept(0.0, LearnedEvidence().wealth, 0) if was is None else msgspec.msgpack.decode(was, type=_Kept)

@@ -8,25 +8,23 @@ asks for a window again is told what was said then. The number serves a policy's
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 import numpy as np
 
 from analyzers.paired import PairedConfig, PairedMonitor
-from service.model.names import Arm, ServiceKey
-from service.model.observation import ArmValues, Availability, Reading, WindowQuery
-from service.model.preset import MetricsPreset, PredictionPairs
+from service.model.names import Arm
+from service.model.observation import ArmValues, Availability, Reading
+from service.model.preset import PredictionPairs
+from service.predictions.asking import MOST_BODIES, Ask, Slot, TopicSource
 from service.predictions.binning import OTHER
 from service.predictions.decode import View
 from service.predictions.pairing import SEPARATOR
-from service.predictions.source import MOST_BODIES, Slot, arms_of, incomplete
 from service.predictions.tally import from_bytes, slots_of
-from service.ring.ports import Clock, PortError
-from service.ring.predictions import PredictionStore, Reference
+from service.ring.predictions import Reference
 
 MOST_CLASSES: Final = 11
 """Classes told apart, the most frequent of the first window with pairs; the rest is one more."""
@@ -44,68 +42,20 @@ class _Kept(msgspec.Struct, array_like=True, frozen=True):
     disagreed_n: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Ask:
-    slot: Slot
-    metric: str
-    rollout: str
-    what: PredictionPairs
-    service: ServiceKey
-    versions: Mapping[Arm, str]
-    start_s: float
-    end_s: float
-
-    @property
-    def reference(self) -> tuple[str, str]:
-        """Under which its statistics are kept; both numbers of one output are of one comparison."""
-        return self.rollout, f"pairs of {self.what.model or '*'}/{self.what.output}"[:130]
+_Ask: TypeAlias = Ask[PredictionPairs]
 
 
-class PairsSource:
-    """Implements ``ring.ports.Source`` for metrics of kind ``prediction_pairs``. Safe to repeat and to cancel."""
+class PairsSource(TopicSource[PredictionPairs]):
+    """Reads metrics of kind ``prediction_pairs``."""
 
-    def __init__(
-        self, store: PredictionStore, presets: Mapping[str, MetricsPreset], *, topic: str, clock: Clock
+    kind = PredictionPairs
+    called = "prediction pairs"
+
+    async def _read(
+        self, by_window: Mapping[tuple[float, float], Sequence[_Ask]], readings: dict[Slot, Reading]
     ) -> None:
-        self._store = store
-        self._presets = presets
-        self._topic = topic
-        self._clock = clock
-
-    async def collect(self, queries: Sequence[WindowQuery]) -> Sequence[Sequence[Reading]]:
-        """See ``Source.collect``."""
-        readings: dict[Slot, Reading] = {}
-        asks: list[_Ask] = []
-        for place, query in enumerate(queries):
-            preset = self._presets.get(query.place.metrics)
-            for at, metric in enumerate(query.metrics):
-                what = preset.metrics.get(metric) if preset else None
-                why = f"preset {query.place.metrics!r} has no prediction pairs named {metric!r}"
-                if isinstance(what, PredictionPairs):
-                    arms = arms_of(query, what.service_label, what.version_label)
-                    if not isinstance(arms, str):
-                        asks.append(_Ask((place, at), metric, query.rollout, what, *arms, query.start_s, query.end_s))
-                        continue
-                    why = arms
-                readings[place, at] = Reading(metric, Availability.NO_SERIES, None, why)
-        try:
-            await self._read(asks, readings)
-        except PortError as error:
-            for ask in asks:
-                readings.setdefault(ask.slot, Reading(ask.metric, Availability.AWAY, None, str(error)[:300]))
-        return [[readings[place, at] for at in range(len(query.metrics))] for place, query in enumerate(queries)]
-
-    async def _read(self, asks: Sequence[_Ask], readings: dict[Slot, Reading]) -> None:
-        states = await self._store.partitions(self._topic) if asks else ()
         now_s = self._clock.now().timestamp()
-        by_window: dict[tuple[float, float], list[_Ask]] = defaultdict(list)
-        for ask in asks:
-            missing = incomplete(states, self._topic, ask.start_s, ask.end_s, now_s)
-            if missing is None:
-                by_window[ask.start_s, ask.end_s].append(ask)
-            else:
-                readings[ask.slot] = Reading(ask.metric, missing[0], None, missing[1])
-        kept = await self._store.references({ask.reference for listed in by_window.values() for ask in listed})
+        kept = await self._store.references({_reference(ask) for listed in by_window.values() for ask in listed})
         for (start_s, end_s), listed in sorted(by_window.items()):
             services = {ask.service for ask in listed}
             bodies = await self._store.counts(self._topic, services, start_s, end_s, limit=MOST_BODIES)
@@ -113,7 +63,7 @@ class PairsSource:
             assert slots is not None
             now: dict[tuple[str, str], bytes] = {}
             for ask in listed:
-                was, key = kept.get(ask.reference), ask.reference
+                was, key = kept.get(_reference(ask)), _reference(ask)
                 body = now.get(key)
                 if body is None:
                     pairs = _pairs(ask, bodies.get(ask.service, ()), slots)
@@ -123,6 +73,11 @@ class PairsSource:
                     now[key] = body
                 readings[ask.slot] = _reading(ask, msgspec.msgpack.decode(body, type=_Kept))
             kept = {**kept, **now}
+
+
+def _reference(ask: _Ask) -> tuple[str, str]:
+    """Under which its statistics are kept; both numbers of one output are of one comparison."""
+    return ask.rollout, f"pairs of {ask.what.model or '*'}/{ask.what.output}"[:130]
 
 
 def _pairs(ask: _Ask, bodies: Sequence[bytes], slots: range) -> Counter[tuple[str, str]]:
