@@ -39,8 +39,9 @@ from service.cluster import connect
 from service.dispatch.clockwork import Clockwork
 from service.dispatch.dispatcher import Dispatcher
 from service.events.connection import Connection
-from service.events.consumer import SILENT_S, EventConsumer
+from service.events.consumer import EventConsumer
 from service.events.publisher import KafkaBus, Producer
+from service.kafka import SILENT_S
 from service.model.preset import MetricsPreset
 from service.ring.door import Door
 from service.ring.lease import HeldLease

@@ -16,11 +16,12 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaConnectionError, KafkaError
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaConnectionError
 
 from service.events.connection import Connection
 from service.events.decode import DeadLetter, Ignored, Record, decode
 from service.events.publisher import Producer
+from service.kafka import ASK_EVERY_S, MEMBER, SILENT_S, older, pause_s, stay
 from service.model.stimulus import DeploymentEvent
 from service.ring.ports import Clock, Refused, Unavailable
 from service.ring.seen import UNSEEN, About, Observer
@@ -29,11 +30,7 @@ from service.ring.stopping import Stopping
 logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
-RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 LOOP = "events"
-ASK_EVERY_S = 10.0
-SILENT_S = 60.0
-"""A client that hears nothing of its brokers for so long is made anew."""
 
 POLL_N = 2_000
 """Records of one poll, decoded before the next."""
@@ -144,42 +141,31 @@ class EventConsumer:
 
     async def run(self) -> None:
         """Consume until a stop is asked, then leave the group. A lost broker is tried again and again."""
-        tries = 0
-        while not self._stopping.asked:
-            self._seen.turned(LOOP)
-            consumer = self._client(
-                self._topic,
-                **self._connection.arguments(),
-                group_id=self._group,
-                enable_auto_commit=False,
-                auto_offset_reset="earliest",
-                max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
-                fetch_max_bytes=FETCH_BYTES,
-                max_poll_interval_ms=600_000,
-                session_timeout_ms=10_000,
-                heartbeat_interval_ms=1_000,
-                metadata_max_age_ms=10_000,
-            )
-            try:
-                await consumer.start()
-                tries = 0
-                await self._consume(consumer)
-            except (KafkaError, OSError) as error:
-                pause_s = RETRY_S[min(tries, len(RETRY_S) - 1)]
-                tries += 1
-                logger.warning(
-                    "event bus %s: %r; trying again in %s s",
-                    self._connection.bootstrap_servers,
-                    error,
-                    pause_s,
-                    extra={"action": "bus_away"},
-                )
-                await self._clock.sleep(pause_s)
-            finally:
-                self.assigned_n = 0
-                self._next_offset = {}
-                self._seen.behind(0)
-                await _stopped(consumer)
+        await stay(
+            self._made,
+            self._consume,
+            ended=self._ended,
+            turned=partial(self._seen.turned, LOOP),
+            what=f"event bus {self._connection.bootstrap_servers}",
+            action="bus_away",
+            clock=self._clock,
+            stopping=self._stopping,
+        )
+
+    def _made(self) -> AIOKafkaConsumer:
+        return self._client(
+            self._topic,
+            **self._connection.arguments(),
+            **MEMBER,
+            group_id=self._group,
+            max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
+            fetch_max_bytes=FETCH_BYTES,
+        )
+
+    def _ended(self) -> None:
+        self.assigned_n = 0
+        self._next_offset = {}
+        self._seen.behind(0)
 
     async def _consume(self, consumer: AIOKafkaConsumer) -> None:
         since = self._clock.now()
@@ -188,7 +174,7 @@ class EventConsumer:
                 gathered = await self._gather(consumer)
                 if not gathered.records_n:
                     now = self._clock.now()
-                    if _older(since, now, SILENT_S) and _older(self.last_heard_at, now, SILENT_S):
+                    if older(since, now, SILENT_S) and older(self.last_heard_at, now, SILENT_S):
                         raise KafkaConnectionError(f"nothing heard of the brokers for {SILENT_S:g} s; connecting anew")
                     continue
                 for part in _parts(gathered.events):
@@ -246,7 +232,7 @@ class EventConsumer:
         if answered_ms not in (0, self._answered_ms):
             self._answered_ms = answered_ms
             self.last_heard_at = now
-        elif not mine and _older(self.last_heard_at, now, ASK_EVERY_S):
+        elif not mine and older(self.last_heard_at, now, ASK_EVERY_S):
             await consumer.topics()
             self.last_heard_at = now
 
@@ -303,7 +289,7 @@ class EventConsumer:
             if self._stopping.asked:
                 raise _StopAsked
             self._seen.turned(LOOP)
-            await self._clock.sleep(RETRY_S[min(tries, len(RETRY_S) - 1)])
+            await self._clock.sleep(pause_s(tries))
 
     async def _until_available(self, attempt: Callable[[], Awaitable[None]]) -> None:
         """Again and again until what it needs is there: an event is never skipped because something is away. Raises
@@ -316,13 +302,13 @@ class EventConsumer:
                 self.waits_for = ""
                 return
             except Unavailable as error:
-                pause_s = RETRY_S[min(tries, len(RETRY_S) - 1)]
+                wait_s = pause_s(tries)
                 tries += 1
                 self.waits_for = str(error)
                 logger.warning("events wait: %s", error, extra={"action": "events_postponed"})
                 if self._stopping.asked:
                     raise _StopAsked from error
-                await self._clock.sleep(pause_s)
+                await self._clock.sleep(wait_s)
 
     async def _take_in(self, events: Sequence[DeploymentEvent]) -> None:
         """Have the events taken in. Many together are one piece of work, and still one story each; of a backlog that
@@ -384,18 +370,6 @@ def _parts(events: Sequence[_Read]) -> Iterable[Sequence[_Read]]:
         services_n += 1
     if part:
         yield part
-
-
-def _older(at: datetime | None, now: datetime, seconds: float) -> bool:
-    return at is None or (now - at).total_seconds() > seconds
-
-
-async def _stopped(consumer: AIOKafkaConsumer) -> None:
-    try:
-        async with asyncio.timeout(5):
-            await consumer.stop()
-    except (KafkaError, OSError, TimeoutError) as error:
-        logger.info("consumer did not leave its group: %r", error, extra={"action": "leave_failed"})
 
 
 def _log_taken(event: DeploymentEvent) -> None:

@@ -14,16 +14,17 @@ What cannot be read is counted as poison, logged at most once a minute, and neve
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import IllegalStateError, KafkaConnectionError, KafkaError
 
+from service.kafka import ASK_EVERY_S, MEMBER, SILENT_S, older, pause_s, stay
 from service.model.names import ServiceKey
 from service.predictions.counting import Counting, Part
 from service.predictions.tally import SLOT_S, Service, Tally
@@ -60,11 +61,6 @@ PRUNES_N: Final = 20
 """Rows deleted in one transaction, and transactions after one batch: 2,000 rows a second, five times what comes of as
 many services as are counted at most."""
 
-RETRY_S = (0.2, 0.5, 1.0, 2.0, 5.0)
-SILENT_S: Final = 60.0
-"""A client that hears nothing of its brokers for so long is made anew."""
-
-ASK_EVERY_S: Final = 10.0
 PARTITION_FETCH_BYTES: Final = 4 * 1024 * 1024
 FETCH_BYTES: Final = 16 * 1024 * 1024
 
@@ -121,43 +117,34 @@ class PredictionConsumer:
 
     async def run(self) -> None:
         """Count until a stop is asked, then write what is gathered and leave the group."""
-        tries = 0
-        while not self._stopping.asked:
-            self._seen.turned(LOOP)
-            consumer = self._client(
-                self._topic,
-                **self._arguments,
-                group_id=self._group,
-                enable_auto_commit=False,
-                auto_offset_reset="earliest",
-                isolation_level="read_committed",
-                max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
-                fetch_max_bytes=FETCH_BYTES,
-                max_poll_interval_ms=600_000,
-                session_timeout_ms=10_000,
-                heartbeat_interval_ms=1_000,
-                metadata_max_age_ms=10_000,
-            )
-            try:
-                consumer.subscribe([self._topic], listener=self._moves)
-                await consumer.start()
-                tries = 0
-                await self._consume(consumer)
-            except (KafkaError, OSError, PortError) as error:
-                pause_s = RETRY_S[min(tries, len(RETRY_S) - 1)]
-                tries += 1
-                logger.warning(
-                    "predictions of %s wait: %r; trying again in %s s",
-                    self._topic,
-                    error,
-                    pause_s,
-                    extra={"action": "predictions_away"},
-                )
-                await self._clock.sleep(pause_s)
-            finally:
-                # What was not written is read again: by whoever has the partition then.
-                self._parts = {}
-                await _stopped(consumer)
+        await stay(
+            self._made,
+            self._consume,
+            ended=self._ended,
+            turned=partial(self._seen.turned, LOOP),
+            what=f"predictions of {self._topic} wait",
+            action="predictions_away",
+            clock=self._clock,
+            stopping=self._stopping,
+            survives=(KafkaError, OSError, PortError),
+        )
+
+    def _made(self) -> AIOKafkaConsumer:
+        consumer = self._client(
+            self._topic,
+            **self._arguments,
+            **MEMBER,
+            group_id=self._group,
+            isolation_level="read_committed",
+            max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
+            fetch_max_bytes=FETCH_BYTES,
+        )
+        consumer.subscribe([self._topic], listener=self._moves)
+        return consumer
+
+    def _ended(self) -> None:
+        # What was not written is read again: by whoever has the partition then.
+        self._parts = {}
 
     async def _consume(self, consumer: AIOKafkaConsumer) -> None:
         since_s = self._last_commit_s = self._looked_s = self._now_s()
@@ -257,7 +244,7 @@ class PredictionConsumer:
             if top is not None and await self._position(consumer, one, part) >= top:
                 part.watermark_s = max(part.watermark_s, looked_s - self._counting.lateness_s)
         now = self._clock.now()
-        if not consumer.assignment() and _older(self.last_heard_at, now, ASK_EVERY_S):
+        if not consumer.assignment() and older(self.last_heard_at, now, ASK_EVERY_S):
             await consumer.topics()
             answered = True
         if answered:
@@ -320,10 +307,10 @@ class PredictionConsumer:
             except Unavailable as error:
                 if self._stopping.asked:
                     raise
-                pause_s = RETRY_S[min(tries, len(RETRY_S) - 1)]
+                wait_s = pause_s(tries)
                 tries += 1
                 logger.warning("predictions wait: %s", error, extra={"action": "predictions_postponed"})
-                await self._clock.sleep(pause_s)
+                await self._clock.sleep(wait_s)
 
     async def _prune(self) -> None:
         """Delete counts that nobody reads any more, a little at once."""
@@ -341,15 +328,3 @@ class PredictionConsumer:
 
 def _key(service: Service) -> ServiceKey:
     return ServiceKey(cluster=service[0], namespace=service[1], name=service[2])
-
-
-def _older(at: datetime | None, now: datetime, seconds: float) -> bool:
-    return at is None or (now - at).total_seconds() > seconds
-
-
-async def _stopped(consumer: AIOKafkaConsumer) -> None:
-    try:
-        async with asyncio.timeout(5):
-            await consumer.stop()
-    except (KafkaError, OSError, TimeoutError) as error:
-        logger.info("consumer did not leave its group: %r", error, extra={"action": "leave_failed"})
