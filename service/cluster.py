@@ -103,6 +103,12 @@ async def read_object(response: aiohttp.ClientResponse) -> dict[str, Any]:
     return found
 
 
+async def pods(api: client.ApiClient, namespace: str, selector: str, *, limit: int, timeout_s: float) -> dict[str, Any]:
+    """The list of pods with these labels, as ``read_object`` gives it."""
+    query: dict[str, str | int] = {"labelSelector": selector, "limit": limit}
+    return await read_object(await get(api, PODS, {"namespace": namespace}, timeout_s=timeout_s, **query))
+
+
 async def rights(
     api: client.ApiClient, namespace: str, *, needed: Sequence[Right] = NEEDED, timeout_s: float = 10.0
 ) -> list[Right]:

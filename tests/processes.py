@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+import subprocess
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -31,6 +32,17 @@ def free_port() -> int:
         _given.add(port)
         return port
     raise RuntimeError("no free port found")
+
+
+def end(process: subprocess.Popen[bytes], within_s: float = 20.0) -> None:
+    """End a process of ours: asked first, killed when it has not ended in time; one that has ended is left alone."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def status_kb(pid: int, name: str) -> int:

@@ -116,11 +116,17 @@ def _stages(view: RolloutView) -> str:
     return "stages    " + "  ".join(parts) + f"     {words.count(view.n_canary)} canary requests"
 
 
-def _gates(gates: tuple[GateView, ...]) -> Table:
+def _named_rows() -> Table:
+    """A name, what was found of it, and a sentence that folds."""
     table = Table(box=None, pad_edge=False, show_header=False, expand=False)
     table.add_column(width=12, no_wrap=True)
     table.add_column(width=15, no_wrap=True)
     table.add_column(overflow="fold")
+    return table
+
+
+def _gates(gates: tuple[GateView, ...]) -> Table:
+    table = _named_rows()
     for gate in gates:
         word, style = GATES[gate.state]
         report = gate.report
@@ -132,10 +138,7 @@ def _gates(gates: tuple[GateView, ...]) -> Table:
 
 
 def _metrics(metrics: tuple[MetricView, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=False, expand=False)
-    table.add_column(width=12, no_wrap=True)
-    table.add_column(width=15, no_wrap=True)
-    table.add_column(overflow="fold")
+    table = _named_rows()
     for metric in metrics:
         word, style = FINDINGS[metric.finding]
         if metric.leaning and metric.finding is Finding.UNDECIDED:

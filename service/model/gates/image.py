@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from service.model.gates.report import event_names_no_registry
 from service.model.value import Value
 
 ImageTemplate = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[A-Za-z0-9._/:@+${}-]+$")]
@@ -61,7 +62,5 @@ class ImageSubject(Value):
     @model_validator(mode="after")
     def _no_version_in_the_host(self) -> Self:
         for image in (self.canary, self.stable):
-            host, slash, _ = image.partition("/")
-            if slash and "_version" in host:
-                raise ValueError("a version comes from an event, so it must not be part of a registry's host")
+            event_names_no_registry(image)
         return self

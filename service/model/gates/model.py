@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from service.model.gates.report import event_names_no_registry
 from service.model.names import DnsLabel
 from service.model.value import Value
 
@@ -89,9 +90,7 @@ class RuntimeJob(Value):
 
     @model_validator(mode="after")
     def _no_version_in_the_host(self) -> Self:
-        host, slash, _ = self.image.partition("/")
-        if slash and "_version" in host:
-            raise ValueError("a version comes from an event, so it must not be part of a registry's host")
+        event_names_no_registry(self.image)
         return self
 
 

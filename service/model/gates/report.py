@@ -14,6 +14,13 @@ Line = Annotated[str, StringConstraints(max_length=500)]
 """Text for people. What comes from outside is cut and freed of control characters before it gets here."""
 
 
+def event_names_no_registry(image: str) -> None:
+    """Raise ValueError for a template of an image in which an event would choose the registry's host."""
+    host, slash, _ = image.partition("/")
+    if slash and "_version" in host:
+        raise ValueError("a version comes from an event, so it must not be part of a registry's host")
+
+
 class Finding(StrEnum):
     """The three answers of a gate."""
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from service.model.gates.report import event_names_no_registry
 from service.model.value import Value
 
 Named = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._${}-]+$")]
@@ -185,9 +186,7 @@ class SecuritySubject(Value):
     @field_validator("image")
     @classmethod
     def _no_event_makes_a_registry(cls, image: str | None) -> str | None:
-        host, slash, _ = (image or "").partition("/")
-        if slash and "_version" in host:
-            raise ValueError("a version comes from an event, so it must not be part of a registry's host")
+        event_names_no_registry(image or "")
         return image
 
     @model_validator(mode="after")

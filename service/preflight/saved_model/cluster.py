@@ -7,7 +7,7 @@ from typing import Any
 
 from kubernetes.aio import client
 
-from service.cluster import PODS, Right, answered, get, message, read_object
+from service.cluster import Right, answered, message, pods
 from service.preflight.outside import readable
 from service.preflight.saved_model.job import MESSAGE_BYTES, Ended, Standing
 from service.ring.ports import Refused
@@ -50,21 +50,12 @@ class KubernetesJobs:
             # Not by the name alone: a pod of an earlier Job of this name may not be gone yet.
             selector = f"job-name={name},controller-uid={job['metadata']['uid']}"
             with answered(f"list the pods of the Job {namespace}/{name}"):
-                pods = await read_object(
-                    await get(
-                        self._api,
-                        PODS,
-                        {"namespace": namespace},
-                        labelSelector=selector,
-                        limit=5,
-                        timeout_s=self._timeout_s,
-                    )
-                )
+                listed = await pods(self._api, namespace, selector, limit=5, timeout_s=self._timeout_s)
         except client.ApiException as error:
             raise Refused(f"the Job {namespace}/{name} cannot be read ({error.status}): {message(error)}") from error
         conditions = (job.get("status") or {}).get("conditions") or ()
         failed = any(one.get("type") == "Failed" and one.get("status") == "True" for one in conditions)
-        return standing_of(pods.get("items") or (), failed=failed)
+        return standing_of(listed.get("items") or (), failed=failed)
 
     async def delete(self, namespace: str, name: str) -> None:
         """See ``Jobs.delete``."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from kubernetes.aio import client
 
-from service.cluster import PODS, Right, answered, get, read_object
+from service.cluster import Right, answered, get, pods, read_object
 from service.preflight.security.posture import NoSpec
 from service.preflight.security.workload import Workload, selector_of, workload
 from service.ring.ports import Refused
@@ -39,29 +39,20 @@ class KubernetesWorkloads:
                 )
         except client.ApiException as error:
             raise Refused(f"{where} is not there ({error.status})") from error
-        pods: dict[str, Any] = {}
+        listed: dict[str, Any] = {}
         unlisted = ""
         try:
             selector = selector_of(found)
             with answered(f"list the pods of {where}"):
-                pods = await read_object(
-                    await get(
-                        self._api,
-                        PODS,
-                        {"namespace": namespace},
-                        labelSelector=selector,
-                        limit=MAX_PODS_N,
-                        timeout_s=self._timeout_s,
-                    )
-                )
+                listed = await pods(self._api, namespace, selector, limit=MAX_PODS_N, timeout_s=self._timeout_s)
         except client.ApiException as error:
             unlisted = f"the pods of {where} cannot be listed ({error.status})"
         except Refused as error:
             unlisted = str(error)
         except NoSpec as error:
             unlisted = f"the pods of {where} cannot be listed: {error}"
-        more = bool((pods.get("metadata") or {}).get("continue"))
+        more = bool((listed.get("metadata") or {}).get("continue"))
         try:
-            return workload(found, pods.get("items") or (), unlisted=unlisted, more=more)
+            return workload(found, listed.get("items") or (), unlisted=unlisted, more=more)
         except NoSpec as error:
             raise Refused(f"{where}: {error}") from error

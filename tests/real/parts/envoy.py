@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.processes import end
+
 TYPES = "type.googleapis.com/envoy"
 
 
@@ -78,13 +80,8 @@ class EnvoyProxy:
     def stop(self) -> None:
         """End it."""
         process, self._process = self._process, None
-        if process is not None and process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        if process is not None:
+            end(process, 10)
 
     def _write(self, name: str, resources: list[dict[str, Any]]) -> None:
         """Envoy takes a file's new content only when it is renamed into place."""

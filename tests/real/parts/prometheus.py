@@ -13,6 +13,8 @@ from pathlib import Path
 
 import yaml
 
+from tests.processes import end
+
 READY_WITHIN_S = 60.0
 
 
@@ -105,13 +107,8 @@ class PrometheusServer:
     def stop(self) -> None:
         """End it; the data is kept."""
         process, self._process = self._process, None
-        if process is not None and process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        if process is not None:
+            end(process)
 
     def pause(self) -> None:
         """SIGSTOP: questions are taken by the kernel and not answered."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.processes import free_port
+from tests.processes import end, free_port
 from tests.real.parts.building import ROOT, debian, made, run, tool
 
 SOURCES = ROOT / "tests" / "real" / "registry"
@@ -104,12 +104,7 @@ def _ready(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    end(process, 10)
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()

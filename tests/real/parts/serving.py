@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.processes import free_port
+from tests.processes import end, free_port
 from tests.real.parts.tensorflow import ENVIRONMENTS, QUIET
 
 PROGRAM = Path(__file__).parent / "serving_program.py"
@@ -86,10 +86,5 @@ class ModelServer:
     def stop(self) -> None:
         """End it."""
         process, self._process = self._process, None
-        if process is not None and process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        if process is not None:
+            end(process)

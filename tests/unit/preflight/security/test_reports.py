@@ -149,7 +149,7 @@ def test_secrets_misconfigurations_and_what_the_scanner_took_out_are_told_apart(
     document = trivy(())
     document["Results"].append(
         {
-            "Target": "/root/.aws/credentials",
+            "Target": "/app/.aws/credentials",
             "Class": "secret",
             "Secrets": [{"RuleID": "aws-access-key-id", "Severity": "CRITICAL", "Title": "AWS", "Match": "AKIA***"}],
         }
@@ -174,7 +174,7 @@ def test_secrets_misconfigurations_and_what_the_scanner_took_out_are_told_apart(
     ]
     report = read(document)
     assert [(one.kind, one.id, one.where) for one in report.found] == [
-        (Kind.SECRET, "aws-access-key-id", "/root/.aws/credentials"),
+        (Kind.SECRET, "aws-access-key-id", "/app/.aws/credentials"),
         (Kind.OTHER, "DS-0002", "Dockerfile"),
     ]
     assert report.suppressed_n == 1
