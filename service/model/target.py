@@ -94,6 +94,10 @@ class Target(Value):
     """Narrows the service-wide mode for this target; it can never widen it."""
 
 
+NOWHERE = GateSubjects()
+"""What a release without gates is told of them; compared with at every writing of a state."""
+
+
 class Place(Value):
     """A target with all templates filled in: what one rollout uses, kept in its state."""
 
@@ -104,7 +108,7 @@ class Place(Value):
     canary: Destination
     finish: Finish
     readiness: Readiness | None
-    preflight: GateSubjects = Field(default=GateSubjects(), exclude_if=lambda subjects: subjects == GateSubjects())
+    preflight: GateSubjects = Field(default=NOWHERE, exclude_if=lambda subjects: subjects == NOWHERE)
     metrics: DnsLabel
     stable_labels: dict[str, str]
     canary_labels: dict[str, str]

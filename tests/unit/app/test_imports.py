@@ -9,6 +9,7 @@ HEAVY = (
     "kubernetes.aio.client.api.core_v1_api",
     "kubernetes.aio.client.api.apps_v1_api",
     "scipy.stats",
+    "scipy.special",
     "statsmodels",
     "pandas",
     "tensorflow",
