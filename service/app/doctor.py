@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -80,13 +81,13 @@ async def _run(settings: Settings) -> list[Finding]:
     await look("event bus", lambda: _event_bus(settings))
     for name, cluster in settings.all_clusters().items():
         seen = _watched(name, loaded)
-        await look(f"metric store of {name}", lambda c=cluster, w=seen: _metric_store(c, w))  # type: ignore[misc]
-        await look(f"labels in {name}", lambda c=cluster, w=seen: _labels(c, w))  # type: ignore[misc]
+        await look(f"metric store of {name}", partial(_metric_store, cluster, seen))
+        await look(f"labels in {name}", partial(_labels, cluster, seen))
         if cluster.loki is not None:
-            await look(f"log store of {name}", lambda c=cluster, w=seen: _log_store(c, w))  # type: ignore[misc]
+            await look(f"log store of {name}", partial(_log_store, cluster, seen))
         logs = cluster.loki is None and cluster.kubernetes.pod_logs
         for namespace, needed in sorted(_needs(seen, _gates_of(name, loaded), logs=logs).items()):
-            await look(f"rights in {name}/{namespace}", lambda c=cluster, n=namespace, w=needed: _rights(c, n, w))  # type: ignore[misc]
+            await look(f"rights in {name}/{namespace}", partial(_rights, cluster, namespace, needed))
     await look("gates", lambda: _gates(settings, loaded))
     await look("pagerduty", lambda: _pagerduty(settings))
     await look("api tokens", lambda: _tokens(settings))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.preflight import tell, wrapped
+from service.cli.gate_report import tell, wrapped
 
 if TYPE_CHECKING:
     from service.model.gates.golden import GoldenGate, GoldenSubject

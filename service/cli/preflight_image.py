@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from service.cli.gate_report import tell, wrapped
+
 if TYPE_CHECKING:
     from service.model.gates.image import ImageGate
     from service.model.gates.report import GateReport
@@ -54,7 +56,6 @@ def image(
 
     Exit 0 passed, 1 failed, 3 could not look.
     """
-    from service.cli.preflight import tell
     from service.model.gates.image import ImageGate, Risk
     from service.preflight.image.reference import ImageReference
     from service.preflight.outside import Allowed
@@ -80,7 +81,6 @@ def image(
 
 
 def _refuse(sentence: str) -> NoReturn:
-    from service.cli.preflight import wrapped
 
     typer.echo(wrapped(f"Error: {sentence}"), err=True)
     raise typer.Exit(2)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.preflight import EXIT, tell
+from service.cli.gate_report import EXIT, tell
 
 
 class DeviceChoice(StrEnum):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from service.cli.gate_report import tell, wrapped
+
 if TYPE_CHECKING:
     from service.model.gates.report import GateReport
     from service.model.gates.security import SecurityGate
@@ -53,7 +55,6 @@ def security(
 
     Exit 0 passed, 1 failed, 3 could not look.
     """
-    from service.cli.preflight import tell
 
     if report is None and deployment is None:
         raise typer.BadParameter("name --report, --deployment or both")
@@ -191,7 +192,6 @@ def _yaml(file: Path) -> list[Any]:
 
 
 def _refuse(sentence: str) -> NoReturn:
-    from service.cli.preflight import wrapped
 
     typer.echo(wrapped(f"Error: {sentence}"), err=True)
     raise typer.Exit(2)
