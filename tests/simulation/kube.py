@@ -29,6 +29,8 @@ class Cluster:
         self.routes: dict[str, dict[str, Any]] = {}
         self.ready_at_s: dict[str, float] = {}
         """When the candidate of a service has ready endpoints, in the world's seconds."""
+        self.seen_ready_s: dict[str, float] = {}
+        """When somebody was last told that it has."""
         self.on_write: Callable[[Cluster, str, Mapping[str, Any], Mapping[str, Any]], None] = lambda *_: None
         self.hands: set[str] = set()
         """Routes whose weights were last set by somebody else."""
@@ -130,8 +132,10 @@ class Api:
         return await self._call(f"patch {name}", act, _request_timeout, fates, risk=0.5)
 
     def _deployment(self, name: str) -> dict[str, Any]:
-        at_s = self._cluster.ready_at_s.get(name.removesuffix("-canary"), 0.0)
-        ready_n = 2 if self._process.world.loop.time() >= at_s else 0
+        service, now_s = name.removesuffix("-canary"), self._process.world.loop.time()
+        ready_n = 2 if now_s >= self._cluster.ready_at_s.get(service, 0.0) else 0
+        if ready_n:
+            self._cluster.seen_ready_s[service] = now_s
         return {
             "metadata": {"generation": 1},
             "spec": {"replicas": 2},

@@ -6,10 +6,11 @@ replay of the journal gives them, what was promised to whom, and what reached th
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.model.gates.report import Finding
 from service.model.gates.rules import asks_the_candidate
@@ -38,6 +39,14 @@ HOUR = timedelta(hours=1)
 EPSILON_S = 1e-6
 
 
+class Row(NamedTuple):
+    """A row of the outbox that is not settled."""
+
+    kind: str
+    body: str
+    since_s: float
+
+
 class Watch:
     """Raises nothing: the first broken invariant is told to the world, which stops."""
 
@@ -50,8 +59,8 @@ class Watch:
         """The last journal row's number and hash."""
         self._leases: dict[object, float] = {}
         """Until when (by the clock of who took it) something is promised to one replica."""
-        self._open: dict[int, tuple[str, str]] = {}
-        """Owed rows that are not settled: type and body."""
+        self._open: dict[int, Row] = {}
+        """Owed rows that are not settled, by their numbers."""
         self._last_owed = 0
         self._retreats: list[datetime] = []
         self._people: dict[str, str] = {}
@@ -202,20 +211,20 @@ class Watch:
         for owed, kind, body in self._world.database.rows(
             "select id, type, body from outbox where id > ? order by id", self._last_owed
         ):
-            self._open[owed] = (kind, body)
+            self._open[owed] = Row(kind, body, self._world.loop.time())
             self._last_owed = owed
         still = {row[0] for row in self._world.database.rows("select id from outbox where settled_at is null")}
         for owed in sorted(self._open.keys() - still):
-            kind, body = self._open.pop(owed)
-            if not self._done(kind, body):
-                order = INSTRUCTION.validate_json(body)
-                sentence = f"Order {owed} ({kind}) of {order.rollout} is settled and was not done."
+            row = self._open.pop(owed)
+            if not self._done(row):
+                order = INSTRUCTION.validate_json(row.body)
+                sentence = f"Order {owed} ({row.kind}) of {order.rollout} is settled and was not done."
                 self._broken("nothing forgotten", sentence, order.rollout)
 
-    def _done(self, kind: str, body: str) -> bool:
-        if kind in ("page", "publish"):
-            return body in self._bodies
-        order = INSTRUCTION.validate_json(body)
+    def _done(self, row: Row) -> bool:
+        if row.kind in ("page", "publish"):
+            return row.body in self._bodies
+        order = INSTRUCTION.validate_json(row.body)
         state = self.states[order.rollout]
         if isinstance(order, SetWeights):
             landed = self._landed.get((order.service.cluster, order.place.virtual_service), 0)
@@ -228,14 +237,16 @@ class Watch:
         if isinstance(order, RunGate):
             answered = any(report.gate == order.rule.gate for report in state.gates)
             waits = asks_the_candidate(order.rule) and not state.ready
-            return answered or waits or state.phase is not Phase.STARTING or self._asked_anew(kind, order)
-        ready = self._world.loop.time() >= self._world.clusters[order.service.cluster].ready_at_s[order.service.name]
-        return ready or state.weight_asked > 0 or state.phase in BACK or self._asked_anew(kind, order)
+            return answered or waits or state.phase is not Phase.STARTING or self._asked_anew(row.kind, order)
+        # What was seen ready may not be so any more when the answer is stored: a newer release has taken its place.
+        seen_s = self._world.clusters[order.service.cluster].seen_ready_s.get(order.service.name, -math.inf)
+        ready = seen_s >= row.since_s
+        return ready or state.weight_asked > 0 or state.phase in BACK or self._asked_anew(row.kind, order)
 
     def _asked_anew(self, kind: str, order: Instruction) -> bool:
         """A person resumed, which orders looks anew."""
         gate = order.rule.gate if isinstance(order, RunGate) else ""
-        looks = (INSTRUCTION.validate_json(body) for other, body in self._open.values() if other == kind)
+        looks = (INSTRUCTION.validate_json(row.body) for row in self._open.values() if row.kind == kind)
         return any(
             one.rollout == order.rollout and (one.rule.gate if isinstance(one, RunGate) else "") == gate
             for one in looks
@@ -332,10 +343,10 @@ class Watch:
     def unrest(self) -> list[str]:
         """What still has to happen, in words; empty when everything has ended or waits for people."""
         out = [reason for state in self.states.values() if (reason := self._restless(state))]
-        for owed, (kind, body) in self._open.items():
-            order = INSTRUCTION.validate_json(body)
-            if kind not in BEFORE_TRAFFIC or self._never_ready(self.states[order.rollout]) is False:
-                out.append(f"order {owed} ({kind}) of {order.rollout} is owed")
+        for owed, row in self._open.items():
+            order = INSTRUCTION.validate_json(row.body)
+            if row.kind not in BEFORE_TRAFFIC or self._never_ready(self.states[order.rollout]) is False:
+                out.append(f"order {owed} ({row.kind}) of {order.rollout} is owed")
         if not self._world.topic.consumed:
             out.append("events are not consumed")
         return out
