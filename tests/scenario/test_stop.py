@@ -104,21 +104,23 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
                 stdout=log, stderr=log, env=environment, cwd=Path(__file__).parents[2],
             )  # fmt: skip
         made = Running(tmp_path, kube, broker, process)
-        listens = await made.until(lambda: [one["event"] for one in made.lines() if "listens on" in one["event"]])
-        made.url = "http://" + listens[0].split()[4]
-        producer = Producer(Connection(broker.bootstrap))
-        sent = message(
-            kind="upgraded", namespace="ml-serving", service="tf-model-service", at=datetime.now(UTC), version="2.13.0",
-            stable_version="2.12.0",
-        )  # fmt: skip
-        await producer.send("cd.events", key=sent.key, value=sent.value, headers=list(sent.headers))
-        await producer.stop()
-        await made.until(lambda: kube.asked_n)
-        yield made
-        kube.slow.set()
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        try:
+            listens = await made.until(lambda: [one["event"] for one in made.lines() if "listens on" in one["event"]])
+            made.url = "http://" + listens[0].split()[4]
+            producer = Producer(Connection(broker.bootstrap))
+            sent = message(
+                kind="upgraded", namespace="ml-serving", service="tf-model-service", at=datetime.now(UTC),
+                version="2.13.0", stable_version="2.12.0",
+            )  # fmt: skip
+            await producer.send("cd.events", key=sent.key, value=sent.value, headers=list(sent.headers))
+            await producer.stop()
+            await made.until(lambda: kube.asked_n)
+            yield made
+        finally:
+            kube.slow.set()
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
 
 def _furnish(folder: Path, kube: KubeApi) -> None:
