@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -299,3 +300,16 @@ def test_what_a_job_runs_answers_within_a_termination_message(world: World, tmp_
     assert message.stat().st_size <= MESSAGE_BYTES
     assert [(one["code"], one["op"]) for one in answer["found"]] == [("op_unknown", "SegmentMaxV2")]
     assert answer["versions"]["TensorFlow"] == NUMBERS["2.12"]
+
+
+def test_help_imports_no_tensorflow_although_it_is_installed() -> None:
+    packages = ENVIRONMENTS["newest"].python().parents[1] / "lib" / "python3.11" / "site-packages"
+    look = (
+        f"import importlib.util, sys\nsys.path.append({str(packages)!r})\n"
+        "from service.cli.main import app\n"
+        "app(['--help'], standalone_mode=False)\n"
+        "print(importlib.util.find_spec('tensorflow') is not None, "
+        "[m for m in ('tensorflow', 'keras', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "True []"
