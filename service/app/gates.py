@@ -10,10 +10,11 @@ from kubernetes.aio import client
 
 from service.app.preflight import outside_of, registry_logins_of
 from service.model.gates.report import Candidate, GateReport
-from service.preflight.gates import Look, PreflightGates, could_not_look
+from service.preflight.gates import Look, PreflightGates
 from service.preflight.golden.gate import GoldenReplay
 from service.preflight.image.gate import ImageLook
 from service.preflight.registries import RegistryImages
+from service.preflight.report import could_not_look
 from service.preflight.saved_model.cluster import KubernetesJobs
 from service.preflight.saved_model.gate import ModelPreflight
 from service.preflight.security.cluster import KubernetesWorkloads

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
-from service.model.gates.report import Candidate, Finding, GateReport
+from service.model.gates.report import Candidate, GateReport
 from service.model.instruction import RunGate
+from service.preflight.report import could_not_look
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,3 @@ class PreflightGates:
             logger.exception("gate %s failed", gate, extra={"action": "gate_failed", "rollout": order.rollout})
             why = f"the look failed unforeseen ({type(error).__name__}); the service's log has the traceback."
             return could_not_look(gate, why, "Report it; a person can go on without the gate by resuming.")
-
-
-def could_not_look(gate: str, sentence: str, to_do: str) -> GateReport:
-    """The answer of a gate that saw nothing."""
-    return GateReport(gate=gate, finding=Finding.COULD_NOT_LOOK, sentence=sentence[:500], to_do=to_do[:500])

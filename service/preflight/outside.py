@@ -23,6 +23,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from multidict import CIMultiDictProxy
 from yarl import URL
 
+from service.preflight.report import readable
 from service.ring.ports import PortError, Refused, Unavailable
 
 MAX_REDIRECTS_N = 5
@@ -352,12 +353,6 @@ def is_public(address: Address) -> bool:
     if any(address in network for network in NEVER_BY_NAME) or address in SIX_TO_FOUR:
         return False
     return address.is_global and not address.is_multicast and not address.is_reserved
-
-
-def readable(text: str, limit_n: int = 200) -> str:
-    """Text from outside for a sentence: what cannot be printed is replaced, what is long is cut."""
-    cut = "".join(c if c.isprintable() else "�" for c in text[:limit_n])
-    return cut + "…" if len(text) > limit_n else cut
 
 
 def _embedded(address: Address) -> Address:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from service.preflight.image.credentials import Credentials
 from service.preflight.image.reference import ImageReference
 from service.preflight.image.registry import Registry
-from service.preflight.outside import Outside, readable
+from service.preflight.outside import Outside
+from service.preflight.report import readable
 from service.preflight.security.sources import Attached, KnownImage
 from service.ring.ports import Refused
 

@@ -10,7 +10,12 @@ from pydantic import Field, StringConstraints
 from service.model.names import DnsLabel, ServiceKey, Version
 from service.model.value import Value
 
-Line = Annotated[str, StringConstraints(max_length=500)]
+LINE_CHARACTERS_N = 500
+LINES_N = 40
+FACT_NAME_CHARACTERS_N = 60
+FACT_CHARACTERS_N = 200
+
+Line = Annotated[str, StringConstraints(max_length=LINE_CHARACTERS_N)]
 """Text for people. What comes from outside is cut and freed of control characters before it gets here."""
 
 
@@ -38,10 +43,11 @@ class GateReport(Value):
     """What was found, in one sentence."""
     to_do: Line = ""
     """What a person can do about it; empty for a pass."""
-    lines: Annotated[tuple[Line, ...], Field(max_length=40)] = ()
+    lines: Annotated[tuple[Line, ...], Field(max_length=LINES_N)] = ()
     """Further findings, the gravest first, each a line for people."""
     facts: dict[
-        Annotated[str, StringConstraints(max_length=60)], Annotated[str, StringConstraints(max_length=200)]
+        Annotated[str, StringConstraints(max_length=FACT_NAME_CHARACTERS_N)],
+        Annotated[str, StringConstraints(max_length=FACT_CHARACTERS_N)],
     ] = {}
     """Named values to show beside it: ``{"TensorFlow": "2.12.0 -> 2.13.0", "CUDA": "11.8"}``."""
 

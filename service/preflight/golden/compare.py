@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from service.model.gates.golden import Tolerance
 from service.preflight.golden.answers import INTEGERS, Output
+from service.preflight.report import readable
 
 DEFAULT = Tolerance(output="*")
 LONGEST_TEXT = 40
@@ -132,8 +133,7 @@ def tolerance_of(output: str, tolerances: Sequence[Tolerance]) -> Tolerance:
 
 def shown(text: Any) -> str:
     """An outside text for a line of ours: printable, cut, in quotes."""
-    plain = "".join(c if c.isprintable() else "?" for c in str(text)[: LONGEST_TEXT + 1])
-    return f"'{plain[: LONGEST_TEXT - 3]}...'" if len(plain) > LONGEST_TEXT else f"'{plain}'"
+    return f"'{readable(str(text), LONGEST_TEXT)}'"
 
 
 def _another_type(ours: str, theirs: str) -> str:

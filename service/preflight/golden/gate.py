@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from service.model.gates.golden import GoldenGate, GoldenSubject
-from service.model.gates.report import Candidate, Finding, GateReport
+from service.model.gates.report import Candidate, GateReport
 from service.model.names import Arm
 from service.preflight.golden import answers, requests, verdict
 from service.preflight.golden.replay import Raw, Replay, session
 from service.preflight.golden.requests import GoldenRequest, RequestsError
 from service.preflight.golden.tally import Look, Reply, Tally, look_at
+from service.preflight.report import could_not_look
 from service.preflight.threads import in_thread
 
 Progress = Callable[[int, int], None]
@@ -31,7 +32,7 @@ class GoldenReplay:
         try:
             recorded = await in_thread(requests.read, file, subject.protocol, below=self._folder)
         except RequestsError as error:
-            return verdict.report(Finding.COULD_NOT_LOOK, f"{error}.", "put the file of golden requests right")
+            return could_not_look("golden", f"{error}.", "put the file of golden requests right")
         return await replayed(rule, subject, recorded)
 
 
@@ -56,8 +57,8 @@ async def replayed(
     async with session() as connections:
         result = await Replay(connections, subject, examine, heard).run(recorded)
     if result.away:
-        return verdict.report(
-            Finding.COULD_NOT_LOOK,
+        return could_not_look(
+            "golden",
             f"Could not replay {len(recorded)} golden requests: {result.away}.",
             "see whether both addresses of the target are right and both versions run",
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from statistics import median
@@ -11,6 +11,7 @@ from service.model.gates.golden import GoldenGate
 from service.model.gates.report import Finding, GateReport
 from service.preflight.golden.compare import DEFAULT, Difference, Distance, Kind, shown
 from service.preflight.golden.tally import Tally
+from service.preflight.report import gate_report
 
 CONFIDENCE = 0.95
 SHOWN_N = 20
@@ -38,26 +39,8 @@ def judge(tally: Tally, rule: GoldenGate, times: Times, *, asked_n: int, cut_sho
     """
     rewritten = tally.rewritten()
     finding, sentence, to_do = _decided(tally, rule, times, rewritten, asked_n, cut_short)
-    return report(finding, sentence, to_do, lines=_lines(tally, rewritten), facts=_facts(tally, rule, times, asked_n))
-
-
-def report(
-    finding: Finding,
-    sentence: str,
-    to_do: str = "",
-    *,
-    lines: Sequence[str] = (),
-    facts: Mapping[str, str] | None = None,
-) -> GateReport:
-    """A report of this gate whose texts fit."""
-    return GateReport(
-        gate="golden",
-        finding=finding,
-        sentence=_fitting(sentence, 500),
-        to_do=_fitting(to_do, 500),
-        lines=tuple(_fitting(line, 300) for line in lines[:40]),
-        facts={key: _fitting(value, 200) for key, value in (facts or {}).items()},
-    )
+    lines, facts = _lines(tally, rewritten), _facts(tally, rule, times, asked_n)
+    return gate_report("golden", finding, sentence, to_do, lines=lines, facts=facts)
 
 
 def at_most(differing_n: int, compared_n: int) -> float:
@@ -230,8 +213,3 @@ def _percent(rate: float) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
-
-
-def _fitting(text: str, longest: int) -> str:
-    plain = "".join(c if c.isprintable() else " " for c in text[: longest + 1])
-    return plain if len(plain) <= longest else f"{plain[: longest - 3]}..."

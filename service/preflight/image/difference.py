@@ -10,7 +10,7 @@ from service.preflight.image import tables
 from service.preflight.image.evidence import CUDA, CUDNN, KERAS, NAMES, NUMPY, PYTHON, SYSTEM, TENSORFLOW
 from service.preflight.image.identity import Identity, Seen
 from service.preflight.image.risks import KNOWN
-from service.preflight.outside import readable
+from service.preflight.report import readable
 
 SETTINGS = (
     "TF_ENABLE_ONEDNN_OPTS",

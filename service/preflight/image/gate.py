@@ -13,13 +13,10 @@ from service.preflight.image.identity import Identity, from_name, identify
 from service.preflight.image.manifest import NoSuchPlatform
 from service.preflight.image.reference import ImageReference
 from service.preflight.image.registry import Registry
-from service.preflight.outside import Outside, readable
+from service.preflight.outside import Outside
+from service.preflight.report import gate_report, readable
 from service.preflight.threads import in_thread
 from service.ring.ports import PortError
-
-LINE_CHARACTERS_N = 480
-FACT_CHARACTERS_N = 190
-MAX_LINES_N = 40
 
 
 class ImageLook:
@@ -234,14 +231,4 @@ def _could_not_look(
 
 
 def _report(finding: Finding, sentence: str, to_do: str, lines: Sequence[str], facts: dict[str, str]) -> GateReport:
-    """Cut to what a report may hold."""
-    if not to_do and finding is not Finding.PASSED:
-        to_do = "Put right what the sentence names, then let the gate look again."
-    return GateReport(
-        gate="image",
-        finding=finding,
-        sentence=readable(sentence, LINE_CHARACTERS_N),
-        to_do=readable(to_do, LINE_CHARACTERS_N),
-        lines=tuple(readable(line, LINE_CHARACTERS_N) for line in lines[:MAX_LINES_N]),
-        facts={key: readable(value, FACT_CHARACTERS_N) for key, value in facts.items()},
-    )
+    return gate_report("image", finding, sentence, to_do, lines=lines, facts=facts)

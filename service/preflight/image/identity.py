@@ -32,7 +32,7 @@ from service.preflight.image.evidence import (
 )
 from service.preflight.image.manifest import Descriptor, Image
 from service.preflight.image.reference import ImageReference
-from service.preflight.outside import readable
+from service.preflight.report import readable
 
 REVISION = "org.opencontainers.image.revision"
 

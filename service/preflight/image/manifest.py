@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from service.preflight.image.reference import ImageReference
-from service.preflight.outside import readable
+from service.preflight.report import readable
 from service.ring.ports import Refused
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"

@@ -31,7 +31,8 @@ from service.preflight.image.manifest import (
     index_or_manifest,
 )
 from service.preflight.image.reference import ImageReference
-from service.preflight.outside import Answer, Outside, TooLarge, readable
+from service.preflight.outside import Answer, Outside, TooLarge
+from service.preflight.report import readable
 from service.ring.ports import Refused, Unavailable
 
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024

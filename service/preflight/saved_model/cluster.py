@@ -8,7 +8,7 @@ from typing import Any
 from kubernetes.aio import client
 
 from service.cluster import Right, answered, message, pods
-from service.preflight.outside import readable
+from service.preflight.report import readable
 from service.preflight.saved_model.job import MESSAGE_BYTES, Ended, Standing
 from service.ring.ports import Refused
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from service.model.gates.model import ModelGate, ModelSubject
 from service.model.gates.report import Candidate, Finding, GateReport
+from service.preflight.report import gate_report
 from service.preflight.saved_model import words
 from service.preflight.saved_model.check import BLIND, FAILS, Found, Needs, check
 from service.preflight.saved_model.checkpoint import MAX_INDEX_BYTES, Checkpoint, differing, read_index, unmet
@@ -23,7 +24,6 @@ from service.preflight.saved_model.wire import FileSource, Reader, Unreadable
 from service.preflight.threads import in_thread
 from service.ring.ports import PortError
 
-LINES_N = 40
 NOTHING_NEEDED = Needs(
     holds_versions=False, producer=0, min_consumer=0, bad_consumers=[], defaults_stripped=True, functions=[],
     op_defs={}, uses=[],
@@ -63,16 +63,7 @@ class _Findings:
         if len(grave) > 1:
             sentence += f"; and {len(grave) - 1} more"
         lines = [one for one, _ in grave[1:]] + self.notes
-        if len(lines) > LINES_N:
-            lines = [*lines[: LINES_N - 1], f"and {len(lines) - LINES_N + 1} more"]
-        return GateReport(
-            gate="model",
-            finding=finding,
-            sentence=_plain(sentence, 500),
-            to_do=_plain(to_do, 500),
-            lines=tuple(_plain(one, 500) for one in lines),
-            facts={_plain(key, 60): _plain(value, 200) for key, value in self.facts.items()},
-        )
+        return gate_report("model", finding, sentence, to_do, lines=lines, facts=self.facts)
 
 
 class ModelPreflight:
@@ -415,9 +406,3 @@ def _judge_keras(archive: KerasArchive, versions: Mapping[str, str], findings: _
 
 def _parts(version: str) -> list[int]:
     return [int(part) for part in version.split(".")[:2] if part.isdecimal() and len(part) < 9]
-
-
-def _plain(text: str, limit_n: int) -> str:
-    """Text that may hold names from outside, for a report: what cannot be printed is replaced, what is long is cut."""
-    cut = "".join(c if c.isprintable() else "\ufffd" for c in text[:limit_n])
-    return cut if len(text) <= limit_n else cut[:-1] + "…"

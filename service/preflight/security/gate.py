@@ -11,7 +11,7 @@ from typing import Protocol
 
 from service.model.gates.report import Candidate, Finding, GateReport
 from service.model.gates.security import Posture, ReportPlace, SecurityGate, SecuritySubject
-from service.preflight.outside import readable
+from service.preflight.report import gate_report
 from service.preflight.security import limits, posture, provenance
 from service.preflight.security.checks import Check, Outcome
 from service.preflight.security.picking import Malformed
@@ -21,8 +21,6 @@ from service.preflight.security.sources import Images, KnownImage, Opened, read
 from service.preflight.security.workload import Pod, Workload
 from service.ring.ports import PortError, Unavailable
 
-MAX_LINES_N = 40
-MAX_LINE_N = 480
 MAX_IMAGES_N = 5
 """Images of one pod that registries are asked about."""
 
@@ -308,18 +306,5 @@ def _answered(answer: _Answer) -> GateReport:
         *answer.lines,
         *(f"fine: {check.said}" for check in good if finding is not Finding.PASSED or check not in told[:3]),
     ]
-    if len(lines) > MAX_LINES_N:
-        lines = [*lines[: MAX_LINES_N - 1], f"and {len(lines) - MAX_LINES_N + 1} lines more"]
     to_do = "; ".join(dict.fromkeys(check.to_do for check in (*bad, *unseen) if check.to_do))
-    return GateReport(
-        gate="security",
-        finding=finding,
-        sentence=_line(said[:1].upper() + said[1:] + "."),
-        to_do=_line(to_do),
-        lines=tuple(map(_line, lines)),
-        facts={name: readable(value, 190) for name, value in answer.facts.items()},
-    )
-
-
-def _line(text: str) -> str:
-    return readable(text, MAX_LINE_N)
+    return gate_report("security", finding, said[:1].upper() + said[1:] + ".", to_do, lines=lines, facts=answer.facts)

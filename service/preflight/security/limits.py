@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from service.model.gates.security import Allowance, Limit, SecurityGate, Severity
-from service.preflight.outside import readable
+from service.preflight.report import readable
 from service.preflight.security.checks import Check, Outcome
 from service.preflight.security.reports import Found, Kind, Report
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import ijson
 
-from service.preflight.outside import readable
+from service.preflight.report import readable
 
 SLICE_BYTES = 64 * 1024
 """The parser gets so much at a time: what it makes of one slice is held at once."""

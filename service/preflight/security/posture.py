@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from service.model.gates.security import Posture
-from service.preflight.outside import readable
+from service.preflight.report import readable
 from service.preflight.security.checks import Check, Outcome
 
 MAX_NAMED_N = 5

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from service.model.gates.security import SecurityGate
-from service.preflight.outside import readable
+from service.preflight.report import readable
 from service.preflight.security.checks import Check, Outcome
 from service.preflight.security.reports import Report, digests_of, short
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from service.preflight.outside import readable
+from service.preflight.report import readable
 from service.preflight.security.clair import ClairReader
 from service.preflight.security.picking import Fields, Malformed, Picker, Shape
 from service.preflight.security.reports import Report

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from service.model.gates.security import ReportPlace
-from service.preflight.outside import Outside, readable
+from service.preflight.outside import Outside
+from service.preflight.report import readable
 from service.preflight.security.picking import Malformed
 from service.preflight.security.reading import ReportReader
 from service.preflight.security.reports import Nothing, Report

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.preflight.outside import readable
+from service.preflight.report import readable
 from service.preflight.security.posture import NoSpec
 
 

@@ -16,7 +16,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.preflight.outside import MAX_ERROR_BYTES, Allowed, NotAllowed, Outside, TooLarge, is_public, readable
+from service.preflight.outside import MAX_ERROR_BYTES, Allowed, NotAllowed, Outside, TooLarge, is_public
 from service.ring.ports import Refused, Unavailable
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -326,8 +326,3 @@ def test_an_entry_of_another_form_stops_the_start_up(entry: str) -> None:
 def test_an_ipv4_address_is_judged_the_same_in_every_ipv6_coat(address: object) -> None:
     inner = ip_address(str(address))
     assert is_public(ip_address(f"::ffff:{inner}")) == is_public(ip_address(f"64:ff9b::{inner}")) == is_public(inner)
-
-
-def test_what_cannot_be_printed_does_not_reach_a_sentence() -> None:
-    assert readable("a\x1b[31m\nb\u202ec") == "a�[31m�b�c"
-    assert readable("x" * 300) == "x" * 200 + "…"

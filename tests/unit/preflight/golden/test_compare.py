@@ -216,5 +216,5 @@ def test_ranking_only_without_a_number_of_classes_is_refused() -> None:
 
 
 def test_an_outside_text_is_shown_cut_and_without_control_characters() -> None:
-    assert shown("a\x1b[31mb\n") == "'a?[31mb?'"
+    assert shown("a\x1b[31mb\n") == "'a�[31mb�'"
     assert len(shown("x" * 1000)) == 42
