@@ -17,7 +17,7 @@ from service.model.observation import Availability, Reading, WindowQuery
 from service.model.preset import MetricsPreset, PredictionLearned, PredictionPairs, PredictionRecords
 from service.predictions.tally import SLOT_S, slots_of
 from service.ring.ports import Clock, PortError
-from service.ring.predictions import NOT_BEGUN, PartitionState, PredictionStore
+from service.ring.predictions import GONE, NOT_BEGUN, PartitionState, PredictionStore
 
 MOST_BODIES: Final = 5_000
 """Batches of one service that are read for a window; 100 partitions give 1,200 a minute."""
@@ -145,9 +145,10 @@ def incomplete(
     states: Sequence[PartitionState], topic: str, start_s: float, end_s: float, now_s: float
 ) -> tuple[Availability, str] | None:
     """Why the window cannot be read now; None when every partition is counted past its end."""
-    if not states:
+    there = [one for one in states if one.next_offset != GONE]
+    if not there:
         return Availability.AWAY, f"topic {topic} has not been read yet"
-    behind = [one for one in states if one.watermark_s < end_s]
+    behind = [one for one in there if one.watermark_s < end_s]
     for one in behind:
         silent_s = now_s - one.seen_at_s
         if one.next_offset == NOT_BEGUN or silent_s > UNREAD_S:

@@ -9,11 +9,18 @@ Watermarks: a partition's watermark trails the newest time of its records, or th
 by ``lateness_s``. A record whose slot lies wholly before it is late and only counted as such, so a window that was
 read once stays as it was read.
 
+A topic that is deleted and made anew begins at offset 0 again, perhaps with fewer partitions. What was not read of the
+old one is lost: windows of the time from the old watermark to the moment at which this is noticed are told to be
+partial, no record of that time is counted any more, and partitions that are gone are not waited for. The client has no
+ids of topics, so a topic that was made anew while nobody read, and holds more records than the old one did, is not told
+from it.
+
 What cannot be read is counted as poison, logged at most once a minute, and never stops the rest.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -27,9 +34,10 @@ from aiokafka.errors import IllegalStateError, KafkaConnectionError, KafkaError
 from service.kafka import ASK_EVERY_S, MEMBER, SILENT_S, older, pause_s, stay
 from service.model.names import ServiceKey
 from service.predictions.counting import Counting, Part
+from service.predictions.decode import AHEAD_S
 from service.predictions.tally import SLOT_S, Service, Tally
 from service.ring.ports import Clock, PortError, Unavailable
-from service.ring.predictions import NOT_BEGUN, Advance, PredictionStore, ServiceCounts
+from service.ring.predictions import GONE, NOT_BEGUN, Advance, PartitionState, PredictionStore, ServiceCounts
 from service.ring.seen import UNSEEN, Observer
 from service.ring.stopping import Stopping
 from service.ring.store import Conflict
@@ -52,8 +60,22 @@ FIRST_LOOKBACK_S: Final = 3600.0
 """A partition that is met for the first time is read from so long ago."""
 
 FIRST_RECORDS_N: Final = 100_000
+LOSSES_APART_S: Final = 1800.0
+"""A partition keeps one time of loss. One that comes sooner after another is told as one with it; a later one takes its
+place, by when windows of the first are judged unless their stores were away."""
+
 KEPT_S: Final = 7 * 3600.0
 """Counts are kept for longer than windows are judged late (six hours)."""
+
+GONE_AFTER_S: Final = 60.0
+"""A partition that the brokers did not name for so long, and of which nobody wrote, is gone: what the client knows of
+the topic is renewed every 10 s, so another consumer's partition that is new is not taken for one that is gone."""
+
+POSITION_S: Final = 5.0
+"""The client may look for its position so long."""
+
+LOOK_S: Final = 15.0
+"""Between two looks at whether partitions are gone."""
 
 PRUNE_S: Final = 60.0
 PRUNE_N: Final = 500
@@ -70,13 +92,16 @@ class _Moves(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has n
 
     def __init__(self) -> None:
         self.shared_out = False
+        self.moving = False
+        """The client may read where it chose to itself, until we begin the partitions anew."""
 
     def on_partitions_revoked(self, revoked: object) -> None:
-        """Nothing: what is not written is read again."""
+        """What is not written is read again."""
+        self.moving = True
 
     def on_partitions_assigned(self, assigned: object) -> None:
         """From here on the client has no positions of its own."""
-        self.shared_out = True
+        self.moving = self.shared_out = True
 
 
 class PredictionConsumer:
@@ -112,6 +137,10 @@ class PredictionConsumer:
         self._last_commit_s = 0.0
         self._looked_s = 0.0
         self._last_prune_s = 0.0
+        self._anew: set[int] = set()
+        """Partitions whose offsets begin at the start again."""
+        self._missing_since_s: dict[int, float] = {}
+        self._last_look_s = 0.0
         self.last_heard_at: datetime | None = None
         """When the brokers last answered."""
 
@@ -144,7 +173,7 @@ class PredictionConsumer:
 
     def _ended(self) -> None:
         # What was not written is read again: by whoever has the partition then.
-        self._parts = {}
+        self._parts, self._anew = {}, set()
 
     async def _consume(self, consumer: AIOKafkaConsumer) -> None:
         since_s = self._last_commit_s = self._looked_s = self._now_s()
@@ -158,14 +187,20 @@ class PredictionConsumer:
                 continue  # what the poll brought may lie anywhere; all is read again from where the store stands
             for one, records in batch.items():
                 # Records of a partition that was given to us during the poll are read again from where it is begun.
-                if one.partition in self._parts:
-                    await self._counting.count(self._parts[one.partition], records)
+                part = self._parts.get(one.partition)
+                if part is not None and not self._went_back(one, part, records[0].offset):
+                    await self._counting.count(part, records)
             await self._listen(consumer)
+            if self._anew:
+                await self._commit()
+                for partition in self._anew:
+                    self._parts.pop(partition, None)
             heard_s = since_s if self.last_heard_at is None else self.last_heard_at.timestamp()
             if self._now_s() - max(heard_s, since_s) > SILENT_S:
                 raise KafkaConnectionError(f"nothing heard of the brokers for {SILENT_S:g} s; connecting anew")
             if self._due():
                 await self._commit()
+                await self._let_go(consumer)
                 await self._prune()
         await self._commit()
 
@@ -187,8 +222,8 @@ class PredictionConsumer:
         """Begin partitions that became ours where the store says, and let go of those that are not ours any more."""
         if self._moves.shared_out:
             # The client forgot where it read, also of the partitions that stayed ours; what was not written goes too.
-            self._moves.shared_out = False
-            self._parts = {}
+            self._moves.shared_out = self._moves.moving = False
+            self._parts, self._anew = {}, set()
         mine = {one.partition for one in consumer.assignment()}
         for partition in set(self._parts) - mine:
             del self._parts[partition]
@@ -210,14 +245,24 @@ class PredictionConsumer:
                 # Without an answer all is older, or the broker keeps no times: a little is read to be sure.
                 at = found.offset if found else max(first[one], last[one] - FIRST_RECORDS_N)
                 start = replace(state, next_offset=at, lost_until_s=at_s)
-            elif not first[one] <= state.next_offset <= last[one]:
-                # The broker deleted records before they were read, or the topic was made anew.
+            elif state.next_offset == GONE or one.partition in self._anew or state.next_offset > last[one]:
                 logger.error(
-                    "records of partition %d of %s were lost: to be read from %d, the topic holds %d to %d",
+                    "partition %d of %s was made anew and is read from its start: was read up to %d, now it holds %d "
+                    "to %d; windows of the time between are partial",
+                    one.partition, self._topic, state.next_offset, first[one], last[one],
+                    extra={"action": "predictions_anew"},
+                )  # fmt: skip
+                # What was counted of the old topic may stand in the new one too, if somebody copied it.
+                since_s = now_s + AHEAD_S
+                start = replace(_lost(state, since_s), next_offset=first[one], watermark_s=since_s)
+            elif state.next_offset < first[one]:
+                logger.error(
+                    "the brokers deleted records of partition %d of %s before they were read: to be read from %d, it "
+                    "holds %d to %d",
                     one.partition, self._topic, state.next_offset, first[one], last[one],
                     extra={"action": "predictions_lost"},
                 )  # fmt: skip
-                start = replace(state, next_offset=first[one], lost_from_s=state.watermark_s, lost_until_s=now_s)
+                start = replace(_lost(state, now_s), next_offset=first[one])
             else:
                 start = state
             if one in consumer.assignment():
@@ -226,6 +271,43 @@ class PredictionConsumer:
                 self._parts[one.partition] = Part(
                     state, start, start.next_offset, start.watermark_s, answered_ms=answered_ms
                 )
+        self._anew -= set(fresh)
+
+    def _went_back(self, one: TopicPartition, part: Part, offset: int) -> bool:
+        """Whether the client reads at an offset that is behind us, as it does by itself where the brokers tell it that
+        ours is out of range; the partition is then begun anew."""
+        if offset >= part.next_offset or self._moves.moving:
+            return False
+        self._anew.add(one.partition)
+        return True
+
+    async def _let_go(self, consumer: AIOKafkaConsumer) -> None:
+        """Wait no more for partitions that the topic does not have any longer, or their windows would never be whole.
+        A topic that is not there at all is waited for."""
+        now_s = self._now_s()
+        there = consumer.partitions_for_topic(self._topic)
+        if not there or now_s - self._last_look_s < LOOK_S:
+            return
+        self._last_look_s = now_s
+        try:
+            states = await self._store.partitions(self._topic)
+            missing = [one for one in states if one.partition not in there and one.next_offset != GONE]
+            since_s = {one.partition: self._missing_since_s.get(one.partition, now_s) for one in missing}
+            self._missing_since_s = since_s
+            for was in missing:
+                if now_s - max(was.seen_at_s, since_s[was.partition]) < GONE_AFTER_S:
+                    continue
+                gone = replace(_lost(was, now_s), revision=was.revision + 1, next_offset=GONE, seen_at_s=now_s)
+                await self._store.advance([Advance(was, gone)], [])
+                logger.error(
+                    "partition %d of %s is gone, so the topic was made anew with %d partitions; it is waited for no "
+                    "more, and windows since its last records are partial",
+                    was.partition, self._topic, len(there), extra={"action": "predictions_gone"},
+                )  # fmt: skip
+        except Conflict as error:
+            logger.info("%s", error, extra={"action": "predictions_conflict"})
+        except PortError as error:
+            logger.info("partitions that are gone stay for now: %s", error, extra={"action": "predictions_postponed"})
 
     async def _listen(self, consumer: AIOKafkaConsumer) -> None:
         """Note the brokers' answers since the last look. A partition that is read to its end by such an answer is
@@ -241,7 +323,8 @@ class PredictionConsumer:
                 continue
             part.answered_ms, answered = answered_ms, True
             top = consumer.highwater(one)
-            if top is not None and await self._position(consumer, one, part) >= top:
+            position = await self._position(consumer, one, part)
+            if not self._went_back(one, part, position) and top is not None and position >= top:
                 part.watermark_s = max(part.watermark_s, looked_s - self._counting.lateness_s)
         now = self._clock.now()
         if not consumer.assignment() and older(self.last_heard_at, now, ASK_EVERY_S):
@@ -254,9 +337,12 @@ class PredictionConsumer:
     async def _position(self, consumer: AIOKafkaConsumer, one: TopicPartition, part: Part) -> int:
         """Where the client reads on: behind our last record, and behind marks that are no records."""
         try:
-            return max(part.next_offset, int(await consumer.position(one)))
-        except IllegalStateError:
-            return part.next_offset  # it moved away just now
+            # While the client looks for a start that brokers do not tell, it waits for ever.
+            async with asyncio.timeout(POSITION_S):
+                position = int(await consumer.position(one))
+        except (IllegalStateError, TimeoutError):
+            return part.next_offset  # it moved away just now, or nobody knows
+        return max(part.next_offset, position) if self._moves.moving else position
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
@@ -324,6 +410,14 @@ class PredictionConsumer:
                     return
         except PortError as error:
             logger.info("old counts stay for now: %s", error, extra={"action": "predictions_postponed"})
+
+
+def _lost(state: PartitionState, until_s: float) -> PartitionState:
+    """The state with records lost since its watermark."""
+    from_s = state.watermark_s
+    if state.lost_until_s > from_s - LOSSES_APART_S:
+        from_s = min(from_s, state.lost_from_s)
+    return replace(state, lost_from_s=from_s, lost_until_s=until_s)
 
 
 def _key(service: Service) -> ServiceKey:

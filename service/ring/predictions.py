@@ -16,6 +16,10 @@ from service.model.names import ServiceKey
 NOT_BEGUN = -1
 """Offset of a partition of which nothing has been read yet."""
 
+GONE = -2
+"""Offset of a partition that the topic had once and has no more. Its row stays, so that a consumer that still takes
+the partition for its own finds another revision."""
+
 
 @dataclass(frozen=True, slots=True)
 class PartitionState:

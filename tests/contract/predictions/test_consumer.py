@@ -28,7 +28,7 @@ from service.predictions.consumer import PredictionConsumer
 from service.predictions.counting import Counting
 from service.predictions.source import RecordsSource
 from service.predictions.tally import from_bytes
-from service.ring.predictions import Advance, PredictionStore
+from service.ring.predictions import GONE, Advance, PredictionStore
 from service.ring.stopping import Stopping
 from service.storage.opening import open_store
 from service.storage.predictions import SqlPredictions
@@ -86,6 +86,19 @@ class Broker:
         await admin.create_topics([NewTopic(name, partitions, 1)])
         await admin.close()
         return name
+
+    async def made_anew(self, name: str, partitions: int) -> None:
+        """Delete a topic and make it again; of a real broker."""
+        from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
+        await admin.start()
+        await admin.delete_topics([name])
+        async with asyncio.timeout(30):
+            while name in await admin.list_topics():
+                await asyncio.sleep(0.1)
+        await admin.create_topics([NewTopic(name, partitions, 1)])
+        await admin.close()
 
     async def send(self, topic: str, messages: Sequence[Message]) -> None:
         await asyncio.to_thread(produce, self.bootstrap, topic, messages)
@@ -362,3 +375,41 @@ async def test_a_topic_that_was_made_anew_is_read_from_its_start_and_the_gap_is_
     assert (state.next_offset, state.lost_from_s) == (10, now_s - 300)
     source = RecordsSource(store, {"records": preset()}, topic=topic, clock=SystemClock())
     assert (await window(source, float(int(now_s) - 100))).availability is Availability.DEGRADED
+
+
+# Topics of the embedded broker cannot be deleted; tests/unit/predictions/test_topic_anew.py tells the whole story.
+@pytest.mark.parametrize("broker", [pytest.param("real", marks=pytest.mark.real)], indirect=True)
+@pytest.mark.parametrize("partitions_n", [3, 2])
+async def test_a_topic_made_anew_under_a_consumer_is_counted_on_and_its_windows_are_told_to_be_partial(
+    broker: Broker, store: SqlPredictions, monkeypatch: pytest.MonkeyPatch, partitions_n: int
+) -> None:
+    monkeypatch.setattr("service.predictions.consumer.GONE_AFTER_S", 3.0)
+    monkeypatch.setattr("service.predictions.consumer.LOOK_S", 1.0)
+    monkeypatch.setattr("service.predictions.consumer.AHEAD_S", 0.0)
+    topic = await broker.topic(3)
+    await broker.send(topic, [record(n, time.time()) for n in range(300)])
+    async with counting(broker, topic, store, lateness_s=1.0):
+        await until(store, topic, 300)
+        broken_s = time.time()
+        await broker.made_anew(topic, partitions_n)
+        await broker.send(topic, [record(n, time.time()) for n in range(90)])
+
+        async def settled() -> bool:
+            states = await store.partitions(topic)
+            return all(one.lost_until_s > broken_s for one in states) and (
+                sum(one.next_offset for one in states if one.next_offset != GONE) == 90
+            )
+
+        async with asyncio.timeout(60):
+            while not await settled():
+                await asyncio.sleep(0.1)
+        since_s = float(int(max(one.lost_until_s for one in await store.partitions(topic))) + 1)
+        await asyncio.sleep(max(0.0, since_s + 1 - time.time()))
+        await broker.send(topic, [record(n, since_s + 0.5, f"v{1 + n % 2}") for n in range(60)])
+        source = RecordsSource(store, {"records": preset()}, topic=topic, clock=SystemClock())
+        after = await read_when_complete(source, since_s + 5, length_s=5.0)
+        around = await read_when_complete(source, float(int(broken_s) + 1), length_s=5.0)
+    assert [one.next_offset == GONE for one in await store.partitions(topic)] == [False, False, partitions_n == 2]
+    assert around.availability is Availability.DEGRADED
+    assert isinstance(after.counts, CategoryCounts)
+    assert (sum(after.counts.canary), sum(after.counts.stable)) == (30, 30)

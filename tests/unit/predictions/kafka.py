@@ -53,6 +53,11 @@ class Topic:
         self.logs = {partition: [] for partition in range(self.partitions_n)}
         self.first = dict.fromkeys(self.logs, 0)
 
+    def made_anew(self, partitions_n: int) -> None:
+        """Deleted, and made again without records."""
+        self.logs = {partition: [] for partition in range(partitions_n)}
+        self.first = dict.fromkeys(self.logs, 0)
+
     def put(self, partition: int, at_s: float, **said: Any) -> None:
         body = {"service": "tf-model", "namespace": "ml", "version": "v1", "time": at_s, **(said or {"class": "a"})}
         self.logs[partition].append(json.dumps(body).encode())
@@ -113,7 +118,9 @@ class Client:
         self.before_poll()
         self.answered_ms += 1
         out = {}
-        for partition in sorted(self.mine):
+        for partition in sorted(self.mine & set(self.topic.logs)):
+            if self.at[partition] > len(self.topic.logs[partition]):
+                self.at[partition] = self.topic.first[partition]  # out of range: as aiokafka does it by itself
             first = max(self.at[partition], self.topic.first[partition])
             values = self.topic.logs[partition][first : first + min(self.most, max_records)]
             if values:
