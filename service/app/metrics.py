@@ -63,6 +63,19 @@ class OwnMetrics(Unseen):
         self._behind = Gauge(
             "serinus_event_backlog_records", "Records of our partitions that wait to be read.", registry=self.registry
         )
+        self._predictions = self._counter(
+            "prediction_records_total", "Prediction records that are done with, by outcome.", "topic", "outcome"
+        )
+        self._poison = self._counter(
+            "prediction_poison_total", "Prediction records that could not be counted.", "topic", "reason"
+        )
+        self._prediction_lag_s = Gauge(
+            "serinus_prediction_lag_seconds",
+            "How far reading the prediction records of our partitions is behind the present.",
+            ["topic"],
+            registry=self.registry,
+        )
+        self._clock_behind_s = clock_behind_s
         self._window_lag_s = self._histogram(
             "window_lag_seconds", "From when a window could be judged (its end and the grace) to its verdict.", LAG_S
         )
@@ -119,6 +132,22 @@ class OwnMetrics(Unseen):
     def behind(self, records_n: int) -> None:
         """See ``Observer.behind``."""
         self._behind.set(records_n)
+
+    def predictions(self, topic: str, outcome: str, records_n: int) -> None:
+        """See ``Observer.predictions``."""
+        self._predictions.labels(topic, outcome).inc(records_n)
+
+    def poison(self, topic: str, reason: str, records_n: int) -> None:
+        """See ``Observer.poison``."""
+        self._poison.labels(topic, reason).inc(records_n)
+
+    def predictions_read(self, topic: str, until_s: float | None) -> None:
+        """See ``Observer.predictions_read``. What is shown goes on growing when nothing is told any more."""
+        if until_s is None:
+            self._prediction_lag_s.clear()
+        else:
+            lag = self._prediction_lag_s.labels(topic)
+            lag.set_function(lambda: max(0.0, time.time() - self._clock_behind_s() - until_s))
 
     def asked(self, cluster: str, outcome: str, took_s: float) -> None:
         """See ``Observer.asked``."""

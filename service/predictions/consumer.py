@@ -312,7 +312,7 @@ class PredictionConsumer:
     async def _listen(self, consumer: AIOKafkaConsumer) -> None:
         """Note the brokers' answers since the last look. A partition that is read to its end by such an answer is
         complete up to the last look, however long ago its last record was."""
-        looked_s, answered = self._looked_s, False
+        looked_s, answered, parts = self._looked_s, False, self._parts.values()
         for partition, part in self._parts.items():
             one = TopicPartition(self._topic, partition)
             if one not in consumer.assignment():
@@ -333,6 +333,9 @@ class PredictionConsumer:
         if answered:
             self.last_heard_at = now
         self._looked_s = now.timestamp()
+        # A partition that was just begun has no watermark yet; what lies before it is lost and not read.
+        read_s = [max(one.watermark_s + self._counting.lateness_s, one.start.lost_until_s) for one in parts]
+        self._seen.predictions_read(self._topic, min(read_s, default=None))
 
     async def _position(self, consumer: AIOKafkaConsumer, one: TopicPartition, part: Part) -> int:
         """Where the client reads on: behind our last record, and behind marks that are no records."""
@@ -360,8 +363,17 @@ class PredictionConsumer:
                 if partition in conflicts:
                     del self._parts[partition]
                 else:
+                    self._tell(self._parts[partition])
                     self._parts[partition].written(step.now)
         self._last_commit_s = now_s
+
+    def _tell(self, part: Part) -> None:
+        """Tell what came of a batch that is in the store."""
+        for outcome, records_n in part.outcomes_n.items():
+            if records_n:
+                self._seen.predictions(self._topic, outcome, records_n)
+        for code, records_n in part.poison.items():
+            self._seen.poison(self._topic, code, records_n)
 
     async def _one_by_one(self, steps: Mapping[int, Advance]) -> set[int]:
         """Write each partition by itself; those that could not be."""

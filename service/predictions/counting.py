@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -49,15 +49,26 @@ class Part:
     tally: Tally = field(default_factory=Tally)
     counted_n: int = 0
     late_n: int = 0
-    poison_n: int = 0
+    poison: Counter[str] = field(default_factory=Counter)
+    """Records that could not be counted, by code."""
     refused_n: int = 0
     answered_ms: int = 0
     """The client's mark of the brokers' last answer for it."""
 
     @property
+    def outcomes_n(self) -> Mapping[str, int]:
+        """Records of the batch by what came of them."""
+        return {
+            "counted": self.counted_n,
+            "late": self.late_n,
+            "poison": self.poison.total(),
+            "refused": self.refused_n,
+        }
+
+    @property
     def records_n(self) -> int:
         """Records of the batch."""
-        return self.counted_n + self.late_n + self.poison_n + self.refused_n
+        return sum(self.outcomes_n.values())
 
     def step(self, now_s: float) -> Advance:
         """The batch as one step of the store."""
@@ -70,7 +81,7 @@ class Part:
             seen_at_s=now_s,
             counted_n=was.counted_n + self.counted_n,
             late_n=was.late_n + self.late_n,
-            poison_n=was.poison_n + self.poison_n,
+            poison_n=was.poison_n + self.poison.total(),
             refused_n=was.refused_n + self.refused_n,
         )
         return Advance(was, now)
@@ -79,7 +90,8 @@ class Part:
         """The batch is in the store; the next begins."""
         self.state = self.start = now
         self.tally = Tally()
-        self.counted_n = self.late_n = self.poison_n = self.refused_n = 0
+        self.poison = Counter()
+        self.counted_n = self.late_n = self.refused_n = 0
 
 
 class Counting:
@@ -113,8 +125,6 @@ class Counting:
         self._services: dict[Service, float] = {}
         self._full_until_s = 0.0
         self._told_s = -TELL_S
-        self.poison_n: Counter[str] = Counter()
-        """Records that could not be counted, by code, since the start of the process."""
 
     async def count(self, part: Part, records: Sequence[ConsumerRecord]) -> None:
         """Take records into the batch, each offset once."""
@@ -176,8 +186,7 @@ class Counting:
         return True
 
     def _poison(self, part: Part, said: Poison, record: ConsumerRecord) -> None:
-        part.poison_n += 1
-        self.poison_n[said.code] += 1
+        part.poison[said.code] += 1
         where = f"partition {record.partition} offset {record.offset} of {self._topic}"
         self._tell(self._clock.now().timestamp(), f"{where} cannot be counted: {said.reason}")
 

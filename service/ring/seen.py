@@ -67,7 +67,8 @@ ANYTHING = About()
 
 
 class Observer(Protocol):
-    """What is measured. Every text is one of a few fixed words or the name of a cluster, never an outside name."""
+    """What is measured. Every text is one of a few fixed words or a name that the settings give (a cluster, a topic),
+    never an outside name."""
 
     def turned(self, loop: str) -> None:
         """``loop`` has gone round once more, whatever came of it; to be called in its retry path as well."""
@@ -84,6 +85,17 @@ class Observer(Protocol):
 
     def behind(self, records_n: int) -> None:
         """Records of our partitions that wait to be read."""
+
+    def predictions(self, topic: str, outcome: str, records_n: int) -> None:
+        """So many prediction records are done with, and that is committed: ``counted``, ``late``, ``refused`` (of a
+        service beyond the bound of how many are counted) or ``poison``."""
+
+    def poison(self, topic: str, reason: str, records_n: int) -> None:
+        """So many of them could not be counted; why, in a word (``json``, ``schema``, ``time``)."""
+
+    def predictions_read(self, topic: str, until_s: float | None) -> None:
+        """All records of our partitions with times up to this one, in seconds since 1970, have been read; None: no
+        partition is ours."""
 
     def asked(self, cluster: str, outcome: str, took_s: float) -> None:
         """One question to a cluster's metric store: ``ok``, or in a word why there is no whole answer (``timeout``,
@@ -118,6 +130,15 @@ class Unseen:
 
     def behind(self, records_n: int) -> None:
         """See ``Observer.behind``."""
+
+    def predictions(self, topic: str, outcome: str, records_n: int) -> None:
+        """See ``Observer.predictions``."""
+
+    def poison(self, topic: str, reason: str, records_n: int) -> None:
+        """See ``Observer.poison``."""
+
+    def predictions_read(self, topic: str, until_s: float | None) -> None:
+        """See ``Observer.predictions_read``."""
 
     def asked(self, cluster: str, outcome: str, took_s: float) -> None:
         """See ``Observer.asked``."""

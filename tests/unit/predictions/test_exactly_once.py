@@ -52,7 +52,7 @@ async def store(tmp_path: Path) -> AsyncIterator[SqlPredictions]:
 
 
 def consumer(store: PredictionStore, clock: Clock, client: Client, **more: Any) -> PredictionConsumer:
-    own = {name: more.pop(name) for name in ("commit_s", "stopping") if name in more}
+    own = {name: more.pop(name) for name in ("commit_s", "seen", "stopping") if name in more}
     counting = Counting(store, clock, topic=TOPIC, cluster="default", **{"lateness_s": 1e6, **more})
     return PredictionConsumer(
         {}, topic=TOPIC, group="g", counting=counting, store=store, clock=clock,
