@@ -2,7 +2,10 @@
 
 The kubelet keeps what the present and the last container of a pod wrote, so lines of pods that are gone are gone. A
 healthy pod that wrote nothing is zero; an arm without pods, or a log that was too long to read to its end without a
-match, is not. Bounded are pods, bytes and time; lines are matched in a thread.
+match, is not. Bounded are pods, bytes and time; what is read is matched in a thread as it comes and not kept.
+
+Stable is read only where the canary has such a line, and only until every kind of the canary's lines was found there:
+it is looked at for an hour and more, in which a busy server writes many times what the canary does in a window.
 """
 
 from __future__ import annotations
@@ -34,8 +37,19 @@ from service.telling.words import duration
 MAX_PODS = 20
 """Of an arm, so many pods are read; of more, the first by name."""
 
-MAX_LOG_BYTES = 2 * 1024 * 1024
-"""Read of one container's log, from the start of the window."""
+MAX_LOG_BYTES = 32 * 1024 * 1024
+"""Read of one container's log, the oldest first; more than half a second of one core."""
+
+MAX_ARM_BYTES = 128 * 1024 * 1024
+"""Read of all logs of an arm."""
+
+PIECE_BYTES = 256 * 1024
+"""Matched at once."""
+
+LINE_BYTES = 4 * lines.LONGEST_LINE + 64
+"""Kept of a line that is not whole yet: its time, and what is looked at."""
+
+MAX_REFUSAL_BYTES = 128 * 1024
 
 MAX_LIST_BYTES = 8 * 1024 * 1024
 
@@ -117,6 +131,72 @@ class _Found:
         self.away = self.away or other.away
 
 
+@dataclass(slots=True)
+class Search:
+    """What is looked for in the logs of one arm, and how much more of them may be read."""
+
+    told: Kinds
+    span: tuple[float, float]
+    """Lines in ``(start, end]`` are of the window."""
+    before_s: float = 0.0
+    """So much earlier they are looked for too."""
+    kinds: set[str] | None = None
+    """Kinds that were not found yet; None: every line counts."""
+    left_bytes: int = field(default_factory=lambda: MAX_ARM_BYTES)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to be found."""
+        return self.kinds is not None and not self.kinds
+
+
+class Scan:
+    """One log that comes in pieces. Of what has come only an unfinished line is kept."""
+
+    def __init__(self, search: Search) -> None:
+        self._search = search
+        self._rest = b""
+        self.read_bytes = 0
+        self.found = _Found()
+
+    def take(self, piece: bytes) -> None:
+        """Look at the lines that this piece ends."""
+        self.read_bytes += len(piece)
+        whole, newline, rest = piece.rpartition(b"\n")
+        if newline:
+            self._look(self._rest + whole)
+            self._rest = b""
+        self._rest = (self._rest + rest)[:LINE_BYTES]
+
+    def end(self) -> None:
+        """Look at what no newline ended."""
+        self._look(self._rest)
+        self._rest = b""
+
+    def _look(self, whole: bytes) -> None:
+        search, out = self._search, self.found
+        start_s, end_s = search.span
+        for line in whole.decode(errors="replace").split("\n"):
+            # A line begins with its time.
+            stamp, _, text = line.partition(" ")
+            kind = search.told.of_line(text)
+            if kind is None:
+                continue
+            try:
+                at_s = datetime.fromisoformat(stamp).timestamp()
+            except ValueError:
+                continue  # the tail of a line that was cut, or no log of a kubelet
+            if start_s < at_s <= end_s:
+                out.inside[kind] += 1
+                out.sample = out.sample or text[: lines.LONGEST_LINE]
+            elif start_s - search.before_s < at_s <= start_s:
+                out.before[kind] += 1
+            else:
+                continue
+            if search.kinds is not None:
+                search.kinds.discard(kind)
+
+
 class PodLogSource:
     """Implements ``ring.ports.Source`` for metrics of kind ``logs``. Safe to repeat and to cancel."""
 
@@ -183,14 +263,15 @@ class PodLogSource:
             if not pods[arm]:
                 said = f"namespace {namespace} has no pods of the {arm} with the labels {selector}"
                 return nothing(metric, Availability.NO_SERIES, said)
-        span = (query.start_s - series.lookback_s, query.end_s)
-        canary = await self._logs(namespace, pods[Arm.CANARY], series, span, before_s=0.0)
+        told, span = lines.kinds(series.patterns), (query.start_s - series.lookback_s, query.end_s)
+        canary = await self._logs(namespace, pods[Arm.CANARY], series.container, Search(told, span))
         before = f"for {duration(series.stable_before_s)}"
         if not canary.inside:
             if canary.cut:
                 return nothing(metric, canary.worth, f"no such line of the canary, but {canary.cut}")
             return lines.counted(metric, Counter(), Counter(), Counter(), before=before)
-        stable = await self._logs(namespace, pods[Arm.STABLE], series, span, before_s=series.stable_before_s)
+        known = Search(told, span, series.stable_before_s, set(canary.inside))
+        stable = await self._logs(namespace, pods[Arm.STABLE], series.container, known)
         reading = lines.counted(
             metric,
             canary.inside,
@@ -228,22 +309,17 @@ class PodLogSource:
         except (ValueError, RecursionError):
             raise Unavailable(f"the API server answers «{what}» with something that is no list of pods") from None
 
-    async def _logs(
-        self, namespace: str, pods: Sequence[_Pod], series: LogSeries, span: tuple[float, float], *, before_s: float
-    ) -> _Found:
+    async def _logs(self, namespace: str, pods: Sequence[_Pod], named: str | None, search: Search) -> _Found:
         """What the logs of some pods say. A pod that cannot be read is only trouble where the others say nothing."""
         asked = []
         for pod in pods[:MAX_PODS]:
-            container = pod.container(series.container)
+            container = pod.container(named)
             if all(container != one.name for one in pod.spec.containers):
                 there = ", ".join(one.name for one in pod.spec.containers)
                 said = f"pod {pod.metadata.name} has no container {container}, but {there}; name one in the preset"
                 return _Found(cut=said, away=True)
             asked += [(pod.metadata.name, container, last) for last in {False, pod.restarted(container)}]
-        told = lines.kinds(series.patterns)
-        results = await asyncio.gather(
-            *(self._log(namespace, *one, told, span, before_s) for one in asked), return_exceptions=True
-        )
+        results = await asyncio.gather(*(self._log(namespace, *one, search) for one in asked), return_exceptions=True)
         out = _Found()
         for one in results:
             if isinstance(one, Unavailable):
@@ -262,38 +338,49 @@ class PodLogSource:
         pod: str,
         container: str,
         last: bool,
-        told: Kinds,
-        span: tuple[float, float],
-        before_s: float,
+        search: Search,
     ) -> _Found:
         """What one container's log says; nothing for one that has not begun or is gone."""
         what = f"read the log of {container} in pod {namespace}/{pod}"
         # A second more, because the API server counts back from its own clock.
-        since_s = math.ceil(self._clock.now().timestamp() - (span[0] - before_s)) + 1
-        status, body = await self._get(
-            what,
-            partial(
-                get,
-                self._api,
-                f"{PODS}/{{pod}}/log",
-                {"namespace": namespace, "pod": pod},
-                container=container,
-                previous="true" if last else "false",
-                sinceSeconds=max(1, since_s),
-                limitBytes=MAX_LOG_BYTES,
-                timestamps="true",
-                timeout_s=self._timeout_s,
-            ),
-            MAX_LOG_BYTES + 64 * 1024,
-        )
+        since_s = math.ceil(self._clock.now().timestamp() - (search.span[0] - search.before_s)) + 1
+        scan, cut, body = Scan(search), False, b""
+        async with self._gate:
+            if search.done:
+                return scan.found
+            if search.left_bytes <= 0:
+                return _Found(cut=f"pod {pod} was not read, after {MAX_ARM_BYTES} bytes of others")
+            with answered(what):
+                response = await get(
+                    self._api,
+                    f"{PODS}/{{pod}}/log",
+                    {"namespace": namespace, "pod": pod},
+                    container=container,
+                    previous="true" if last else "false",
+                    sinceSeconds=max(1, since_s),
+                    limitBytes=MAX_LOG_BYTES,
+                    timestamps="true",
+                    timeout_s=self._timeout_s,
+                )
+                async with response:
+                    status = response.status
+                    if status == 200:
+                        async for piece in response.content.iter_chunked(PIECE_BYTES):
+                            search.left_bytes -= len(piece)
+                            await asyncio.to_thread(scan.take, piece)
+                            cut = scan.read_bytes >= MAX_LOG_BYTES or search.left_bytes <= 0
+                            if cut or search.done:
+                                break
+                    else:
+                        body = await _start_of(response, MAX_REFUSAL_BYTES)
         if status == 204 or (status in (400, 404) and _nothing_written(status, body, pod, last)):
             return _Found()
         if status != 200:
             raise Unavailable(_refusal(what, status, body, "pods/log"))
-        found = await asyncio.to_thread(_counted, body, told, span, before_s)
-        if len(body) >= MAX_LOG_BYTES:
-            found.cut = f"pod {pod} wrote more than {MAX_LOG_BYTES} bytes, the rest of which was not read"
-        return found
+        await asyncio.to_thread(scan.end)
+        if cut and not search.done:
+            scan.found.cut = f"pod {pod} wrote more than {scan.read_bytes} bytes, the rest of which was not read"
+        return scan.found
 
     async def _get(
         self, what: str, call: Callable[[], Awaitable[aiohttp.ClientResponse]], max_bytes: int
@@ -301,35 +388,19 @@ class PodLogSource:
         """Status and body, no more of it than allowed; raises Unavailable."""
         with answered(what):
             async with self._gate, await call() as response:
-                parts: list[bytes] = []
-                size = 0
-                async for part in response.content.iter_chunked(1 << 16):
-                    parts.append(part)
-                    size += len(part)
-                    if size >= max_bytes:
-                        break
-                return response.status, b"".join(parts)
+                return response.status, await _start_of(response, max_bytes)
 
 
-def _counted(body: bytes, told: Kinds, span: tuple[float, float], before_s: float) -> _Found:
-    """Matching lines in ``(start, end]``, and those that long before it. A line begins with its time."""
-    start_s, end_s = span
-    out = _Found()
-    for line in body.decode(errors="replace").split("\n"):
-        stamp, _, text = line.partition(" ")
-        kind = told.of_line(text)
-        if kind is None:
-            continue
-        try:
-            at_s = datetime.fromisoformat(stamp).timestamp()
-        except ValueError:
-            continue  # the tail of a line that was cut, or no log of a kubelet
-        if start_s < at_s <= end_s:
-            out.inside[kind] += 1
-            out.sample = out.sample or text
-        elif start_s - before_s < at_s <= start_s:
-            out.before[kind] += 1
-    return out
+async def _start_of(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    """The body, cut soon after so many bytes."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_chunked(1 << 16):
+        parts.append(part)
+        size += len(part)
+        if size >= max_bytes:
+            break
+    return b"".join(parts)
 
 
 def _fault(labels: Mapping[Arm, Mapping[str, str]]) -> str:

@@ -213,6 +213,61 @@ async def test_a_log_that_is_too_long_is_no_zero_but_a_match_in_it_counts(
     assert "missing-opkernel A: 1 of the canary" in reading.detail
 
 
+async def test_a_stable_log_of_many_megabytes_is_read_to_its_end_where_the_canary_has_a_line(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.write("canary-0", MISSING.format("A"), 30)
+    cluster.write("canary-0", MISSING.format("B"), 30)
+    cluster.write("stable-0", "\n".join("x" * 1000 for _ in range(5000)), 1800)
+    cluster.write("stable-0", MISSING.format("A"), 20)
+    reading = await cluster.read(tmp_path)
+    assert isinstance(reading.counts, LineCounts)
+    assert dict(zip(reading.counts.names, reading.counts.only_on_canary(), strict=True)) == {
+        "missing-opkernel A": 0,
+        "missing-opkernel B": 1,
+    }
+
+
+async def test_the_logs_of_an_arm_have_one_bound_together(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pod_logs, "MAX_ARM_BYTES", 2500)
+    cluster.write("canary-0", MISSING.format("A"), 30)
+    for n in range(2):
+        cluster.write(f"stable-{n}", "\n".join("x" * 100 for _ in range(15)), 30)
+    reading = await cluster.read(tmp_path)
+    assert (reading.availability, reading.counts) == (Availability.DEGRADED, None)
+    assert reading.detail.startswith("whether stable has them is not known")
+
+
+class Heard(dict[tuple[str, str, str, bool], list[tuple[float, str]]]):
+    """Logs that remember of which pods they were asked for."""
+
+    def __init__(self, logs: dict[tuple[str, str, str, bool], list[tuple[float, str]]]) -> None:
+        super().__init__(logs)
+        self.pods: list[str] = []
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self.pods.append(key[1])
+        return super().get(key, default)
+
+
+async def test_stable_is_read_only_where_there_is_something_to_decide_and_only_until_it_is_decided(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(2, 20):
+        cluster.pod(f"stable-{n:02}", "v1")
+        cluster.write(f"stable-{n:02}", MISSING.format("A"), 20)
+    cluster.api.logs = heard = Heard(cluster.api.logs)
+    assert (await cluster.read(tmp_path)).counts == NONE
+    assert heard.pods == ["canary-0"]
+    cluster.write("canary-0", MISSING.format("A"), 30)
+    reading = await cluster.read(tmp_path)
+    assert isinstance(reading.counts, LineCounts)
+    assert reading.counts.only_on_canary() == (0,)
+    assert len(heard.pods) < 18, "all of stable was read, although one pod says enough"
+
+
 async def test_of_very_many_pods_some_are_read_and_that_is_said(cluster: Cluster, tmp_path: Path) -> None:
     for n in range(pod_logs.MAX_PODS):
         cluster.pod(f"canary-{n:02}", "v2")
