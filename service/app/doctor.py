@@ -15,12 +15,14 @@ from typing import TypeAlias
 import aiohttp
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
+from kubernetes.aio import client
 
 from service.api.auth import read_tokens
 from service.app.clock import SystemClock
 from service.app.labelling import lacking, names_of, narrowed, needs
 from service.app.run import connection_of
-from service.cluster import LOGS_NEEDED, NEEDED, Right, connect, rights
+from service.app.selecting import Selector, deployments, mixed, selectors
+from service.cluster import LOGS_NEEDED, NEEDED, Right, answered, connect, get, read_object, rights
 from service.model.catalog import Catalog
 from service.model.gates.model import ModelGate
 from service.model.gates.rules import GateRule
@@ -39,6 +41,13 @@ from service.storage.opening import InUse, open_store
 
 MOST_NEEDS = 200
 """Pairs of a series and a label that the doctor asks about."""
+
+MOST_DEPLOYMENTS = 500
+"""Of a namespace, so many are looked at."""
+
+DEPLOYMENTS = "/apis/apps/v1/namespaces/{namespace}/deployments"
+
+_PATTERN = re.compile(r"[*?\[]")
 
 ROUTING_KEY = re.compile(r"[A-Za-z0-9]{32}")
 
@@ -86,6 +95,7 @@ async def _run(settings: Settings) -> list[Finding]:
         if cluster.loki is not None:
             await look(f"log store of {name}", partial(_log_store, cluster, seen))
         logs = cluster.loki is None and cluster.kubernetes.pod_logs
+        await look(f"pods in {name}", partial(_pods, cluster, seen, logs=logs))
         for namespace, needed in sorted(_needs(seen, _gates_of(name, loaded), logs=logs).items()):
             await look(f"rights in {name}/{namespace}", partial(_rights, cluster, namespace, needed))
     await look("gates", lambda: _gates(settings, loaded))
@@ -284,6 +294,39 @@ async def _rights(cluster: ClusterSettings, namespace: str, needed: Sequence[Rig
             "rbac.podLogs, rbac.pods, rbac.jobNamespaces)"
         )
     return f"all {len(found)} rights"
+
+
+async def _pods(cluster: ClusterSettings, watched: Watched, *, logs: bool) -> str:
+    api = await connect(cluster.kubernetes.kubeconfig, cluster.kubernetes.context)
+    try:
+        return await pods_of(api, watched, logs=logs, timeout_s=cluster.kubernetes.timeout_s)
+    finally:
+        await api.close()
+
+
+async def pods_of(api: client.ApiClient, watched: Watched, *, logs: bool, timeout_s: float) -> str:
+    """Whether targets' labels pick the pods of one service each; raises Refused or Unavailable. logs : whether log
+    lines are read from pods."""
+    of_logs = _of_logs(watched) if logs else []
+    wanted: dict[str, list[tuple[Target, list[Selector]]]] = defaultdict(list)
+    for target, preset in watched:
+        picking = selectors(target, preset, logs=target in of_logs)
+        if picking and not _PATTERN.search(target.namespace):
+            wanted[target.namespace].append((target, picking))
+    faults: list[str] = []
+    there_n = 0
+    for namespace, listed in sorted(wanted.items()):
+        with answered(f"list the Deployments of {namespace}"):
+            there = deployments(
+                await read_object(
+                    await get(api, DEPLOYMENTS, {"namespace": namespace}, timeout_s=timeout_s, limit=MOST_DEPLOYMENTS)
+                )
+            )
+        there_n += len(there)
+        faults += [fault for target, picking in listed for fault in mixed(target, picking, there)]
+    if faults:
+        raise Refused("; ".join(faults))
+    return f"{there_n} Deployments in {len(wanted)} namespaces, and no target's labels pick pods of several services"
 
 
 async def _pagerduty(settings: Settings) -> str:
