@@ -82,8 +82,9 @@ def look(virtual_service: Mapping[str, Any], wanted: Wanted) -> Seen:
 def edit(virtual_service: Mapping[str, Any], wanted: Wanted) -> Edit:
     """The narrowest change to the wanted share; raises CannotEdit rather than touch what is not ours.
 
-    The two destinations' total is kept (100 where it was 0), shared out by largest remainder. A third destination
-    with weight, a route that is not the one named, or a newer fence is a refusal.
+    The two destinations' total is kept where the share is a whole part of it, and is 100 otherwise, so that what is
+    read back is what was asked. A third destination with weight, a route that is not the one named, or a newer fence
+    is a refusal.
     """
     if not 0 <= wanted.canary_percent <= WHOLE:
         raise CannotEdit(f"weight {wanted.canary_percent} % is none between 0 and 100")
@@ -103,11 +104,10 @@ def edit(virtual_service: Mapping[str, Any], wanted: Wanted) -> Edit:
             raise CannotEdit(
                 f"route {found.name!r} also sends weight {weight} to {where}, which is not ours; set that to 0 first"
             )
-    total = found.weights[found.stable] + found.weights[found.canary] or WHOLE
-    # Two numbers that must add up: rounding one and taking the rest is the largest-remainder method.
-    canary = (total * wanted.canary_percent + WHOLE // 2) // WHOLE
-    if 0 < wanted.canary_percent < WHOLE:
-        canary = min(max(canary, 1), total - 1) if total > 1 else canary
+    total = found.weights[found.stable] + found.weights[found.canary]
+    if total == 0 or total * wanted.canary_percent % WHOLE:
+        total = WHOLE
+    canary = total * wanted.canary_percent // WHOLE
     new = {found.stable: total - canary, found.canary: canary}
     fresh_fence = before.fence == wanted.fence
     same = all(_raw_weight(virtual_service, found.route, i) == new[i] for i in new)

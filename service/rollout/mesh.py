@@ -7,7 +7,7 @@ from datetime import timedelta
 from service.model.instruction import Severity
 from service.model.rollout import Decision, Phase, Waiting
 from service.model.stimulus import DriftSeen, WeightsRefused, WeightsWritten
-from service.rollout.moves import confirmed, finish_promotion, finish_retreat
+from service.rollout.moves import confirm_by, confirmed, finish_promotion, finish_retreat
 from service.rollout.turn import Turn
 from service.telling import words
 
@@ -36,8 +36,15 @@ def on_written(turn: Turn, fact: WeightsWritten) -> str | None:
     turn.set(weight_seen=fact.canary_percent)
     turn.may_serve(fact.canary_percent)
     if fact.canary_percent != state.weight_asked:
+        # Somebody else's hand came between. It is looked at again: where weights are watched as any other drift, on
+        # the way to an end when the confirmation is due.
         turn.tell("weights", f"Asked for {state.weight_asked} % and read back {fact.canary_percent} %.")
+        if state.phase in (Phase.ROLLING_BACK, Phase.PROMOTING):
+            turn.set(wake_at=confirm_by(turn))
+        else:
+            turn.set(drift_since=state.drift_since or fact.at)
         return None
+    turn.set(drift_since=None)
     turn.resolve("mesh")
     match state.phase:
         case Phase.ROLLING_BACK:
@@ -96,6 +103,8 @@ def on_drift(turn: Turn, fact: DriftSeen) -> str | None:
         turn.tell("drift", f"The weights stand at {state.weight_asked} % again, by somebody else's hand.")
         if state.phase is Phase.AWAITING_STABLE:
             turn.resolve("mesh")
+        else:
+            confirmed(turn, fact.at)
         return None
     if state.weight_seen != state.weight_asked and state.drift_since is None:
         return "Nothing was changed: the asked weight has not been confirmed yet."

@@ -229,18 +229,19 @@ def test_a_write_that_was_held_up_fails_although_newer_ones_have_put_the_weights
 
 
 @given(st.integers(0, 100), st.integers(0, 1000), st.integers(0, 1000))
-def test_the_total_is_kept_and_the_share_is_the_nearest_possible(percent: int, stable: int, canary: int) -> None:
-    before = vs(stable, canary)
-    _, after = done(before, canary_percent=percent)
-    new_stable, new_canary = weights(after)[0]
-    total = (stable + canary) or 100
-    assert new_stable + new_canary == total
-    assert new_stable >= 0
-    assert new_canary >= 0
-    if total >= 100:
-        assert abs(new_canary / total - percent / 100) <= 0.5 / total + 1e-9 or total <= 100
-    if percent in (0, 100):
-        assert new_canary == total * percent // 100
+def test_what_is_read_back_is_the_share_that_was_asked_for(percent: int, stable: int, canary: int) -> None:
+    _, after = done(vs(stable, canary), canary_percent=percent)
+    assert look(after, wanted()).canary_percent == percent
+    assert sum(weights(after)[0]) in (stable + canary, 100)
+
+
+@pytest.mark.parametrize(
+    ("total", "percent", "expected"),
+    [(10, 30, [7, 3]), (10, 4, [96, 4]), (1000, 1, [990, 10]), (1, 100, [0, 1]), (3, 50, [50, 50]), (0, 5, [95, 5])],
+)
+def test_the_total_is_kept_where_the_share_is_a_whole_part_of_it(total: int, percent: int, expected: list[int]) -> None:
+    _, after = done(vs(total, 0), canary_percent=percent)
+    assert weights(after)[0] == expected
 
 
 @pytest.mark.parametrize(

@@ -482,6 +482,34 @@ def test_a_write_that_went_through_beside_a_refusal_or_another_share_still_count
     assert story.state.windows_from is not None
 
 
+def test_a_weight_that_is_read_back_otherwise_is_put_right_like_any_drift() -> None:
+    story = Story().ready().written(50)
+    story.pass_time(61).tell(DriftSeen(id="d", at=story.at, canary_percent=50))
+    assert weights(story.last) == [10]
+    assert story.written().state.windows_from is not None
+    assert story.state.drift_since is None
+
+
+def test_a_weight_that_is_read_back_otherwise_and_comes_right_by_itself_is_confirmed_then() -> None:
+    story = Story().ready().written(50)
+    story.pass_time(10).tell(DriftSeen(id="d", at=story.at, canary_percent=10))
+    assert story.state.windows_from is not None
+    assert story.state.stage.entered_at == story.at
+
+
+@pytest.mark.parametrize("verb", [Verb.ROLLBACK, Verb.PROMOTE])
+def test_on_the_way_to_an_end_a_weight_that_is_read_back_otherwise_is_asked_for_until_it_stands(verb: Verb) -> None:
+    story = Story().progressing().person(verb)
+    asked = story.state.weight_asked
+    for _ in range(3):
+        story.written(30)
+        assert story.state.wake_at is not None
+        story.at = story.state.wake_at
+        story.tell(TimePassed(id=f"t{len(story.facts)}", at=story.at))
+        assert weights(story.last) == [asked]
+    assert story.written().state.phase.terminal
+
+
 def test_an_answer_before_any_order_is_none() -> None:
     story = Story()
     assert story.state.wake_at is not None
