@@ -125,10 +125,11 @@ async def rights(
             "spec": {"resourceAttributes": attributes},
         }
         with answered("review our rights"):
-            answer: Any = await custom.create_cluster_custom_object(
+            answer = await custom.create_cluster_custom_object(
                 "authorization.k8s.io", "v1", "selfsubjectaccessreviews", body, _request_timeout=timeout_s
             )
-        return Right(one.verb, one.group, one.resource, bool(answer.get("status", {}).get("allowed")))
+        status = object_of(answer, "review our rights").get("status") or {}
+        return Right(one.verb, one.group, one.resource, bool(status.get("allowed")))
 
     return list(await asyncio.gather(*(ask(one) for one in needed)))
 
@@ -147,6 +148,16 @@ def answered(what: str) -> Iterator[None]:
         raise Refused(said) from error
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise Unavailable(f"the API server does not answer «{what}»: {error or type(error).__name__}") from error
+    except (ValueError, RecursionError) as error:
+        # A proxy before it, that says something of its own with status 200.
+        raise Unavailable(f"the answer to «{what}» is none of an API server: {error!r}"[:500]) from error
+
+
+def object_of(answer: Any, what: str) -> dict[str, Any]:
+    """The object that the API server answered with; raises Unavailable for anything else."""
+    if not isinstance(answer, dict):
+        raise Unavailable(f"the answer to «{what}» is no object but {type(answer).__name__}")
+    return answer
 
 
 def message(error: client.ApiException) -> str:

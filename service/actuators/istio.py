@@ -9,7 +9,7 @@ from typing import Any
 from kubernetes.aio import client
 
 from service.actuators.virtual_service import CannotEdit, Edit, ServesOthers, Wanted, edit, look
-from service.cluster import answered, message
+from service.cluster import answered, message, object_of
 from service.model.target import Place, Readiness
 from service.ring.ports import NotOurs, Refused, Unavailable, WeightsSeen
 
@@ -98,15 +98,16 @@ class IstioMesh:
         where = f"Deployment {readiness.namespace}/{name}"
         try:
             with answered(f"read {where}"):
-                found: Any = await self._custom.get_namespaced_custom_object(
+                answer = await self._custom.get_namespaced_custom_object(
                     "apps", "v1", readiness.namespace, "deployments", name, _request_timeout=self._timeout_s
                 )
         except client.ApiException as error:
             return False, f"{where} is not there ({error.status})"
+        found = object_of(answer, f"read {where}")
         status = found.get("status") or {}
         ready_n = status.get("readyReplicas") or 0
         wanted_n = (found.get("spec") or {}).get("replicas", 1)
-        observed = status.get("observedGeneration", 0) >= found["metadata"].get("generation", 0)
+        observed = status.get("observedGeneration", 0) >= (found.get("metadata") or {}).get("generation", 0)
         updated = (status.get("updatedReplicas") or 0) >= min(wanted_n, readiness.min_endpoints)
         detail = f"{where} has {ready_n} of {wanted_n} replicas ready"
         return observed and updated and ready_n >= max(1, readiness.min_endpoints), detail
@@ -115,7 +116,7 @@ class IstioMesh:
         where = f"Service {readiness.namespace}/{readiness.service}"
         try:
             with answered(f"list the endpoints of {where}"):
-                found: Any = await self._custom.list_namespaced_custom_object(
+                answer = await self._custom.list_namespaced_custom_object(
                     "discovery.k8s.io",
                     "v1",
                     readiness.namespace,
@@ -126,6 +127,7 @@ class IstioMesh:
                 )
         except client.ApiException as error:
             return False, f"the endpoints of {where} cannot be listed ({error.status})"
+        found = object_of(answer, f"list the endpoints of {where}")
         ready_n = sum(
             len(endpoint.get("addresses") or ())
             for piece in found.get("items") or ()
@@ -137,14 +139,16 @@ class IstioMesh:
 
     async def _get(self, place: Place) -> dict[str, Any] | None:
         """The VirtualService, or None. An API server without v1 of the CRD is asked for v1beta1."""
+        what = f"read VirtualService {place.namespace}/{place.virtual_service}"
         for version in (self._version, *(v for v in VERSIONS if v != self._version)):
             try:
-                with answered(f"read VirtualService {place.namespace}/{place.virtual_service}"):
-                    found: Any = await self._custom.get_namespaced_custom_object(
+                with answered(what):
+                    answer = await self._custom.get_namespaced_custom_object(
                         GROUP, version, place.namespace, PLURAL, place.virtual_service, _request_timeout=self._timeout_s
                     )
+                found = object_of(answer, what)
                 self._version = version
-                return dict(found)
+                return found
             except client.ApiException as error:
                 if error.status != 404:
                     raise Unavailable(f"the API server answers {error.status}: {message(error)}") from error
@@ -152,18 +156,19 @@ class IstioMesh:
 
     async def _list(self, namespace: str) -> AsyncIterator[dict[str, Any]]:
         """Every VirtualService of a namespace, page by page."""
-        more = ""
+        more, what = "", f"list VirtualServices of {namespace}"
         while True:
             try:
-                with answered(f"list VirtualServices of {namespace}"):
-                    page: Any = await self._custom.list_namespaced_custom_object(
+                with answered(what):
+                    answer = await self._custom.list_namespaced_custom_object(
                         GROUP, self._version, namespace, PLURAL,
                         limit=PAGE, _continue=more, _request_timeout=self._timeout_s,
                     )  # fmt: skip
             except client.ApiException as error:
                 raise Unavailable(f"the API server answers {error.status}: {message(error)}") from error
+            page = object_of(answer, what)
             for one in page.get("items") or ():
-                yield one
+                yield object_of(one, what)
             more = (page.get("metadata") or {}).get("continue") or ""
             if not more:
                 return

@@ -63,6 +63,11 @@ def try_s(lane: Lane) -> float:
     return GATE_TRY_S if lane is Lane.PREFLIGHT else TRY_S
 
 
+def _pause_s(owed: Owed) -> float:
+    """Until the next try; longer from try to try."""
+    return min(LONGEST_PAUSE_S, 0.25 * 2.0 ** min(owed.attempts, 10))
+
+
 class Effects:
     """Carries out single instructions. Every effect is safe to repeat, and safe to be cut off at any point."""
 
@@ -74,7 +79,8 @@ class Effects:
         self._bus = bus
 
     async def carry_out(self, owed: Owed) -> Outcome:
-        """Try one instruction, for at most ``try_s``. Never raises for what the outside does."""
+        """Try one instruction, for at most ``try_s``. Never raises: what nobody foresaw of one instruction, such as an
+        answer of a form that no server should give, must not end the others with the process."""
         order = owed.instruction
         if isinstance(order, SetWeights | CheckReady | RunGate) and order.service.cluster not in self._meshes:
             # While settings change from replica to replica, another one may know it; nobody is refused anything.
@@ -89,9 +95,12 @@ class Effects:
             return self._refused(owed, refused)
         except (Unavailable, TimeoutError) as error:
             wished_s = error.retry_after_s if isinstance(error, Unavailable) else None
-            pause_s = min(LONGEST_PAUSE_S, 0.25 * 2 ** min(owed.attempts, 10))
             why = str(error) or f"no answer within {try_s(order.lane):g} s"
-            return Later(min(LONGEST_HIDDEN_S, max(pause_s, wished_s or 0.0)), why[:2000], failed=True)
+            return Later(min(LONGEST_HIDDEN_S, max(_pause_s(owed), wished_s or 0.0)), why[:2000], failed=True)
+        except Exception as error:
+            extra = {"action": "effect_failed", "rollout": order.rollout, "owed": owed.id}
+            logger.exception("%s failed in a way that nobody foresaw and is tried again", order.type, extra=extra)
+            return Later(_pause_s(owed), f"unforeseen: {error!r}"[:2000], failed=True)
 
     async def _do(self, owed: Owed) -> Outcome:
         order = owed.instruction

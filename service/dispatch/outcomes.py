@@ -45,7 +45,7 @@ class Outcomes:
 
     async def settle(self, owed_id: int, facts: Sequence[Told]) -> None:
         """The instruction is done, and this came of it. Returns once it is committed, or dropped because the rollout
-        cannot be read here: the instruction's lease then ends, and it is owed still."""
+        cannot be read or stepped here: the instruction's lease then ends, and it is owed still."""
         told = [replace(fact, settles=owed_id) for fact in facts]
         await self._bring(_News(_future(), told, settled=() if told else (owed_id,)))
 
@@ -66,28 +66,42 @@ class Outcomes:
             await asyncio.shield(self._writer)
 
     async def _write(self) -> None:
+        most = MOST
         while self._waiting:
-            group = self._waiting[:MOST]
+            group = self._waiting[:most]
             try:
-                await self._door.tell(
-                    [fact for news in group for fact in news.facts],
-                    settled=[i for news in group for i in news.settled],
-                    postponed=[one for news in group for one in news.postponed],
-                )
+                await self._tell(group)
             except Unavailable as error:
                 logger.warning("outcomes wait: %s", error, extra={"action": "outcomes_postponed"})
                 await self._clock.sleep(RETRY_S)
                 continue
+            except Exception:
+                if len(group) > 1:
+                    most = len(group) // 2  # until the one is found that nobody foresaw; the others are written
+                    continue
+                logger.exception(
+                    "an outcome cannot be written and is dropped; what it is of is owed still: this is a fault of "
+                    "Serinus, report it",
+                    extra={"action": "outcome_dropped", "rollouts": sorted({fact.rollout for fact in group[0].facts})},
+                )
             except BaseException as error:
                 for news in self._waiting:
                     if not news.written.done():
                         news.written.set_exception(RuntimeError(f"outcomes cannot be written: {error!r}"))
                 self._waiting = []
                 raise
+            most = MOST
             del self._waiting[: len(group)]
             for news in group:
                 if not news.written.done():
                     news.written.set_result(None)
+
+    async def _tell(self, group: Sequence[_News]) -> None:
+        await self._door.tell(
+            [fact for news in group for fact in news.facts],
+            settled=[i for news in group for i in news.settled],
+            postponed=[one for news in group for one in news.postponed],
+        )
 
 
 def _future() -> asyncio.Future[None]:

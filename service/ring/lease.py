@@ -35,5 +35,7 @@ class HeldLease:
         """Give it up, and do not ask for it for its length: another replica may be able to do what this one cannot.
         Raises Unavailable; the lease then runs out by itself."""
         now = self._clock.now()
+        held = self._renew_at is not None
         self._renew_at, self._ask_at = None, now + timedelta(seconds=self._lease_s)
-        await self._store.lease(self._name, self._holder, now, lease_s=0)
+        if held:
+            await self._store.lease(self._name, self._holder, now, lease_s=0)

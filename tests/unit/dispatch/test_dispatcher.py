@@ -14,13 +14,13 @@ import sqlalchemy as sa
 
 from service.dispatch import effects
 from service.dispatch.clockwork import Clockwork
-from service.dispatch.dispatcher import Dispatcher
+from service.dispatch.dispatcher import LEASE_S, Dispatcher
 from service.model.catalog import Catalog
 from service.model.gates.report import Finding, GateReport
 from service.model.instruction import Lane, Page, Publish, RunGate
 from service.model.names import RolloutId, ServiceKey
-from service.model.rollout import Phase, Waiting
-from service.model.stimulus import EventKind
+from service.model.rollout import Phase, RolloutState, Waiting
+from service.model.stimulus import EventKind, Stimulus
 from service.model.target import Place
 from service.ring.answer import Answer
 from service.ring.breaker import Breaker
@@ -28,6 +28,8 @@ from service.ring.door import Door, Told
 from service.ring.ports import Refused, Unavailable, WeightsSeen
 from service.ring.seen import Unseen
 from service.ring.store import LONGEST_HIDDEN_S, Conflict, Damaged, KillSwitch
+from service.rollout import machine
+from service.rollout.turn import Step
 from service.storage import tables as t
 from service.storage.opening import open_store
 from service.storage.store import SqlStore
@@ -791,3 +793,57 @@ async def test_two_writers_on_one_rollout_both_get_through(store: SqlStore) -> N
     assert all(a[0].accepted for a in answers) or sum(a[0].accepted for a in answers) == 1
     state = (await store.load([story.state.id]))[story.state.id]
     assert state.phase is Phase.ROLLING_BACK
+
+
+async def test_an_effect_that_fails_in_a_way_nobody_foresaw_is_tried_again_and_stops_no_other(store: SqlStore) -> None:
+    class Poisoned(Outside):
+        async def set_weights(
+            self, place: Place, *, canary_percent: int, fence: int, rollout: str, first: bool = False
+        ) -> WeightsSeen:
+            if rollout == poisoned and not self.mended:
+                raise KeyError("nobody foresaw this")
+            return await super().set_weights(
+                place, canary_percent=canary_percent, fence=fence, rollout=rollout, first=first
+            )
+
+        mended = False
+
+    outside = Poisoned()
+    _, dispatcher = made(store, outside)
+    one, other = (Story(place=place(readiness=None), service=named(n), id=n, rollout=f"r-{n}") for n in ("one", "two"))
+    poisoned = one.state.id
+    for story in (one, other):
+        await keep(store, story)
+    await dispatcher.turn(Lane.WEIGHTS)
+    states = await store.load([one.state.id, other.state.id])
+    assert [states[story.state.id].weight_seen for story in (one, other)] == [None, 10]
+    outside.mended = True
+    outside.moment += timedelta(seconds=20)
+    await dispatcher.turn(Lane.WEIGHTS)
+    assert (await store.load([poisoned]))[poisoned].weight_seen == 10
+
+
+async def test_an_outcome_that_the_core_cannot_take_is_dropped_alone_and_owed_still(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = Outside()
+    _, dispatcher = made(store, outside)
+    stories = [Story(place=place(readiness=None), service=named(n), id=n, rollout=f"r-{n}") for n in ("one", "two")]
+    for story in stories:
+        await keep(store, story)
+    poisoned, other = (story.state.id for story in stories)
+    real = machine.step
+
+    def step(state: RolloutState, stimulus: Stimulus) -> Step:
+        if state.id == poisoned:
+            raise machine.IllegalTransition("nobody foresaw this")
+        return real(state, stimulus)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(machine, "step", step)
+        await dispatcher.turn(Lane.WEIGHTS)
+    states = await store.load([poisoned, other])
+    assert (states[poisoned].weight_seen, states[other].weight_seen) == (None, 10)
+    outside.moment += timedelta(seconds=LEASE_S + 1)
+    await dispatcher.turn(Lane.WEIGHTS)
+    assert (await store.load([poisoned]))[poisoned].weight_seen == 10

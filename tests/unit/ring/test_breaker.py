@@ -78,3 +78,15 @@ async def test_a_held_lease_is_asked_for_seldom_and_one_that_stood_still_asks_be
     await clock.sleep(31)  # the first one stands still
     assert await other.mine()
     assert not await one.mine()
+
+
+async def test_only_who_holds_a_lease_gives_it_up() -> None:
+    clock, leases = Clock(), Leases()
+    one, other = (HeldLease(leases, clock, "watch", name, lease_s=30) for name in ("a", "b"))  # type: ignore[arg-type]
+    assert await one.mine()
+    assert not await other.mine()
+    asked_n = leases.asked_n
+    await other.let_go()
+    assert leases.asked_n == asked_n
+    await one.let_go()
+    assert leases.held["watch"] == ("a", clock.now())
