@@ -6,7 +6,6 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from service.model.gates.golden import GoldenGate, GoldenSubject, Tolerance
 from service.model.gates.report import Candidate, Finding, GateReport
 from service.model.names import ServiceKey
 from service.preflight.golden.gate import GoldenReplay
-from tests.real.parts.serving import NAME, ModelServer
+from tests.real.parts.serving import NAME, HttpServer, ModelServer, running
 from tests.real.parts.tensorflow import run_in
 
 pytestmark = pytest.mark.real
@@ -94,15 +93,6 @@ def stable(models: dict[str, Path]) -> Iterator[ModelServer]:
         yield server.wait()
 
 
-@contextmanager
-def running(*servers: ModelServer) -> Iterator[tuple[ModelServer, ...]]:
-    with ExitStack() as stack:
-        for server in servers:
-            server.start()
-            stack.callback(server.stop)
-        yield servers
-
-
 @pytest.fixture
 def recorded(tmp_path: Path) -> Path:
     """200 requests, rows and columns; every fortieth has far larger inputs."""
@@ -122,7 +112,7 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
         yield made
 
 
-async def look(recorded: Path, stable: ModelServer, canary: ModelServer, **rule: Any) -> GateReport:
+async def look(recorded: Path, stable: HttpServer, canary: HttpServer, **rule: Any) -> GateReport:
     subject = GoldenSubject(
         requests="golden.jsonl", stable_url=stable.url, canary_url=canary.url, concurrency=2, timeout_s=60.0
     )

@@ -33,8 +33,8 @@ from tests.contract.source.test_shipped_presets import (
 )
 from tests.real.parts.building import prometheus
 from tests.real.parts.prometheus import PrometheusServer
-from tests.real.parts.serving import NAME, ModelServer
-from tests.real.test_golden import built, running
+from tests.real.parts.serving import NAME, ModelServer, running
+from tests.real.test_golden import built
 
 pytestmark = pytest.mark.real
 

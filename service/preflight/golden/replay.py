@@ -230,11 +230,14 @@ async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
 
 
 def _available(body: bytes) -> bool:
-    """Whether TensorFlow Serving's status names a version that it serves."""
+    """Whether TensorFlow Serving's status names a version that it serves; or KServe's, which speaks the same protocol
+    at the same path and has another status."""
     with suppress(ValueError, RecursionError):
         match json.loads(body.decode("utf-8")):
             case {"model_version_status": list(versions)}:
                 return any(isinstance(one, dict) and one.get("state") == "AVAILABLE" for one in versions)
+            case {"ready": True}:
+                return True
     return False
 
 

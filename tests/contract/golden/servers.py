@@ -21,6 +21,8 @@ class Model:
         self.asked: list[tuple[str, bytes, dict[str, str]]] = []
         self.ready_after_n = 0
         """Questions for readiness that are answered with no first."""
+        self.of_kserve = False
+        """Says of its status in the v1 protocol what KServe does."""
         self.odd: dict[int, Handler] = {}
         """Handlers of predictions by their number, from 0; -1: of all."""
         self.under_way = 0
@@ -50,6 +52,8 @@ class Model:
     def _status(self, request: web.Request) -> web.Response:
         ready = self.ready_after_n <= 0
         self.ready_after_n -= 1
+        if request.path == "/v1/models/ranker" and self.of_kserve:
+            return web.json_response({"name": "ranker", "ready": ready})
         if request.path.startswith("/v1/models/ranker"):
             state = "AVAILABLE" if ready else "LOADING"
             return web.json_response({"model_version_status": [{"version": "1", "state": state, "status": {}}]})

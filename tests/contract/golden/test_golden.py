@@ -149,6 +149,16 @@ async def test_a_candidate_that_is_still_loading_is_waited_for_and_the_wait_is_t
     assert (await rig.look(PREDICT, GoldenGate(max_cold_start_s=1e-9))).finding is Finding.FAILED
 
 
+async def test_kserves_status_at_the_path_of_tensorflow_serving_is_understood(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.preflight.golden.replay.READY_EVERY_S", 0.01)
+    rig.stable.of_kserve = rig.canary.of_kserve = True
+    assert (await rig.look(PREDICT)).finding is Finding.PASSED
+    rig.canary.ready_after_n = 10**9
+    assert (await rig.look(PREDICT, ready_within_s=0.1)).finding is Finding.COULD_NOT_LOOK
+
+
 @pytest.mark.parametrize("form", ["predict", "infer"])
 async def test_a_candidate_that_never_loads_could_not_be_looked_at(
     rig: Rig, form: str, monkeypatch: pytest.MonkeyPatch

@@ -2,7 +2,7 @@
 
 import time
 
-from tests.real.parts import building, registry, tensorflow
+from tests.real.parts import building, kserve, registry, tensorflow, triton
 
 PARTS = {
     "kafka": building.kafka_jars,
@@ -12,6 +12,8 @@ PARTS = {
     "trivy's reports": building.trivy_reports,
     "docker-registry": registry.distribution,
     "registry with referrers": registry.with_referrers,
+    "kserve": kserve.ENVIRONMENT.python,
+    "triton": triton.ENVIRONMENT.python,
     **{f"tensorflow {name}": environment.python for name, environment in tensorflow.ENVIRONMENTS.items()},
 }
 

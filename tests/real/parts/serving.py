@@ -1,5 +1,5 @@
-"""Model servers of real TensorFlow, each version's in its own Python. ``serving_program`` says how far they are like
-TensorFlow Serving, whose own binary is in no package index that the tests use."""
+"""Model servers, each in a Python of its own. ``serving_program`` says how far the one of TensorFlow is like TensorFlow
+Serving, whose own binary is in no package index that the tests use."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Self, TypeVar
 
 from tests.processes import end, free_port
 from tests.real.parts.tensorflow import ENVIRONMENTS, QUIET
@@ -19,16 +21,29 @@ NAME = "ranker"
 READY_WITHIN_S = 180.0
 
 
-class ModelServer:
-    """Serves the newest version below a folder; ``start`` returns at once, for the wait is what a cold start is."""
+class HttpServer:
+    """A program that answers HTTP on loopback; ``start`` returns at once, for the wait is what a cold start is."""
 
-    def __init__(self, version: str, models: Path, *, environment: Mapping[str, str] = {}) -> None:
-        """``version`` is a name in ENVIRONMENTS; ``models`` holds folders named by numbers."""
-        self._python = ENVIRONMENTS[version].python()
-        self._models = models
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        port: int,
+        ready: str,
+        folder: Path,
+        environment: Mapping[str, str] = {},
+        search: Sequence[Path] = (),
+    ) -> None:
+        """``ready`` is the path that answers with 200 once it serves; its log is kept in ``folder``.
+
+        search : folders before those of PATH
+        """
+        self._command = command
+        self._port = port
+        self._ready = ready
         self._environment = environment
-        self._port = free_port()
-        self._log = models / f"serving-{self._port}.log"
+        self._search = search
+        self._log = folder / f"serving-{port}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -38,7 +53,7 @@ class ModelServer:
 
     @property
     def pid(self) -> int:
-        """Of the process that holds TensorFlow."""
+        """Of the process that holds the model."""
         assert self._process is not None
         return self._process.pid
 
@@ -47,31 +62,26 @@ class ModelServer:
         """Everything that it has said."""
         return self._log.read_text("utf-8", "replace")
 
-    def start(self) -> ModelServer:
-        """Start it. Isolated (-I): beside the program lies a module that is called tensorflow too."""
-        arguments = (f"--model_name={NAME}", f"--model_base_path={self._models}", f"--rest_api_port={self._port}")
+    def start(self) -> Self:
+        """Start it."""
+        path = os.pathsep.join([*map(str, self._search), os.environ.get("PATH", "")])
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(self._python), "-I", str(PROGRAM), *arguments],
+                self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={
-                    "PATH": os.environ.get("PATH", ""),
-                    "HOME": os.environ.get("HOME", "/"),
-                    **QUIET,
-                    **self._environment,
-                },
+                env={"PATH": path, "HOME": os.environ.get("HOME", "/"), **QUIET, **self._environment},
             )
         return self
 
-    def wait(self) -> ModelServer:
+    def wait(self) -> Self:
         """Wait until it answers; raises RuntimeError with its last log lines when it does not."""
         assert self._process is not None
         deadline = time.monotonic() + READY_WITHIN_S
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
-                with urllib.request.urlopen(f"{self.url}/v1/models/{NAME}", timeout=5):
+                with urllib.request.urlopen(f"{self.url}{self._ready}", timeout=5):
                     return self
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
@@ -88,3 +98,33 @@ class ModelServer:
         process, self._process = self._process, None
         if process is not None:
             end(process)
+
+
+class ModelServer(HttpServer):
+    """TensorFlow's; serves the newest version below a folder."""
+
+    def __init__(self, version: str, models: Path, *, environment: Mapping[str, str] = {}) -> None:
+        """``version`` is a name in ENVIRONMENTS; ``models`` holds folders named by numbers."""
+        port = free_port()
+        # Isolated (-I): beside the program lies a module that is called tensorflow too.
+        command = (str(ENVIRONMENTS[version].python()), "-I", str(PROGRAM), f"--model_name={NAME}")
+        super().__init__(
+            (*command, f"--model_base_path={models}", f"--rest_api_port={port}"),
+            port=port,
+            ready=f"/v1/models/{NAME}",
+            folder=models,
+            environment=environment,
+        )
+
+
+S = TypeVar("S", bound=HttpServer)
+
+
+@contextmanager
+def running(*servers: S) -> Iterator[tuple[S, ...]]:
+    """Start all of them, and end all of them."""
+    with ExitStack() as stack:
+        for server in servers:
+            server.start()
+            stack.callback(server.stop)
+        yield servers

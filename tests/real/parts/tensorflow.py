@@ -1,50 +1,25 @@
 """Real TensorFlow, several versions side by side, each in a virtual environment of its own.
 
-Nothing here imports TensorFlow: the tests start programs with an environment's ``python()``. The wheels come to about
-200 MB a version and 1.2 GB unpacked; uv's cache is linked to, so that a second checkout costs little.
+The wheels come to about 200 MB a version and 1.2 GB unpacked. NumPy and Keras are those that came with each when it was
+new, because they are part of what an upgrade changes.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
-from tests.real.parts.building import PartMissing, made_of, run
-
-PYTHON = "3.11"
-"""The one Python that has wheels of all the versions."""
-
-
-@dataclass(frozen=True)
-class Environment:
-    """One TensorFlow with what came with it when it was new: NumPy and Keras are part of what an upgrade changes."""
-
-    requirements: tuple[str, ...]
-
-    def python(self) -> Path:
-        """The environment's interpreter; made on first use, which takes a minute or two."""
-        content = "\n".join((PYTHON, *self.requirements)).encode()
-        version = self.requirements[0].partition("==")[2]
-        return made_of(f"tensorflow-{version}", content, self._make) / "bin" / "python"
-
-    def _make(self, folder: Path) -> None:
-        uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-        if uv is None:
-            raise PartMissing("real TensorFlow needs uv; run `make setup`")
-        # Relocatable: the folder gets its name only when all of it is there.
-        run([uv, "venv", "--quiet", "--relocatable", "--clear", "--python", PYTHON, str(folder)])
-        run([uv, "pip", "install", "--quiet", "--python", str(folder / "bin" / "python"), *self.requirements])
-
+from tests.real.parts.environments import Environment
 
 ENVIRONMENTS = {
-    "2.12": Environment(("tensorflow-cpu==2.12.0", "keras==2.12.0", "numpy==1.23.5", "setuptools<81")),
-    "2.13": Environment(("tensorflow-cpu==2.13.0", "keras==2.13.1", "numpy==1.24.3", "setuptools<81")),
-    "newest": Environment(("tensorflow-cpu==2.21.0", "keras==3.15.1", "numpy==2.4.6")),
+    "2.12": Environment(
+        "tensorflow-2.12.0", ("tensorflow-cpu==2.12.0", "keras==2.12.0", "numpy==1.23.5", "setuptools<81")
+    ),
+    "2.13": Environment(
+        "tensorflow-2.13.0", ("tensorflow-cpu==2.13.0", "keras==2.13.1", "numpy==1.24.3", "setuptools<81")
+    ),
+    "newest": Environment("tensorflow-2.21.0", ("tensorflow-cpu==2.21.0", "keras==3.15.1", "numpy==2.4.6")),
 }
 """By the name that the tests use."""
 
