@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 
 from service.app.clock import SystemClock
-from service.model.observation import FailureCounts
+from service.model.observation import ArmValues, Availability, FailureCounts, HistogramCounts, Reading
 from service.sources.prometheus import PrometheusSource
 from tests.contract.source.expositions import Served
 from tests.contract.source.test_shipped_presets import (
@@ -32,9 +33,12 @@ from tests.contract.source.test_shipped_presets import (
     shipped,
 )
 from tests.real.parts.building import prometheus
+from tests.real.parts.kserve import KServeServer
 from tests.real.parts.prometheus import PrometheusServer
-from tests.real.parts.serving import NAME, ModelServer, running
+from tests.real.parts.serving import NAME, HttpServer, ModelServer, running
+from tests.real.parts.triton import TritonServer
 from tests.real.test_golden import built
+from tests.real.test_golden_v2 import tensor
 
 pytestmark = pytest.mark.real
 
@@ -143,56 +147,117 @@ async def test_what_pods_use_is_read_from_what_three_exporters_print(tmp_path: P
         expect_resources(readings)
 
 
+class Arms:
+    """Two real servers that a real Prometheus scrapes as stable and canary, by the label that their preset asks for."""
+
+    def __init__(
+        self, folder: Path, preset: str, servers: Mapping[str, HttpServer], path: str, count: str, asked: str
+    ) -> None:
+        """``path`` is where they print metrics, ``count`` a pattern of counters of requests, by which what is
+        stored is known, and ``asked`` where requests go."""
+        self.preset, self.servers = preset, servers
+        self._count, self._asked = count, asked
+        self._label = SERVERS[preset].label
+        self._store = PrometheusServer(prometheus(), folder, dict.fromkeys(servers, ""), honor_labels=False)
+        for version, server in servers.items():
+            address = server.metrics_url.removeprefix("http://")
+            labels = {self._label: version, "job": "serving", "pod": version}
+            self._store.aim(version, address, **labels, __metrics_path__=path)
+
+    async def read(self, stable: Sequence[Any], canary: Sequence[Any]) -> dict[str, Reading]:
+        """What the preset's metrics read of these bodies of requests, by metric; one more of each is asked before."""
+        with running(*self.servers.values()):
+            for server in self.servers.values():
+                await asyncio.to_thread(server.wait)
+            await asyncio.to_thread(self._store.start)
+            try:
+                # KServe closes the connection behind an answer of 500.
+                connector = aiohttp.TCPConnector(force_close=True)
+                async with aiohttp.ClientSession(connector=connector) as session:
+                    first = [await self._stored(session, version, [stable[0]], 1) for version in self.servers]
+                    last = [
+                        await self._stored(session, version, bodies, 1 + len(bodies))
+                        for version, bodies in ((STABLE, stable), (CANARY, canary))
+                    ]
+                    presets = {self.preset: preset_of(self.preset)}
+                    source = PrometheusSource(
+                        session, self._store.url, presets, clock=SystemClock(), scrape_interval_s=1.0
+                    )
+                    ((*readings,),) = await source.collect([query(SERVERS[self.preset], max(first), max(last))])
+            finally:
+                await asyncio.to_thread(self._store.stop)
+        return {reading.metric: reading for reading in readings}
+
+    async def _stored(self, session: aiohttp.ClientSession, version: str, bodies: Sequence[Any], n: int) -> float:
+        """Ask, and wait; a moment at which the store has seen ``n`` requests."""
+        for body in bodies:
+            async with session.post(f"{self.servers[version].url}{self._asked}", json=body) as answer:
+                await answer.read()
+        async with asyncio.timeout(60):
+            while True:
+                question = {"query": f'sum({{__name__=~"{self._count}",{self._label}="{version}"}})'}
+                async with session.get(f"{self._store.url}/api/v1/query", params=question) as answer:
+                    found = (await answer.json())["data"]["result"]
+                if found and float(found[0]["value"][1]) >= n:
+                    return time.time()
+                await asyncio.sleep(0.2)
+
+
 async def test_an_op_that_real_tensorflow_lacks_shows_as_failed_requests_by_the_preset(tmp_path: Path) -> None:
     """The servers are the golden tests' stand-in around real TensorFlow; what is scraped is theirs."""
     servers = {
         STABLE: ModelServer("2.12", await asyncio.to_thread(built, tmp_path / "good", "2.12")),
         CANARY: ModelServer("2.13", await asyncio.to_thread(built, tmp_path / "bad", "2.13", "no-kernel")),
     }
-    store = PrometheusServer(prometheus(), tmp_path / "store", dict.fromkeys(servers, ""), honor_labels=False)
-    path = "/monitoring/prometheus/metrics"
-    count = ":tensorflow:serving:request_count"
-    with running(*servers.values()):
-        for version, server in servers.items():
-            await asyncio.to_thread(server.wait)
-            address = server.url.removeprefix("http://")
-            store.aim(version, address, version=version, job="serving", pod=version, __metrics_path__=path)
-        await asyncio.to_thread(store.start)
-        try:
-            async with aiohttp.ClientSession() as session:
-
-                async def asked(version: str, n: int) -> None:
-                    for _ in range(n):
-                        body = {"instances": [[0.5] * 32]}
-                        url = f"{servers[version].url}/v1/models/{NAME}:predict"
-                        async with session.post(url, json=body) as answer:
-                            await answer.read()
-
-                async def stored(version: str, n: int) -> float:
-                    """A moment at which the store has seen so many requests."""
-                    async with asyncio.timeout(60):
-                        while True:
-                            question = {"query": f'sum({count}{{version="{version}"}})'}
-                            async with session.get(f"{store.url}/api/v1/query", params=question) as answer:
-                                found = (await answer.json())["data"]["result"]
-                            if found and float(found[0]["value"][1]) >= n:
-                                return time.time()
-                            await asyncio.sleep(0.2)
-
-                for version in servers:
-                    await asked(version, 1)
-                start = max([await stored(version, 1) for version in servers])
-                await asked(STABLE, 30)
-                await asked(CANARY, 6)
-                end = max([await stored(STABLE, 31), await stored(CANARY, 7)])
-                name = "tensorflow-serving"
-                source = PrometheusSource(
-                    session, store.url, {name: preset_of(name)}, clock=SystemClock(), scrape_interval_s=1.0
-                )
-                ((latency, errors),) = await source.collect([query(SERVERS[name], start, end)])
-        finally:
-            await asyncio.to_thread(store.stop)
-    assert errors.counts == FailureCounts(6, 6, 0, 30)
+    arms = Arms(
+        tmp_path / "store", "tensorflow-serving", servers, "/monitoring/prometheus/metrics",
+        ":tensorflow:serving:request_count", f"/v1/models/{NAME}:predict",
+    )  # fmt: skip
+    body = {"instances": [[0.5] * 32]}
+    found = await arms.read([body] * 30, [body] * 6)
+    assert found["errors"].counts == FailureCounts(6, 6, 0, 30)
     # Only what succeeded has a latency.
-    assert not latency.availability.usable
-    assert "request_latency_bucket has no series of the canary" in latency.detail
+    assert not found["latency"].availability.usable
+    assert "request_latency_bucket has no series of the canary" in found["latency"].detail
+
+
+def rows(*features: float) -> Any:
+    """A request of the v2 protocol."""
+    return {"inputs": [tensor([list(features)])]}
+
+
+GOOD, RAISES, REFUSES = rows(1, 2, 3, 4), rows(1e7, 0, 0, 0), rows(-1e7, 0, 0, 0)
+
+
+async def test_a_real_kserve_is_read_by_its_preset(tmp_path: Path) -> None:
+    servers = {version: KServeServer(tmp_path) for version in (STABLE, CANARY)}
+    count, asked = "request_predict_seconds_count", f"/v2/models/{NAME}/infer"
+    arms = Arms(tmp_path / "store", "kserve", servers, "/metrics", count, asked)
+    found = await arms.read([GOOD] * 30, [GOOD] * 6 + [RAISES] * 2)
+    latency = found["latency"]
+    assert latency.availability is Availability.ENOUGH
+    assert isinstance(latency.counts, HistogramCounts)
+    # What failed in predict has a latency, too.
+    assert (sum(latency.counts.canary), sum(latency.counts.stable)) == (8, 30)
+    assert latency.counts.edges_s[0] == 0.005
+    # Its own server counts no requests by status: without Knative's queue proxy that is nothing, and no zero.
+    assert not found["errors"].availability.usable
+    assert "revision_app_request_count has no series of the canary" in found["errors"].detail
+
+
+async def test_a_real_triton_is_read_by_its_preset(tmp_path: Path) -> None:
+    servers = {version: TritonServer(tmp_path) for version in (STABLE, CANARY)}
+    count, asked = "nv_inference_request_(success|failure)", f"/v2/models/{NAME}/infer"
+    arms = Arms(tmp_path / "store", "triton", servers, "/metrics", count, asked)
+    found = await arms.read([GOOD] * 30, [GOOD] * 6 + [RAISES] * 2 + [REFUSES])
+    # A model of the Python backend that answers with an error of its own has succeeded, for Triton.
+    assert found["errors"].counts == FailureCounts(2, 9, 0, 30)
+    for name, least in (("mean-us", 1.0), ("pending", 0.0)):
+        values = found[name].counts
+        assert isinstance(values, ArmValues), found[name]
+        assert values.canary is not None
+        assert values.stable is not None
+        assert least <= min(values.canary, values.stable) < 1e6
+    # No histogram of a model that answers once a request, although histogram_latencies is on.
+    assert not found["latency"].availability.usable
+    assert "nv_inference_first_response_histogram_ms_bucket has no series" in found["latency"].detail

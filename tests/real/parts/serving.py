@@ -52,6 +52,11 @@ class HttpServer:
         return f"http://127.0.0.1:{self._port}"
 
     @property
+    def metrics_url(self) -> str:
+        """Where its metrics are, without their path."""
+        return self.url
+
+    @property
     def pid(self) -> int:
         """Of the process that holds the model."""
         assert self._process is not None

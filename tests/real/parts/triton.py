@@ -71,6 +71,6 @@ class TritonServer(HttpServer):
         )
 
     @property
-    def metrics_address(self) -> str:
-        """Host and port at which /metrics is."""
-        return f"127.0.0.1:{self._metrics_port}"
+    def metrics_url(self) -> str:
+        """A port of their own."""
+        return f"http://127.0.0.1:{self._metrics_port}"
