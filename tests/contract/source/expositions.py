@@ -1,7 +1,7 @@
-"""What real exporters print, in their own form, for the presets' tests.
+"""What real exporters print, in their own form, for the presets' tests that need no real ones.
 
 The text is written here; its form is taken from the source of each exporter, which its function names. Servers in
-Python print by prometheus_client, and so does this.
+Python print by prometheus_client, and so does this. KServe and Triton themselves are read in tests/real/test_presets.py.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def tensorflow_serving(pod: Served) -> str:
 
 def triton(pod: Served) -> str:
     """src/metrics.cc and metric_model_reporter.cc of Triton's core, printed by prometheus-cpp: count and sum before
-    the buckets, labels by name. With --metrics-config histogram_latencies=true."""
+    the buckets, labels by name. Of a decoupled model, with --metrics-config histogram_latencies=true: others have no
+    histogram."""
     model = 'model="ranker",version="1"'
     total_us = round(pod.answered * pod.took_s * 1e6)
     lines = [
