@@ -32,7 +32,7 @@ check: $(STAMP) ## format, lint, types and import contracts
 test: $(STAMP) ## everything that needs only Python
 	$(BIN)/python -m pytest
 
-test-real: $(STAMP) ## a real Kafka, API server, Prometheus, PostgreSQL and TensorFlow (brings Java, Maven and Go parts itself)
+test-real: $(STAMP) ## a real Kafka, API server, Prometheus, PostgreSQL, TensorFlow, KServe, Triton (brings the parts itself)
 	$(BIN)/python -m tests.real.parts
 	$(BIN)/python -m pytest -m real --timeout 900 tests
 
