@@ -1,7 +1,7 @@
 """What real exporters print, in their own form, for the presets' tests that need no real ones.
 
 The text is written here; its form is taken from the source of each exporter, which its function names. Servers in
-Python print by prometheus_client, and so does this. KServe and Triton themselves are read in tests/real/test_presets.py.
+Python print by prometheus_client, and so does this. tests/real/test_presets.py reads KServe and Triton themselves.
 """
 
 from __future__ import annotations

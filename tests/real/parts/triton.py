@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.processes import free_port
+from tests.real.parts.building import PartMissing, run
 from tests.real.parts.environments import PACKAGES, PYTHON, Environment
 from tests.real.parts.serving import NAME, HttpServer
 
@@ -24,7 +25,10 @@ class TritonEnvironment(Environment):
         """Fill the folder."""
         super().make(folder)
         root, name = folder / SERVER, "triton_python_backend_stub"
-        shutil.copy(root / "python_backend_stubs" / PYTHON / name, root / "backends" / "python" / name)
+        stub = shutil.copy(root / "python_backend_stubs" / PYTHON / name, root / "backends" / "python" / name)
+        missing = [line.split()[0] for line in run(["ldd", str(stub)]).splitlines() if line.endswith("not found")]
+        if missing:
+            raise PartMissing(f"Triton's models in Python need {', '.join(missing)} (Debian: libpython{PYTHON})")
 
 
 ENVIRONMENT = TritonEnvironment("triton-2.51.0", ("nvidia-pytriton==0.7.0", "numpy==1.26.4"), alone=True)
