@@ -32,13 +32,17 @@ def of_this_image(
     theirs_all = report.digests | ({report.config_digest} - {""})
     if same := theirs_all & known:
         return Check(Outcome.GOOD, f"the report is of this image ({short(min(same))})")
+    if report.part:
+        said = f"the report is of {readable(report.part, 160)}, where no operating system was looked at"
+        return Check(Outcome.UNSEEN, said, "scan the image itself: a part of it says nothing of the rest")
     # Without the registry, the digest of a configuration has nothing to be held against.
     if known and (told := theirs_all if digests else report.digests):
         said = f"the report is of image {_shorts(told)}, and the candidate's is {_shorts(known)}"
         to_do = f"{SCAN_AGAIN} (an index and the image of one platform in it have different digests)"
         return Check(Outcome.UNSEEN, said, to_do)
     ours, theirs = {_tagged(one) for one in references} - {None}, {_tagged(one) for one in report.names} - {None}
-    called = readable(report.names[0], 120) if report.names else ""
+    # A scan of an archive names its file first, and then the tag.
+    called = readable(next((n for n in report.names if _tagged(n) in ours), [*report.names, ""][0]), 120)
     if not known and not ours:
         said = "which image is the candidate's is not known, so the report may be of another one"
         to_do = "let the event carry the image as its artifact, or name the Deployment in the target"

@@ -61,6 +61,8 @@ class Report:
     image_user: str | None = None
     """The user of the image's configuration, where the report repeats it."""
     created: datetime | None = None
+    part: str = ""
+    """What was scanned, where that was no image and no operating system: a lock file, a source tree."""
     suppressed_n: int = 0
     """Findings that the scanner's own configuration took out."""
     remarks: tuple[str, ...] = ()

@@ -35,6 +35,7 @@ _ADVISORY = re.compile(
 _GRYPE = re.compile(r"^A ([a-z]{1,20}) vulnerability in \S{1,60} package: (\S{1,200}), version (\S{1,200}) was found ")
 _CLAIR_ACTION = re.compile(r"^\[(\S{1,200}) - (\S{0,200}) - ([A-Za-z]{1,20})\] ")
 _SECRET_RULES = frozenset({"Secret"})
+_TRIVY, _SYSTEM_RULE = "Trivy", "OsPackageVulnerability"
 _OTHER_RULES = frozenset({"Misconfiguration", "License"})
 _TEXT = Text(4000)
 
@@ -87,6 +88,7 @@ class SarifReader:
         self._config_digest = ""
         self._names: list[str] = []
         self._created: datetime | None = None
+        self._part = ""
         self._suppressed_n = 0
         self._failure = ""
         text = Fields({"text": _TEXT})
@@ -154,6 +156,7 @@ class SarifReader:
             config_digest=self._config_digest,
             names=tuple(self._names),
             created=self._created,
+            part=self._part,
             remarks=(f"{self._suppressed_n} are marked as suppressed in the report, and count all the same",)
             if self._suppressed_n
             else (),
@@ -208,6 +211,9 @@ class SarifReader:
             self._created = min(filter(None, (ended, self._created)), default=None)
         properties = run.get("properties", {})
         image = properties.get("imageName", "")
+        if name == _TRIVY and not image and not any(rule.name == _SYSTEM_RULE for rule in self._run.rules):
+            # Trivy names what is an image.
+            self._part = "something that Trivy does not call an image"
         self._digests |= digests_of(image, *properties.get("repoDigests", ()))
         self._config_digest = self._config_digest or "".join(digests_of(properties.get("imageID")))
         self._names += filter(None, (image, *properties.get("repoTags", ())))

@@ -22,8 +22,10 @@ from service.preflight.security.reports import (
     short,
 )
 
-PACKAGE_CLASSES = ("os-pkgs", "lang-pkgs")
+SYSTEM_CLASS = "os-pkgs"
+PACKAGE_CLASSES = (SYSTEM_CLASS, "lang-pkgs")
 """Results in which vulnerabilities are looked for."""
+IMAGE = "container_image"
 
 
 class TrivyReader:
@@ -35,7 +37,7 @@ class TrivyReader:
         self._found: list[Found] = []
         self._pending: list[Found] = []
         """Findings of the result that is being read, whose target may stand behind them."""
-        self._packages_n = 0
+        self._packages_n = self._systems_n = 0
         self._suppressed_n = 0
         layer = Fields({"Digest": Text(200), "DiffID": Text(200)})
         vulnerability = Fields(
@@ -95,6 +97,8 @@ class TrivyReader:
         config = metadata.get("ImageConfig")
         name = root.get("ArtifactName", "")
         system = metadata.get("OS", {})
+        # An unpacked image is a file system, too, and has an operating system as a rule.
+        is_part = root.get("ArtifactType", IMAGE) != IMAGE and not self._systems_n
         remarks: tuple[str, ...] = ()
         if system.get("EOSL"):
             remarks = (
@@ -109,6 +113,7 @@ class TrivyReader:
             names=tuple(filter(None, (name, *metadata.get("RepoTags", ())))),
             image_user=config.get("config", {}).get("User", "") if config else None,
             created=moment_of(root.get("CreatedAt")),
+            part=f"the {root['ArtifactType']} {name}" if is_part else "",
             suppressed_n=self._suppressed_n,
             remarks=remarks,
         )
@@ -145,6 +150,7 @@ class TrivyReader:
 
     def _result(self, result: dict[str, Any]) -> None:
         self._packages_n += result.get("Class") in PACKAGE_CLASSES
+        self._systems_n += result.get("Class") == SYSTEM_CLASS
         target = result.get("Target", "")
         # A secret's file is the target; its layer alone would not say where to look.
         self._found += (
