@@ -6,12 +6,13 @@ backends there is only Python's.
 
 from __future__ import annotations
 
+import platform
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from tests.processes import free_port
-from tests.real.parts.building import PartMissing, run
+from tests.real.parts.building import PartMissing, debian, run
 from tests.real.parts.environments import PACKAGES, PYTHON, Environment
 from tests.real.parts.serving import NAME, HttpServer
 
@@ -26,9 +27,16 @@ class TritonEnvironment(Environment):
         super().make(folder)
         root, name = folder / SERVER, "triton_python_backend_stub"
         stub = shutil.copy(root / "python_backend_stubs" / PYTHON / name, root / "backends" / "python" / name)
-        missing = [line.split()[0] for line in run(["ldd", str(stub)]).splitlines() if line.endswith("not found")]
+        found = run(["env", f"LD_LIBRARY_PATH={libraries()}", "ldd", str(stub)])
+        missing = [line.split()[0] for line in found.splitlines() if line.endswith("not found")]
         if missing:
-            raise PartMissing(f"Triton's models in Python need {', '.join(missing)} (Debian: libpython{PYTHON})")
+            raise PartMissing(f"Triton's models in Python need {', '.join(missing)}")
+
+
+def libraries() -> Path:
+    """The folder of the library that programs load a Python from; not every machine has it."""
+    package = f"libpython{PYTHON}"
+    return debian(package, f"Debian's {package}") / "usr" / "lib" / f"{platform.machine()}-linux-gnu"
 
 
 ENVIRONMENT = TritonEnvironment("triton-2.51.0", ("nvidia-pytriton==0.7.0", "numpy==1.26.4"), alone=True)
@@ -70,7 +78,7 @@ class TritonServer(HttpServer):
             port=port,
             ready=f"/v2/models/{NAME}/ready",
             folder=folder,
-            environment={"RANKER_CHANGE": change, **environment},
+            environment={"RANKER_CHANGE": change, "LD_LIBRARY_PATH": str(libraries()), **environment},
             search=(ENVIRONMENT.folder / "bin",),
         )
 
