@@ -18,10 +18,13 @@ Flags = NDArray[np.bool_]
 
 NEEDED = np.array([8.0, 24.0])[:, None]
 """Windows that the two strengths need to be detected."""
-PRIOR = (0.8, 0.2)
+PRIOR = (0.85, 0.15)
 NATS_NEEDED = 7.0
-REST_SHARE = 0.15
+REST_SHARE = 0.1
 """Weight of the one-class-against-the-rest bets; the others move mass between two classes."""
+ANYWHERE = 0.1
+"""Part of the mass a class loses that may go to any class alike, however rare. The rest of it goes like requests do:
+moves between large classes take the most windows, so that weight is worth the most there."""
 MOST_CLASSES = 12
 """Beyond this, the classes that are rare in the first window are compared as one."""
 LARGEST = 1e200
@@ -83,9 +86,7 @@ def update(st: dict[str, Array], canary: Array, stable: Array, t: Array, planned
     st["flow"] += flow
     mean_flow = np.maximum(st["flow"] / np.maximum(st["judged"], 1.0), 1e-9)
     pair, rest = st["pair"], st["rest"]
-    # Mass leaves classes in proportion to their size; half goes anywhere, half to the large ones.
-    pair_prior = (p / (1 - p))[:, None] * (0.5 / (c_n - 1) * (1 - p)[:, None] + 0.5 * p[None])
-    pair_prior[np.arange(c_n), np.arange(c_n)] = 0.0
+    pair_prior = _pair_prior(p, st["group"].size > 0)
     shares = start_share(NEEDED, t, judged, planned, FIRST) * (1.0 - st["spent"]) * ok
     st["spent"] += shares
     other_a, other_d = a.sum(0) - a, d.sum(0) - d
@@ -115,6 +116,18 @@ def update(st: dict[str, Array], canary: Array, stable: Array, t: Array, planned
     np.minimum(st["pair"], LARGEST, out=st["pair"])
     np.minimum(st["rest"], LARGEST, out=st["rest"])
     return ok
+
+
+def _pair_prior(p: Array, lumped: bool) -> Array:
+    """(G, G, R) weight of «mass moves from the first class to the second», 1 in sum, at the shares (G, R)."""
+    if lumped:
+        # Many classes as one: none of them is as large, and they do not move together.
+        p = np.concatenate([p[:-1], np.minimum(p[-1:], p[:-1].max(0))])
+        p = p / p.sum(0)
+    c_n = len(p)
+    out: Array = (p / (1 - p))[:, None] * (ANYWHERE / (c_n - 1) * (1 - p)[:, None] + (1 - ANYWHERE) * p[None])
+    out[np.arange(c_n), np.arange(c_n)] = 0.0
+    return out
 
 
 def interval(st: dict[str, Array], log_level: float) -> tuple[Array, Array, Array]:

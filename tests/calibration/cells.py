@@ -61,6 +61,8 @@ LONG = (
     "6,000 requests a minute",
     "5 canary pods of 10",
 )
+SHIPPED = (("predictions", 0.4),)
+"""`weight` in the policies of releases that must not move predictions; latency and errors keep the library's own."""
 SLOW, SLOWER = {"slower": 1.1}, {"slower": 1.2}
 TAIL, FAILING = {"tail_share": 0.03}, {"failing": 0.005}
 
@@ -96,6 +98,16 @@ FAULTS_BY_ARM = [
     ),
     *(Cell(f"5-point class move, at {at}", Law(class_move=0.05, onset=at)) for at in (0, 30)),
     *(Cell(f"latency x1.2 at a weight step, at {at}", Law(slower=1.2, ramp=True, onset=at)) for at in (15, 30)),
+    *(
+        Cell(f"{name}, predictions weigh .4", law, weights=SHIPPED)
+        for name, law in (
+            ("latency x1.1, at 0", Law(slower=1.1)),
+            ("latency x1.2, at 30", Law(slower=1.2, onset=30)),
+            ("errors .1 to .5 %, at 0", Law(canary_errors=0.005)),
+            ("errors .1 to .5 %, at 30", Law(canary_errors=0.005, onset=30)),
+            ("tail 1 to 2 %, at 0", Law(tail_share=0.02)),
+        )
+    ),
 ]
 FAULTS_BY_POD = [
     Cell(f"{env}: {fault}, at {at}", PodLaw(**{**vars(BY_POD[env]), **change, "onset": at}), past=5)
@@ -124,29 +136,34 @@ def _at(name: str, metric: str, law: Law | PodLaw, margins: Margins, length: int
 
 HALF = (("latency", 0.35), ("errors", 0.15), ("predictions", 0.5))
 """For models whose predictions matter most: `weight` of the metrics in a policy."""
+WAYS: dict[str, tuple[tuple[str, float], ...]] = {
+    "alone": (),
+    "half of the evidence": HALF,
+    "three tenths of the evidence": SHIPPED,
+    "a tenth of the evidence": (),
+}
 
 
-def _of_classes(name: str, fault: dict[str, float], ways: tuple[str, ...], classes: tuple[int, ...]) -> list[Cell]:
+def _of_classes(name: str, fault: dict[str, float], classes: tuple[int, ...]) -> list[Cell]:
     """The same law for models of so many classes, with predictions alone or beside latency and errors."""
     return [
         Cell(
             f"{n:,} classes, {way}{name}",
             Law(classes_n=n, predictions_alone=way == "alone", **fault),  # type: ignore[arg-type]
-            weights=HALF if way == "half of the evidence" else (),
+            weights=WAYS[way],
         )
         for n in classes
-        for way in ways
+        for way in WAYS
     ]
 
 
-WAYS = ("alone", "half of the evidence", "a tenth of the evidence")
 OUTPUTS = Law(predictions_alone=True, outputs_n=4)
-PREDICTION_NULLS = [*_of_classes("", {}, WAYS, (2, 10, 1000)), Cell("4 outputs of 10 classes, alone", OUTPUTS)]
+PREDICTION_NULLS = [*_of_classes("", {}, (2, 10, 1000)), Cell("4 outputs of 10 classes, alone", OUTPUTS)]
 PREDICTION_FAULTS = [
     cell
     for at in (0, 30)
     for cell in (
-        *_of_classes(f", 5 points move at {at}", {"class_move": 0.05, "onset": at}, WAYS, (2, 10, 1000)),
+        *_of_classes(f", 5 points move at {at}", {"class_move": 0.05, "onset": at}, (2, 10, 1000)),
         Cell(
             f"4 outputs of 10 classes, alone, 5 points of one move at {at}", replace(OUTPUTS, class_move=0.05, onset=at)
         ),
