@@ -19,6 +19,7 @@ NATS_NEEDED = 6.0
 
 FIRST = (1.6, 0.08, 0.85)
 FIRST_ERRORS = (2.5, 0.08, 0.90)
+FIRST_PREDICTIONS = (0.8, 0.08, 0.85)
 """Share of the start weight on «faulty from the first window»: clip(a * windows needed / planned, low, high).
 Slow components are bet on from the start; fast ones are spread over all windows."""
 

@@ -11,15 +11,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from analyzers.boundary import FIRST, start_share
+from analyzers.boundary import FIRST_PREDICTIONS, start_share
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-NEEDED = np.array([8.0, 24.0])[:, None]
-"""Windows that the two strengths need to be detected."""
-PRIOR = (0.85, 0.15)
-NATS_NEEDED = 7.0
+NEEDED = np.array([16.0, 48.0])[:, None]
+"""Windows that the two strengths need to be detected where the classes are large."""
+PRIOR = (0.9, 0.1)
+NATS_NEEDED = 14.0
+"""What a move between two classes of a sixth each tells in so many windows; large classes tell less."""
 REST_SHARE = 0.1
 """Weight of the one-class-against-the-rest bets; the others move mass between two classes."""
 ANYWHERE = 0.1
@@ -87,7 +88,7 @@ def update(st: dict[str, Array], canary: Array, stable: Array, t: Array, planned
     mean_flow = np.maximum(st["flow"] / np.maximum(st["judged"], 1.0), 1e-9)
     pair, rest = st["pair"], st["rest"]
     pair_prior = _pair_prior(p, st["group"].size > 0)
-    shares = start_share(NEEDED, t, judged, planned, FIRST) * (1.0 - st["spent"]) * ok
+    shares = start_share(NEEDED, t, judged, planned, FIRST_PREDICTIONS) * (1.0 - st["spent"]) * ok
     st["spent"] += shares
     other_a, other_d = a.sum(0) - a, d.sum(0) - d
     for g in range(len(NEEDED)):

@@ -60,9 +60,19 @@ def test_pods_that_differ_wander_and_warm_up_keep_the_promise(name: str) -> None
         (Law(slower=1.1), 16),
         (Law(errors=0.005, canary_errors=0.02), 15),
         (Law(class_move=0.10), 8),
+        (Law(class_move=0.05, predictions_alone=True), 16),
+        (Law(class_move=0.05, predictions_alone=True, classes_n=1000), 7),
         (Law(canary=600, stable=5400, tail_share=0.03), 10),
     ],
-    ids=["x1.2", "x1.1", "errors .5 to 2 %", "10-point class move", "tail share 1 to 3 %"],
+    ids=[
+        "x1.2",
+        "x1.1",
+        "errors .5 to 2 %",
+        "10-point class move",
+        "5 points of 10 classes",
+        "5 points of 1,000 classes",
+        "tail share 1 to 3 %",
+    ],
 )
 def test_a_fault_is_found_soon(law: Law, within: int) -> None:
     found = first_crossing(law, rollouts=200, length=60, seed=5, margins=Margins.none())

@@ -28,7 +28,7 @@ from tests.calibration.streams import Law
 Array = NDArray[np.float64]
 
 LENGTH, MOVE = 60, 0.05
-PARTS = (1.0, 0.5, 1 / 3, 0.09)
+PARTS = (1.0, 0.5, 0.3, 0.09)
 ALIKE, BY_SHARE = "alike", "by share"
 CHUNK, MOST = 2_000, 40.0
 """Rollouts side by side; nats beyond which nothing is added, as float32 ends at 88."""
