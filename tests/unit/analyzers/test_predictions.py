@@ -41,6 +41,6 @@ def test_the_evidence_of_good_releases_averages_to_the_weight_that_was_bet() -> 
         canary, stable = (rng.multinomial(n, USUAL, rollouts).T.astype(float) for n in (60, 540))
         predictions.update(st, canary, stable, np.full(rollouts, float(t)), 60, 0.0)
     e = st["pair"].sum((0, 1, 2)) + st["rest"].sum((0, 1, 2))
-    bet = float(np.array(predictions.PRIOR) @ st["spent"][:, 0])
+    bet = float(np.array(predictions.PRIOR) @ st["spent"][:, 0]) * (1 - predictions.HELD_BACK / 4)
     assert 0.0 < bet < 1.0
     assert e.mean() == pytest.approx(bet, abs=4 * e.std() / np.sqrt(rollouts))
