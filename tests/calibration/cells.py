@@ -158,7 +158,11 @@ def _of_classes(name: str, fault: dict[str, float], classes: tuple[int, ...]) ->
 
 
 OUTPUTS = Law(predictions_alone=True, outputs_n=4)
-PREDICTION_NULLS = [*_of_classes("", {}, (2, 10, 1000)), Cell("4 outputs of 10 classes, alone", OUTPUTS)]
+PREDICTION_NULLS = [
+    *_of_classes("", {}, (2, 10, 1000)),
+    Cell("4 outputs of 10 classes, alone", OUTPUTS),
+    *(Cell(f"{n} classes, alone", Law(classes_n=n, predictions_alone=True)) for n in (3, 4)),
+]
 PREDICTION_FAULTS = [
     cell
     for at in (0, 30)

@@ -34,6 +34,12 @@ def test_many_rare_classes_as_one_weigh_no_more_than_the_largest_class() -> None
     assert together[0, 1] > 3 * _pair_prior(p, lumped=False)[0, 1, 0]
 
 
+def test_more_weight_is_held_back_where_classes_are_few_and_plans_short() -> None:
+    held = [[predictions.held_back(classes, planned) for classes in (2, 4, 10)] for planned in (15, 60, None)]
+    assert held[0] == pytest.approx([0.283, 0.25, 0.25], abs=1e-3)
+    assert held[1] == held[2] == pytest.approx([0.283, 0.1, 0.025], abs=1e-3)
+
+
 def test_the_evidence_of_good_releases_averages_to_the_weight_that_was_bet() -> None:
     rng, rollouts = np.random.default_rng(11), 20_000
     st = {name: np.zeros((*shape, rollouts)) for name, shape in predictions.fields(4).items()}
@@ -41,6 +47,6 @@ def test_the_evidence_of_good_releases_averages_to_the_weight_that_was_bet() -> 
         canary, stable = (rng.multinomial(n, USUAL, rollouts).T.astype(float) for n in (60, 540))
         predictions.update(st, canary, stable, np.full(rollouts, float(t)), 60, 0.0)
     e = st["pair"].sum((0, 1, 2)) + st["rest"].sum((0, 1, 2))
-    bet = float(np.array(predictions.PRIOR) @ st["spent"][:, 0]) * (1 - predictions.HELD_BACK / 8)
+    bet = float(np.array(predictions.PRIOR) @ st["spent"][:, 0]) * (1 - predictions.held_back(4, 60))
     assert 0.0 < bet < 1.0
     assert e.mean() == pytest.approx(bet, abs=4 * e.std() / np.sqrt(rollouts))
