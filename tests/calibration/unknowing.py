@@ -6,7 +6,8 @@ Knows what the monitor cannot: the shares of the classes, that five points move 
 and that nothing else can happen. Does not know which pair, in which output, or when: the likelihood ratios of all pairs
 and onsets are averaged (weighted Shiryaev-Roberts sums; the Bayes answer for these priors), and the line is crossed in
 ``part`` of 1 % of good rollouts, where ``part`` is what predictions have of the evidence. Where its own delay is above
-1.5 times the floor's, nobody gets there without knowing more.
+1.5 times the floor's, nobody who expects as much gets there. With ``--counted .9`` it has no more information than one
+who must compare with stable's requests of the same window.
 
 Pairs: only classes with so much to lose can be left. «by share»: where the mass comes from and goes to is drawn like a
 request; «alike»: all pairs weigh the same. first : weight of «from the first window on»; the others share the rest.
