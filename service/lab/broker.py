@@ -43,6 +43,9 @@ class EmbeddedBroker:
         lib.rd_kafka_mock_group_initial_rebalance_delay_ms.argtypes = [_LONG, ctypes.c_int32]
         for name in ("rd_kafka_mock_broker_set_down", "rd_kafka_mock_broker_set_up"):
             getattr(lib, name).argtypes = [_LONG, ctypes.c_int32]
+        lib.rd_kafka_mock_push_request_errors_array.argtypes = [
+            _LONG, ctypes.c_int16, ctypes.c_size_t, ctypes.POINTER(ctypes.c_int),
+        ]  # fmt: skip
         lib.rd_kafka_conf_set.argtypes = [_LONG, *[ctypes.c_char_p] * 3, ctypes.c_size_t]
         why = ctypes.create_string_buffer(512)
         conf = _LONG(lib.rd_kafka_conf_new())
@@ -72,6 +75,12 @@ class EmbeddedBroker:
         """Accept connections again."""
         assert self._lib is not None
         self._lib.rd_kafka_mock_broker_set_up(self._cluster, 1)
+
+    def answer_next(self, api_key: int, *error_codes: int) -> None:
+        """Answer the next requests of a kind with these errors of the protocol instead of carrying them out."""
+        assert self._lib is not None
+        codes = (ctypes.c_int * len(error_codes))(*error_codes)
+        self._lib.rd_kafka_mock_push_request_errors_array(self._cluster, api_key, len(error_codes), codes)
 
     def stop(self) -> None:
         """End it; the data is gone."""

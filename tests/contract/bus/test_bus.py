@@ -23,13 +23,17 @@ from service.events.sending import message
 from service.lab.broker import EmbeddedBroker
 from service.model.instruction import Publish
 from service.model.stimulus import DeploymentEvent
-from service.ring.ports import Unavailable
+from service.ring.ports import Refused, Unavailable
 from service.ring.seen import Unseen
 from service.ring.stopping import Stopping
 from tests.conformance import conformance
 from tests.stories import SERVICE, START, Story, lean
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module")]
+
+
+PRODUCE, TOO_LARGE = 0, 10
+"""The protocol's numbers of a request and of an error."""
 
 
 class Broker:
@@ -40,19 +44,23 @@ class Broker:
         self.embedded = embedded
         self.n = 0
 
-    async def topics(self) -> tuple[str, str]:
-        """A fresh topic with its dead-letter topic."""
+    async def topics(self, dead_bytes: int | None = None) -> tuple[str, str]:
+        """A fresh topic with its dead-letter topic, which takes records of ``dead_bytes``; the embedded broker knows no
+        such limit, so it refuses the next record instead."""
         self.n += 1
         names = (f"events-{self.n}", f"dead-{self.n}")
         if self.embedded is not None:
             for name in names:
                 self.embedded.create_topic(name)
+            if dead_bytes is not None:
+                self.embedded.answer_next(PRODUCE, TOO_LARGE)
             return names
         from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
         admin = AIOKafkaAdminClient(bootstrap_servers=self.bootstrap)
         await admin.start()
-        await admin.create_topics([NewTopic(name, 1, 1) for name in names])
+        limits = {} if dead_bytes is None else {"max.message.bytes": str(dead_bytes)}
+        await admin.create_topics([NewTopic(names[0], 1, 1), NewTopic(names[1], 1, 1, topic_configs=limits)])
         await admin.close()
         return names
 
@@ -255,6 +263,20 @@ async def test_what_cannot_be_read_is_buried_with_reason_and_origin_and_stops_no
     assert all(h["x-original-topic"] == topics[0].encode() and h["x-error-message"] for h in headers)
     assert letters[0].value == b"{"
     assert headers[0]["h"] == b"1"
+
+
+async def test_after_a_record_that_the_broker_refused_the_next_ones_on_its_partition_are_taken(broker: Broker) -> None:
+    _, topic = await broker.topics(dead_bytes=100_000)
+    producer = Producer(Connection(broker.bootstrap))
+    with pytest.raises(Refused, match=f"the broker takes no record of 400.* bytes for {topic}"):
+        await producer.send(topic, key=b"k", value=bytes(400_000), headers=[])
+    for n in range(3):
+        await producer.send(topic, key=b"k", value=b"%d" % n, headers=[])
+    # Known by now, it does not even go there.
+    with pytest.raises(Refused, match=f"not sent to {topic}: the broker refused one of 400001 bytes"):
+        await producer.send(topic, key=b"k", value=bytes(400_001), headers=[])
+    await producer.stop()
+    assert [record.value for record in await read_all(broker, topic, 3)] == [b"0", b"1", b"2"]
 
 
 class Hurried(SystemClock):
