@@ -70,6 +70,11 @@ POISONS_IN_A_ROW = 10
 LETTER_VALUE_BYTES = 512 * 1024
 """A dead letter keeps this much of its value; the original stays on its topic."""
 
+LEAST_VALUE_BYTES = 1024
+"""And this much where the dead letters' topic takes no record of that size."""
+
+LETTER_REASON_CHARS = 2000
+
 
 @dataclass(frozen=True, slots=True)
 class _Origin:
@@ -340,18 +345,25 @@ class EventConsumer:
         )
         told = [
             ("x-error-type", letter.code.encode()),
-            ("x-error-message", letter.reason.encode()),
+            ("x-error-message", letter.reason[:LETTER_REASON_CHARS].encode(errors="replace")),
             ("x-original-topic", origin.topic.encode()),
             ("x-original-partition", str(origin.partition).encode()),
             ("x-original-offset", str(origin.offset).encode()),
         ]
         kept = [(name[:256], (content or b"")[:4096]) for name, content in list(headers)[:50]]
-        cut = value if value is None else value[:LETTER_VALUE_BYTES]
+        # Never none: without a key, the client takes no such record.
+        cut = (value or b"")[:LETTER_VALUE_BYTES]
         try:
             await self._producer.send(self._dead_letter_topic, key=origin.key, value=cut, headers=[*told, *kept])
         except Refused:
             # Too large even when cut: the reason and the origin are worth more than the value.
-            await self._producer.send(self._dead_letter_topic, key=None, value=None, headers=told)
+            try:
+                await self._producer.send(
+                    self._dead_letter_topic, key=None, value=cut[:LEAST_VALUE_BYTES], headers=told
+                )
+            except Refused as error:
+                # A topic that takes nothing is a person's to mend; until then nothing is skipped.
+                raise Unavailable(f"the dead letter cannot be kept: {error}") from error
         self._done("dead_letter", [origin])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 import pytest_asyncio
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from service.app.clock import SystemClock
 from service.events.connection import Connection
@@ -277,6 +277,39 @@ async def test_after_a_record_that_the_broker_refused_the_next_ones_on_its_parti
         await producer.send(topic, key=b"k", value=bytes(400_001), headers=[])
     await producer.stop()
     assert [record.value for record in await read_all(broker, topic, 3)] == [b"0", b"1", b"2"]
+
+
+async def test_a_dead_letter_that_is_too_large_for_its_topic_is_kept_with_reason_and_origin_and_less_of_its_value(
+    broker: Broker,
+) -> None:
+    topics = await broker.topics()
+    poison = b"{" + bytes(400_000)
+    await send(broker, topics[0], poison, "after")
+    topics = (topics[0], (await broker.topics(dead_bytes=100_000))[1])
+    async with reading(broker, topics) as reader:
+        await reader.until(1)
+    (letter,) = await read_all(broker, topics[1], 1)
+    headers = dict(letter.headers)
+    assert poison.startswith(letter.value)
+    assert letter.value
+    assert headers["x-error-type"] == b"bad-json"
+    assert headers["x-error-message"]
+    assert (headers["x-original-topic"], headers["x-original-offset"]) == (topics[0].encode(), b"0")
+
+
+async def test_a_record_with_neither_key_nor_value_is_buried_too(broker: Broker) -> None:
+    topics = await broker.topics()
+    sender = AIOKafkaProducer(bootstrap_servers=broker.bootstrap)
+    await sender.start()
+    batch = sender.create_batch()
+    batch.append(key=None, value=None, timestamp=None)
+    await (await sender.send_batch(batch, topics[0], partition=0))
+    await sender.stop()
+    await send(broker, topics[0], "after")
+    async with reading(broker, topics) as reader:
+        await reader.until(1)
+    (letter,) = await read_all(broker, topics[1], 1)
+    assert dict(letter.headers)["x-error-type"] == b"tombstone"
 
 
 class Hurried(SystemClock):
