@@ -354,6 +354,9 @@ async def _count(own: OwnMetrics, store: Store, clock: SystemClock, replica: str
             own.counted.show(await _counted(store, clock, grace_s) if await lease.mine() else None)
         except Unavailable as error:
             logger.info("gauges wait: %s", error, extra={"action": "gauges_postponed"})
+        except Exception:
+            # Whatever the gauges cannot be made of must not end the service, which does without them.
+            logger.exception("gauges wait for a reason that nobody foresaw", extra={"action": "gauges_postponed"})
         await clock.sleep(COUNT_EVERY_S)
 
 

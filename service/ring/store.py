@@ -179,7 +179,8 @@ class RolloutPage:
     rollouts: tuple[RolloutState, ...]
     next_after: str | None
     counts: Mapping[Phase, int] = field(default_factory=dict)
-    """Rollouts by phase over the whole store, whatever the filter."""
+    """Rollouts by phase over the whole store, whatever the filter; those in a phase that this release does not know are
+    left out."""
 
 
 class Store(Protocol):
@@ -262,7 +263,8 @@ class Store(Protocol):
         out; clocks that differ by less make nobody lose what he holds."""
 
     async def owed_summary(self) -> Mapping[Lane, tuple[int, datetime | None]]:
-        """Per lane the number owed and since when the oldest is."""
+        """Per lane the number owed and since when the oldest is; lanes that this release does not know are left
+        out."""
 
     async def overdue(self, before: datetime) -> tuple[int, datetime | None]:
         """How many windows that ended before then are not judged yet, and when the oldest of them ended."""

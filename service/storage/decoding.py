@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from enum import StrEnum
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -20,12 +21,13 @@ YIELD_EVERY = 50
 """States decoded before other tasks get a turn; decoding one takes about 0.1 ms."""
 
 REMEMBERED_N = 500
-"""Rollouts that the log has told of."""
+"""Rollouts and words that the log has told of."""
 
 logger = logging.getLogger(__name__)
 
 _K = TypeVar("_K", ServiceKey, RolloutId)
 _S = TypeVar("_S", RolloutState, WatchedRollout)
+_W = TypeVar("_W", bound=StrEnum)
 
 
 class Decoder:
@@ -56,6 +58,21 @@ class Decoder:
             )
         return states
 
+    def word(self, value: str, words: type[_W], what: str) -> _W | None:
+        """One of the ``words``; None, said once, for one that this release does not know."""
+        try:
+            return words(value)
+        except ValueError:
+            if self._first(f"{what} {value}"):
+                logger.warning(
+                    "%s %r is not known to this release and is left out; a newer one wrote it, whose replicas carry it "
+                    "on, or it is damaged",
+                    what,
+                    value[:40],
+                    extra={"action": "unreadable"},
+                )
+            return None
+
     def decoded(self, row: Any, kind: type[_S]) -> _S | None:
         """The row's state; None, said once, where this release cannot read it."""
         why = ""
@@ -64,9 +81,7 @@ class Decoder:
                 return kind.from_json(row.state)
             except ValidationError as error:
                 why = f" ({error.error_count()} errors, the first: {error.errors()[0]['msg']})"
-        if row.id not in self._told_of:
-            # Whoever asks is told again and again; the log is not.
-            self._told_of = {*(self._told_of if len(self._told_of) < REMEMBERED_N else ()), row.id}
+        if self._first(row.id):
             level = logging.ERROR if why else logging.WARNING
             logger.log(
                 level,
@@ -76,6 +91,13 @@ class Decoder:
                 extra={"action": "unreadable", "rollout": row.id},
             )
         return None
+
+    def _first(self, told_of: str) -> bool:
+        """Whether the log has not told of it: whoever asks is told again and again."""
+        if told_of in self._told_of:
+            return False
+        self._told_of = {*(self._told_of if len(self._told_of) < REMEMBERED_N else ()), told_of}
+        return True
 
 
 def _why_unreadable(rollout: str, format_: int) -> str:

@@ -136,6 +136,11 @@ class Retention:
                 )
             except PortError as error:
                 logger.warning("retention waits: %s", error, extra={"action": "retention_postponed"})
+            except Exception:
+                # A service that keeps too much is better than none.
+                logger.exception(
+                    "retention waits for a reason that nobody foresaw", extra={"action": "retention_postponed"}
+                )
             await self._clock.sleep(self._every_s)
 
     async def turn(self) -> None:

@@ -263,7 +263,8 @@ class SqlStore(Database):
             .group_by(t.outbox.c.lane)
         )
         found = {
-            Lane(lane): (n, from_epoch_s(since)) for lane, n, since in await self.read("count what is owed", query)
+            self._decoder.word(lane, Lane, "the lane"): (n, from_epoch_s(since))
+            for lane, n, since in await self.read("count what is owed", query)
         }
         return {lane: found.get(lane, (0, None)) for lane in Lane}
 
@@ -309,8 +310,12 @@ class SqlStore(Database):
         states = [state async for state, _ in self._decoder.states(rows[:limit]) if state is not None]
         more = len(rows) > limit
         next_after = f"{rows[limit - 1].started_at!r}~{rows[limit - 1].id}" if more else None
-        counted = await self.read("count rollouts", sa.select(r.phase, sa.func.count()).group_by(r.phase))
-        return RolloutPage(tuple(states), next_after, {Phase(phase): n for phase, n in counted})
+        counted = {
+            self._decoder.word(phase, Phase, "the phase"): n
+            for phase, n in await self.read("count rollouts", sa.select(r.phase, sa.func.count()).group_by(r.phase))
+        }
+        counts = {phase: n for phase, n in counted.items() if phase is not None}
+        return RolloutPage(tuple(states), next_after, counts)
 
     async def journal(self, rollout: RolloutId, *, limit: int = 1000) -> Sequence[JournalEntry]:
         """See ``Store.journal``."""

@@ -264,6 +264,38 @@ async def test_only_one_replica_does_it_until_its_lease_runs_out(store: SqlStore
     assert second.told.rows["windows"] == 3
 
 
+async def test_a_turn_that_fails_in_a_way_that_nobody_foresaw_is_told_and_the_next_one_does_its_work(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await keep(store, ended())
+    await settle(store)
+    kept = Kept(store)
+    kept.clock.at = START + timedelta(days=91)
+    turns: list[str] = []
+    real = kept.it.turn
+
+    async def turn() -> None:
+        turns.append("turn")
+        if len(turns) == 1:
+            raise ValueError("nobody foresaw this")
+        await real()
+
+    async def sleep(seconds: float) -> None:
+        if seconds == 3600 and len(turns) == 2:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(kept.it, "turn", turn)
+    monkeypatch.setattr(kept.clock, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await kept.it.run()
+    assert [
+        one.exc_text
+        for one in caplog.records
+        if one.levelname == "ERROR" and "nobody foresaw this" in str(one.exc_text)
+    ]
+    assert await rows_n(store, t.rollouts) == 0
+
+
 # --- exporting ------------------------------------------------------------------------------------------------------
 
 

@@ -418,6 +418,33 @@ async def test_a_stored_value_that_cannot_be_read_says_so(store: SqlStore) -> No
         await store.journal(story.state.id)
 
 
+async def test_lanes_and_phases_of_a_newer_release_are_left_out_where_they_are_counted_and_said_once(
+    store: SqlStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n in range(2):
+        service = SERVICE.model_copy(update={"name": f"svc-{n}"})
+        await keep(store, Story(id=f"e{n}", service=service, rollout=f"r-{n}").progressing())
+    before = await store.owed_summary()
+    theirs = t.outbox.insert().values(
+        rollout="r-1",
+        lane="shadow",
+        type="mirror",
+        body="{}",
+        owed_since=0.0,
+        not_before=0.0,
+        attempts=0,
+        last_error="",
+    )
+    newer = t.rollouts.update().where(t.rollouts.c.id == "r-1").values(phase="shadowing", format=t.FORMAT + 1)
+    await store.write("play a newer release", [theirs, newer])
+    for _ in range(3):
+        assert await store.owed_summary() == before
+        page = await store.rollouts(RolloutFilter())
+        assert ([state.id for state in page.rollouts], page.counts) == (["r-0"], {Phase.PROGRESSING: 1})
+    said = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert [one.split(" is not known")[0] for one in said] == ["the lane 'shadow'", "the phase 'shadowing'"]
+
+
 async def test_a_value_or_statement_that_can_never_be_carried_out_is_no_outage(store: SqlStore) -> None:
     on_postgres = store._engine.dialect.name == "postgresql"
     never = {
