@@ -99,29 +99,51 @@ class ArchiveFile:
         self._part = path.with_name(f".{path.name}.part")
         self._raw: IO[bytes] | None = None
         self._out: IO[bytes] | None = None
+        self._line_at = 0
         self.rollouts_n = 0
 
     def add(self, piece: bytes) -> None:
         """One more piece of a rollout's line; gzipped when the name ends in .gz."""
         try:
-            if self._out is None:
+            if self._raw is None:
                 self._raw = self._part.open("wb")
+            if self._out is None:
+                # Each line is gzipped for itself, which readers do not notice, so that one can be taken back.
+                self._line_at = self._raw.tell()
                 zipped = self.path.suffix == ".gz"
                 self._out = gzip.GzipFile("", "wb", fileobj=self._raw) if zipped else self._raw  # type: ignore[assignment]
             self._out.write(piece)  # type: ignore[union-attr]
+            # Within a line, JSON has no line break of its own.
+            if piece.endswith(b"\n"):
+                self._end_line()
+                self.rollouts_n += 1
         except OSError as error:
             self.abandon()
             raise self._failed(error) from error
-        # Within a line, JSON has no line break of its own.
-        self.rollouts_n += piece.endswith(b"\n")
+
+    def take_back(self) -> None:
+        """Go on without the line that was begun and cannot be ended."""
+        if self._raw is None or self._out is None:
+            return
+        try:
+            self._end_line()
+            self._raw.seek(self._line_at)
+            self._raw.truncate()
+        except OSError as error:
+            self.abandon()
+            raise self._failed(error) from error
+
+    def _end_line(self) -> None:
+        out, self._out = self._out, None
+        if out is not None and out is not self._raw:
+            out.close()
 
     def finish(self) -> None:
         """On the disk, under its name; nothing when nothing was added."""
-        if self._out is None or self._raw is None:
+        if self._raw is None or not self.rollouts_n:
+            self.abandon()
             return
         try:
-            if self._out is not self._raw:
-                self._out.close()
             self._raw.flush()
             os.fsync(self._raw.fileno())
             self._raw.close()

@@ -12,6 +12,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from service.ring.ports import Unavailable
 from service.ring.store import Conflict
+from service.storage.packing import NotPacked
 
 try:
     # While it connects, the driver's own errors come through SQLAlchemy as they are.
@@ -67,6 +68,8 @@ async def reaching(what: str, patience_s: float) -> AsyncIterator[None]:
             f"cannot {what}: a stored {error.title} is not readable by this release ({error.error_count()} errors, "
             f"the first: {error.errors()[0]['msg']}); a newer release wrote it, or it is damaged"
         ) from error
+    except NotPacked as error:
+        raise Unavailable(f"cannot {what}: {error}; a newer release wrote it, or it is damaged") from error
     except (OSError, InterfaceError, PostgresError) as error:
         raise Unavailable(f"cannot {what}: {_first_line(error)}") from error
 

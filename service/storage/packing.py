@@ -35,7 +35,17 @@ def pack(text: str) -> bytes:
     return bytes([_NEWEST]) + packer.compress(text.encode()) + packer.flush()
 
 
+class NotPacked(ValueError):
+    """No text was packed to this: it is damaged, or a newer release did it with a dictionary of its own."""
+
+
 def unpack(packed: bytes) -> str:
-    """The text that was packed."""
-    opener = zlib.decompressobj(wbits=_RAW_DEFLATE, zdict=_DICTIONARIES[packed[0]])
-    return (opener.decompress(packed[1:]) + opener.flush()).decode()
+    """The text that was packed. Raises NotPacked."""
+    try:
+        opener = zlib.decompressobj(wbits=_RAW_DEFLATE, zdict=_DICTIONARIES[packed[0]])
+        text = (opener.decompress(packed[1:]) + opener.flush()).decode()
+    except (zlib.error, LookupError, UnicodeDecodeError) as error:
+        raise NotPacked(f"{len(packed)} bytes are no packed window: {error!r}") from error
+    if not opener.eof:
+        raise NotPacked(f"{len(packed)} bytes are no packed window: they are cut off")
+    return text

@@ -15,7 +15,8 @@ followed by a pause. Deleting is by key and may be done twice, so the lease that
 not needed for safety.
 
 An export is on the disk, under its name, before the first row of what it holds is deleted; then that is remembered. A
-crash between gives a second copy, never a loss. A folder that cannot be written stops the deleting, with a warning.
+crash between gives a second copy, never a loss. A folder that cannot be written stops the deleting, with a warning. A
+rollout that cannot be read is named in the log and kept; the others go.
 
 SQLite's file does not shrink: freed pages are used again, so it stays at the size of its busiest time. Incremental
 vacuum would have to be set before the first table, costs a page map, and moves pages that the next hour needs again.
@@ -39,7 +40,7 @@ from service.model.names import RolloutId
 from service.model.rollout import Phase, RolloutState
 from service.ring.lease import HeldLease
 from service.ring.ports import Clock, PortError
-from service.ring.store import Unreadable
+from service.ring.store import Damaged, Unreadable
 from service.storage import tables as t
 from service.storage.archive import ArchiveError, ArchiveFile, line_of, tidy
 from service.storage.store import SqlStore
@@ -151,9 +152,9 @@ class Retention:
             await self._seen_events()
             await self._tidy()
             async for ended in self._too_old(self._ages.windows_s, t.pruned.c.windows_at.is_(None)):
-                await self._export(ended)
-                await self._delete(t.windows, t.windows.c.rollout.in_(ended))
-                await self._note(ended, "windows_at")
+                safe = await self._exported(ended)
+                await self._delete(t.windows, t.windows.c.rollout.in_(safe))
+                await self._note(safe, "windows_at")
             bare = t.pruned.c.windows_at.is_not(None)
             async for ended in self._too_old(self._ages.rollouts_s, bare, t.pruned.c.journal_at.is_(None)):
                 await self._journals(ended)
@@ -181,8 +182,7 @@ class Retention:
         o = t.outbox.c
         owed = sa.select(o.rollout).where(o.rollout.in_(ended), o.settled_at.is_(None)).distinct()
         owing = {row.rollout for row in await self._store.read("read what is owed", owed)}
-        done = [rollout for rollout in ended if rollout not in owing]
-        await self._export(done)
+        done = await self._exported([rollout for rollout in ended if rollout not in owing])
         await self._delete(t.journal, t.journal.c.rollout.in_(done))
         await self._delete(t.outbox, o.rollout.in_(done), o.settled_at.is_not(None))
         await self._note(done, "journal_at")
@@ -217,28 +217,47 @@ class Retention:
         if self._export_dir is not None:
             await asyncio.to_thread(tidy, self._export_dir, PREFIX)
 
-    async def _export(self, ended: Sequence[RolloutId]) -> None:
-        """Put those that are not exported yet into one file, and remember it."""
+    async def _exported(self, ended: Sequence[RolloutId]) -> Sequence[RolloutId]:
+        """Put those that are not exported yet into one file, and remember it. What may be deleted: all but those that
+        cannot be read, which are named, and kept for whoever mends them."""
         if self._export_dir is None or not ended:
-            return
+            return ended
         query = sa.select(t.pruned.c.rollout).where(t.pruned.c.rollout.in_(ended), t.pruned.c.exported_at.is_not(None))
         done = {row.rollout for row in await self._store.read("read what is exported", query)}
-        owed = [rollout for rollout in ended if rollout not in done]
         now = self._clock.now()
         name = f"{PREFIX}{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}.jsonl.gz"
         file = ArchiveFile(self._export_dir / name)
+        kept: set[RolloutId] = set()
         try:
-            for rollout in owed:
-                async for piece in line_of(self._store, rollout, now):
-                    await asyncio.to_thread(file.add, piece)
+            for rollout in ended:
+                if rollout not in done and not await self._added(file, rollout, now):
+                    kept.add(rollout)
             await asyncio.to_thread(file.finish)
-        except PortError:
-            await asyncio.to_thread(file.abandon)
+        except BaseException:
+            file.abandon()
             raise
         if file.rollouts_n:
             self._told.exported(file.rollouts_n)
             logger.info("exported %d rollouts to %s", file.rollouts_n, name, extra={"action": "exported"})
-        await self._note(owed, "exported_at")
+        safe = [rollout for rollout in ended if rollout not in kept]
+        await self._note([rollout for rollout in safe if rollout not in done], "exported_at")
+        return safe
+
+    async def _added(self, file: ArchiveFile, rollout: RolloutId, now: datetime) -> bool:
+        """Whether the rollout's line is in the file; nothing of it is where it cannot be read."""
+        try:
+            async for piece in line_of(self._store, rollout, now):
+                await asyncio.to_thread(file.add, piece)
+        except (Damaged, Unreadable) as error:
+            await asyncio.to_thread(file.take_back)
+            logger.error(
+                "rollout %s is kept with all that belongs to it, it cannot be exported: %s",
+                rollout,
+                error,
+                extra={"action": "not_exported", "rollout": rollout},
+            )
+            return False
+        return True
 
     # --- small steps ------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import IO, Any, TypeVar
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from service.model.instruction import Lane
@@ -21,6 +22,7 @@ from service.ring.store import (
     ANYWHERE,
     LONGEST_HIDDEN_S,
     Change,
+    Damaged,
     Due,
     KillSwitch,
     Owed,
@@ -35,7 +37,7 @@ from service.storage import tables as t
 from service.storage.commit import Commit
 from service.storage.database import Database, chunks, event_key, text
 from service.storage.decoding import Decoder, orders
-from service.storage.packing import unpack
+from service.storage.packing import NotPacked, unpack
 
 CLAIM_LOCKS = {lane: 0x5E21_0100 + place for place, lane in enumerate(Lane)}
 """PostgreSQL's advisory locks for claiming instructions of a lane."""
@@ -359,13 +361,19 @@ class SqlStore(Database):
         self, what: str, table: sa.Table, rollout: RolloutId, read: Callable[[Any], _T]
     ) -> AsyncIterator[_T]:
         """A rollout's rows of the journal or the windows, by ``n`` and a page at a time. ``read`` turns a row into what
-        is wanted of it, in a thread."""
+        is wanted of it, in a thread. Raises Damaged where it cannot, beside Unavailable."""
         after = 0
         query = sa.select(table).where(table.c.rollout == rollout).order_by(table.c.n).limit(ROWS_PAGE)
         while rows := await self.read(what, query.where(table.c.n > after)):
             after = rows[-1].n
             async with self._reach(what):
-                wanted = await asyncio.to_thread(list, map(read, rows))
+                try:
+                    wanted = await asyncio.to_thread(list, map(read, rows))
+                except (ValidationError, NotPacked) as error:
+                    raise Damaged(
+                        f"cannot {what} of rollout {rollout}: one of the rows {rows[0].n} to {after} of {table.name} "
+                        "is damaged, or a newer release wrote it; restore it from a backup"
+                    ) from error
             for one in wanted:
                 yield one
             if len(rows) < ROWS_PAGE:

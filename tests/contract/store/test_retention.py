@@ -393,6 +393,66 @@ async def test_what_lost_its_windows_before_exports_were_wished_is_exported_with
     assert "windows are not in the line" in found.said
 
 
+@pytest.mark.parametrize("damage", ["a journal row", "a window", "a window of a newer release"])
+async def test_a_rollout_that_cannot_be_read_is_named_and_kept_and_the_others_are_exported_and_go(
+    store: SqlStore, folder: Path, damage: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Small pieces and pages, so that a part of the line lies in the file when the damage is met.
+    monkeypatch.setattr(archive, "PIECE_BYTES", 100)
+    monkeypatch.setattr(store_module, "ROWS_PAGE", 1)
+    names = ["a", "bad", "z"]
+    for name in names:
+        await keep(store, ended(name))
+    await settle(store)
+    w, j = t.windows, t.journal
+    if damage == "a journal row":
+        spoilt = j.update().where(j.c.rollout == "r-bad", j.c.n == 2).values(body="{}")
+    else:
+        packed = b"\x01\xff\xff\xff" if damage == "a window" else b"\xc8abc"
+        spoilt = w.update().where(w.c.rollout == "r-bad", w.c.n == 2).values(packed=packed)
+    await store.write("damage", [spoilt])
+    kept = Kept(store, export_dir=folder)
+    for days in (15, 91, 92):
+        await kept.after(days)
+        found = [check(line) for line in exported(folder)]
+        assert [one.rollout for one in found] == ["r-a", "r-z"]
+        assert all(one.replayed for one in found), found
+    assert (await rows_n(store, t.rollouts), await rows_n(store, t.windows)) == (1, 3)
+    assert kept.told.exported_n == 2
+    told = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
+    assert len(told) == 3
+    assert all(one.startswith("rollout r-bad is kept") and "restore it from a backup" in one for one in told)
+    assert len(list(folder.iterdir())) == 1, "no part of a file is left"
+
+
+async def test_where_no_rollout_can_be_read_no_file_is_made(store: SqlStore, folder: Path) -> None:
+    await keep(store, ended())
+    await settle(store)
+    await store.write("damage", [t.windows.update().values(packed=b"")])
+    await Kept(store, export_dir=folder).after(15)
+    assert list(folder.iterdir()) == []
+    assert await rows_n(store, t.windows) == 3
+
+
+async def test_an_export_that_fails_in_a_way_that_nobody_foresaw_leaves_no_part_of_a_file(
+    store: SqlStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await keep(store, ended())
+    await settle(store)
+    stimuli = store.stimuli
+
+    async def failing(rollout: RolloutId) -> AsyncIterator[tuple[int, str]]:
+        async for one in stimuli(rollout):
+            yield one
+            raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr(store, "stimuli", failing)
+    with pytest.raises(RuntimeError):
+        await Kept(store, export_dir=folder).after(15)
+    assert list(folder.iterdir()) == []
+    assert await rows_n(store, t.windows) == 3
+
+
 async def whole(store: SqlStore, story: Story) -> bytes:
     return b"".join([piece async for piece in line_of(store, story.state.id, START)])
 

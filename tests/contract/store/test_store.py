@@ -19,6 +19,7 @@ from service.ring.ports import Refused, Unavailable
 from service.ring.store import (
     Change,
     Conflict,
+    Damaged,
     KillSwitch,
     Postponed,
     RollbackLimit,
@@ -416,6 +417,17 @@ async def test_a_stored_value_that_cannot_be_read_says_so(store: SqlStore) -> No
         await connection.exec_driver_sql("""UPDATE journal SET body = '{"a": 1}'""")
     with pytest.raises(Unavailable, match="cannot read the journal: a stored JournalEntry is not readable"):
         await store.journal(story.state.id)
+
+
+@pytest.mark.parametrize("packed", [b"", b"\xc8abc", b"\x01\xff\xff\xff", b"\x01"])
+async def test_a_packed_window_that_cannot_be_read_says_so(store: SqlStore, packed: bytes) -> None:
+    story = Story().progressing().window()
+    await keep(store, story)
+    await store.write("damage", [t.windows.update().values(packed=packed)])
+    with pytest.raises(Unavailable, match=r"cannot read windows: .* a newer release wrote it, or it is damaged"):
+        await store.windows(story.state.id)
+    with pytest.raises(Damaged, match=r"cannot read the history of rollout r-.*: one of the rows 1 to 1 of windows"):
+        await store.history(story.state.id)
 
 
 async def test_lanes_and_phases_of_a_newer_release_are_left_out_where_they_are_counted_and_said_once(
