@@ -85,3 +85,17 @@ def text(said: str) -> str:
 
 def chunks(items: Sequence[_T]) -> Iterable[Sequence[_T]]:
     return (items[i : i + CHUNK] for i in range(0, len(items), CHUNK))
+
+
+def one_of(columns: Sequence[sa.Column[Any]], keys: Iterable[tuple[str, ...]]) -> sa.ColumnElement[bool]:
+    """The columns are one of the keys, by an IN for each prefix: for lists of rows SQLite reads the whole table."""
+    by_prefix: dict[tuple[str, ...], list[str]] = {}
+    for *prefix, last in keys:
+        by_prefix.setdefault(tuple(prefix), []).append(last)
+    return sa.or_(
+        sa.false(),
+        *(
+            sa.and_(*(c == v for c, v in zip(columns[:-1], prefix, strict=True)), columns[-1].in_(lasts))
+            for prefix, lasts in by_prefix.items()
+        ),
+    )

@@ -17,7 +17,7 @@ from service.model.names import ServiceKey
 from service.ring.predictions import Advance, PartitionState, Reference, ServiceCounts
 from service.ring.store import Conflict
 from service.storage import tables as t
-from service.storage.database import Database, chunks
+from service.storage.database import Database, chunks, one_of
 
 REFERENCES_KEPT_S = 90 * 86400.0
 """Frozen bins of rollouts go after this; those of services stay, one row an output."""
@@ -86,7 +86,7 @@ class SqlPredictions:
                 sa.select(_C.c.cluster, _C.c.namespace, _C.c.service, _C.c.body, newest.label("place"))
                 .where(
                     _C.c.topic == topic,
-                    sa.tuple_(_C.c.cluster, _C.c.namespace, _C.c.service).in_(part),
+                    one_of((_C.c.cluster, _C.c.namespace, _C.c.service), part),
                     _C.c.until_s > from_s,
                     _C.c.from_s < until_s,
                 )
@@ -102,7 +102,7 @@ class SqlPredictions:
         """See ``PredictionStore.references``."""
         out: dict[tuple[str, str], bytes] = {}
         for part in chunks(sorted(set(keys))):
-            query = sa.select(_R).where(sa.tuple_(_R.c.owner, _R.c.name).in_(part))
+            query = sa.select(_R).where(one_of((_R.c.owner, _R.c.name), part))
             for row in await self._database.read("read references of predictions", query):
                 out[row.owner, row.name] = bytes(row.body)
         return out
@@ -132,7 +132,9 @@ class SqlPredictions:
     async def prune(self, before_s: float, *, limit: int) -> int:
         """See ``PredictionStore.prune``."""
         oldest = sa.select(_C.c.id).where(_C.c.until_s < before_s).order_by(_C.c.until_s).limit(limit)
-        ended = sa.and_(_R.c.owner.like("r-%"), _R.c.at < before_s - REFERENCES_KEPT_S)
+        # An owner with a slash is a service, whose cluster may be called "r-eu".
+        of_rollouts = _R.c.owner.like("r-%") & _R.c.owner.not_like("%/%")
+        ended = (_R.c.at < before_s - REFERENCES_KEPT_S) & of_rollouts
         counts_n, _ = await self._database.write(
             "delete old counts of predictions", [_C.delete().where(_C.c.id.in_(oldest)), _R.delete().where(ended)]
         )

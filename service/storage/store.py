@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import IO, Any, TypeVar
@@ -35,7 +35,7 @@ from service.ring.store import (
 )
 from service.storage import tables as t
 from service.storage.commit import Commit
-from service.storage.database import Database, chunks, event_key, text
+from service.storage.database import Database, chunks, event_key, one_of, text
 from service.storage.decoding import Decoder, orders
 from service.storage.packing import NotPacked, unpack
 
@@ -224,7 +224,7 @@ class SqlStore(Database):
         known: set[tuple[str, str]] = set()
         for pairs in chunks(sorted(set(keys.values()))):
             query = sa.select(t.seen_events.c.source, t.seen_events.c.id).where(
-                _is_one_of((t.seen_events.c.source, t.seen_events.c.id), pairs)
+                one_of((t.seen_events.c.source, t.seen_events.c.id), pairs)
             )
             known |= {(row.source, row.id) for row in await self.read("look up events", query)}
         return frozenset(event for event, key in keys.items() if key not in known)
@@ -412,21 +412,7 @@ def _service_of(row: Any) -> ServiceKey:
 
 def _is_service(table: sa.Table, keys: Sequence[ServiceKey]) -> sa.ColumnElement[bool]:
     columns = (table.c.cluster, table.c.namespace, table.c.service)
-    return _is_one_of(columns, [(k.cluster, k.namespace, k.name) for k in keys])
-
-
-def _is_one_of(columns: Sequence[sa.Column[Any]], keys: Iterable[tuple[str, ...]]) -> sa.ColumnElement[bool]:
-    """The columns are one of the keys, by an IN for each prefix: for lists of rows SQLite reads the whole table."""
-    by_prefix: dict[tuple[str, ...], list[str]] = {}
-    for *prefix, last in keys:
-        by_prefix.setdefault(tuple(prefix), []).append(last)
-    return sa.or_(
-        sa.false(),
-        *(
-            sa.and_(*(c == v for c, v in zip(columns[:-1], prefix, strict=True)), columns[-1].in_(lasts))
-            for prefix, lasts in by_prefix.items()
-        ),
-    )
+    return one_of(columns, [(k.cluster, k.namespace, k.name) for k in keys])
 
 
 def _in(where: Where) -> list[sa.ColumnElement[bool]]:

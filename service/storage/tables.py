@@ -222,4 +222,6 @@ prediction_references = Table(
     Column("body", LargeBinary, nullable=False),
     Column("at", Float, nullable=False),
     PrimaryKeyConstraint("owner", "name"),
+    # With the owner, so that those of services are passed over without a look at their bodies.
+    Index("ix_prediction_references_at", "at", "owner"),
 )

@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from service.model.names import ServiceKey
 from service.ring.predictions import NOT_BEGUN, Advance, PartitionState, Reference, ServiceCounts
@@ -109,3 +111,35 @@ async def test_old_counts_go_a_little_at_once_and_centroids_of_services_stay(sto
     assert await store.references([("r-1", "predictions"), ("default/ml/one", "")]) == {
         ("default/ml/one", ""): b"centroid"
     }
+
+
+async def test_the_centroid_of_a_service_stays_though_its_cluster_is_called_like_a_rollout(
+    store: SqlPredictions,
+) -> None:
+    kept = [Reference("r-eu/ml/one", "out", b"centroid"), Reference("default/ml/one", "out", b"centroid")]
+    await store.freeze([*kept, Reference("r-7k2mqx3p4a", "out", b"bins")], 0.0)
+    await store.prune(REFERENCES_KEPT_S + 30.0, limit=2)
+    assert await store.references([(one.owner, "out") for one in kept] + [("r-7k2mqx3p4a", "out")]) == {
+        (one.owner, "out"): b"centroid" for one in kept
+    }
+
+
+async def test_no_question_reads_a_whole_table_of_bodies(tmp_path: Path) -> None:
+    opened = await open_store(f"sqlite:///{tmp_path / 'serinus.db'}")
+    sent: list[tuple[str, Any]] = []
+    sa.event.listen(
+        opened._engine.sync_engine, "before_cursor_execute", lambda *given: sent.append((given[2], given[3]))
+    )
+    store = SqlPredictions(opened)
+    await store.references([("r-a", "x"), ("r-b", "y")])
+    await store.counts(TOPIC, [ONE, TWO], 0.0, 10.0, limit=5)
+    await store.prune(10.0, limit=5)
+    asked = [one for one in sent if one[0].startswith(("SELECT", "DELETE"))]
+    assert len(asked) == 4
+    for statement, parameters in asked:
+        async with opened._engine.connect() as connection:
+            plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            steps = [str(row[3]) for row in plan]
+        assert any("USING" in step and "INDEX" in step for step in steps), steps
+        assert not [step for step in steps if step.startswith("SCAN prediction_")], (statement, steps)
+    await opened.close()
