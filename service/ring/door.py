@@ -277,10 +277,13 @@ class Door:
             else:
                 drafts += self._apply(news, service, heads, running)
         now = self._clock.now()
+        moved = [head for service, head in heads.items() if head is not known.get(service)]
+        busy = {*running, *(draft.state.service for draft in drafts if not draft.state.phase.terminal)}
         await self._commit(
             drafts,
             seen=[(e.source, e.id, now) for _, events in placed for e in events if (e.source, e.id) in unseen],
-            heads=[head for service, head in heads.items() if head is not known.get(service)],
+            heads=moved,
+            idle=[head.service for head in moved if head.service not in busy],
         )
         return left
 
@@ -341,12 +344,15 @@ class Door:
         settled: Sequence[int] = (),
         postponed: Sequence[Postponed] = (),
         limit: RollbackLimit | None = None,
+        idle: Sequence[ServiceKey] = (),
     ) -> None:
         changes = [draft.change() for draft in drafts if draft.changed]
         if not (changes or seen or heads or settled or postponed):
             return
         done = dict.fromkeys(settled, self._clock.now())
-        await self._store.commit(changes, seen=seen, heads=heads, settled=done, postponed=postponed, limit=limit)
+        await self._store.commit(
+            changes, seen=seen, heads=heads, settled=done, postponed=postponed, limit=limit, idle=idle
+        )
         lanes = frozenset(order.lane for change in changes for order in change.orders)
         if lanes:
             self.on_owed(lanes)

@@ -28,7 +28,8 @@ whose clock is far ahead; it is offered at once, or a replica with a clock of ne
 
 
 class Conflict(PortError):
-    """Someone else changed the rollout, or started another one for the service, since it was read. Read again."""
+    """Someone else changed the rollout, started another one for the service, or was told of a newer event of it, since
+    it was read. Read again."""
 
 
 class Unreadable(Unavailable):
@@ -195,6 +196,7 @@ class Store(Protocol):
         settled: Mapping[int, datetime] = MappingProxyType({}),
         postponed: Sequence[Postponed] = (),
         limit: RollbackLimit | None = None,
+        idle: Collection[ServiceKey] = (),
     ) -> None:
         """All of it in one transaction, or nothing. A judged window gives back its rollout's lease.
 
@@ -202,8 +204,10 @@ class Store(Protocol):
         settled : ids of owed instructions that are done, and when they were.
         postponed : owed instructions whose tries are counted and messages kept; none is offered before its ``until``.
         limit : how many automatic rollbacks there may be; exact, whoever else commits at the same moment.
-        Raises Conflict when a ``was_revision`` no longer holds or a service would get a second active rollout, and
-        TooManyRollbacks.
+        idle : services that were found without a running rollout, for which that must hold still.
+        Raises Conflict when a ``was_revision`` no longer holds, a service would get a second active rollout, a rollout
+        would begin though a newer event of its service than its head in ``heads`` is known by now, or an idle service
+        has a running rollout; and TooManyRollbacks.
         """
 
     async def unseen(self, events: Sequence[tuple[str, str]]) -> frozenset[tuple[str, str]]:

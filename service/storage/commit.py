@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,11 +10,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from service.model.names import Mode
+from service.model.names import Mode, ServiceKey
 from service.model.rollout import Phase
+from service.model.value import from_epoch_s
 from service.ring.store import Change, Conflict, Postponed, RollbackLimit, ServiceHead, TooManyRollbacks
 from service.storage import tables as t
-from service.storage.database import Database, chunks, event_key, short, text
+from service.storage.database import Database, chunks, event_key, one_of, short, text
 from service.storage.packing import pack
 
 ROLLBACKS_LOCK = 0x5E21_0001
@@ -37,6 +38,7 @@ class Commit:
         settled: Mapping[int, datetime],
         postponed: Sequence[Postponed],
         limit: RollbackLimit | None,
+        idle: Collection[ServiceKey],
     ) -> None:
         """See ``ring.store.Store.commit``."""
         await self._check_revisions(changes)
@@ -49,6 +51,8 @@ class Commit:
         await self._settle(settled)
         await self.postpone(postponed)
         await self._heads_and_seen(heads, seen)
+        await self._check_begun(changes, heads)
+        await self._check_idle(idle)
 
     async def _check_revisions(self, changes: Sequence[Change]) -> None:
         wanted = {c.state.id: c.was_revision for c in changes if c.was_revision is not None}
@@ -60,6 +64,30 @@ class Commit:
         for rollout, revision in wanted.items():
             if found.get(rollout) != revision:
                 raise Conflict(f"rollout {rollout} was read at revision {revision}, now it is {found.get(rollout)}")
+
+    async def _check_begun(self, changes: Sequence[Change], heads: Sequence[ServiceHead]) -> None:
+        """A rollout begins with the newest event of its service. Told of a newer one meanwhile, another replica found
+        no rollout that it was for. Asked once the heads are written, and so held: of two commits one sees the other."""
+        begun = {c.state.service for c in changes if c.was_revision is None}
+        ours = {head.service: head for head in heads if head.service in begun}
+        of = t.heads.c.cluster, t.heads.c.namespace, t.heads.c.service
+        for keys in chunks(sorted(ours, key=str)):
+            query = sa.select(t.heads).where(one_of(of, [(k.cluster, k.namespace, k.name) for k in keys]))
+            for row in await self._connection.execute(query):
+                head = ours[ServiceKey(cluster=row.cluster, namespace=row.namespace, name=row.service)]
+                # Of years far away a float is no exact moment: neither form alone tells newer from the same.
+                newer = row.event_at > head.event_at.timestamp() and from_epoch_s(row.event_at) > head.event_at
+                if newer or row.fence > head.fence:
+                    raise Conflict(f"a newer event of {head.service} than the one that its rollout begins with came")
+
+    async def _check_idle(self, idle: Collection[ServiceKey]) -> None:
+        """The other way round: what was told of a service without a rollout is for the one that has begun since."""
+        r = t.rollouts.c
+        for keys in chunks(sorted(idle, key=str)):
+            theirs = one_of((r.cluster, r.namespace, r.service), [(k.cluster, k.namespace, k.name) for k in keys])
+            row = (await self._connection.execute(sa.select(r.id).where(r.active, theirs).limit(1))).first()
+            if row is not None:
+                raise Conflict(f"rollout {row.id} has begun since its service was found without one")
 
     async def _check_limit(self, changes: Sequence[Change], limit: RollbackLimit | None) -> None:
         begun_n = sum(change.retreated_at is not None for change in changes)

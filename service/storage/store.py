@@ -71,11 +71,12 @@ class SqlStore(Database):
         settled: Mapping[int, datetime] = MappingProxyType({}),
         postponed: Sequence[Postponed] = (),
         limit: RollbackLimit | None = None,
+        idle: Collection[ServiceKey] = (),
     ) -> None:
         """See ``Store.commit``."""
         async with self.writing("commit") as connection:
             await Commit(self, connection).write(
-                changes, seen=seen, heads=heads, settled=settled, postponed=postponed, limit=limit
+                changes, seen=seen, heads=heads, settled=settled, postponed=postponed, limit=limit, idle=idle
             )
 
     async def lease(self, name: str, holder: str, now: datetime, *, lease_s: float) -> bool:

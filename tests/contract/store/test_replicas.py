@@ -135,6 +135,33 @@ async def test_rollouts_that_begin_in_opposite_orders_do_not_deadlock(replicas: 
         assert "UniqueViolation" in str(lost), lost
 
 
+async def test_of_a_release_and_a_newer_event_that_found_none_running_one_is_read_again(
+    replicas: tuple[SqlStore, SqlStore],
+) -> None:
+    lost: list[str] = []
+    for n in range(1, 41):
+        key = service(n)
+        began = machine.begin(request(id=f"e{n}", service=key, rollout=f"r-{n}"))
+        newer = ServiceHead(key, START + timedelta(seconds=5), "gone", 0)
+        # In every other turn it comes with much else, and so later.
+        others = [
+            change(machine.begin(request(id=f"o{n}-{i}", service=service(1000 * n + i), rollout=f"r-{n}-{i}")), None)
+            for i in range(100, 100 + 60 * (n % 2))
+        ]
+        tries = [
+            replicas[0].commit([change(began, None)], heads=[ServiceHead(key, START, "e", 0)]),
+            replicas[1].commit(others, heads=[newer], idle=[key]),
+        ]
+        outcomes = await asyncio.gather(*tries, return_exceptions=True)
+        (one,) = [outcome for outcome in outcomes if outcome is not None]
+        assert type(one) is Conflict
+        lost.append(str(one))
+        began_too = (await replicas[0].active([key])).keys() == {key}
+        told_too = (await replicas[0].heads([key]))[key] == newer
+        assert began_too != told_too
+    assert {one.split()[0] for one in lost} == {"a", "rollout"}, "each must have come first at times"
+
+
 async def test_postponing_while_newer_decisions_drop_the_same_instructions_does_not_deadlock(
     replicas: tuple[SqlStore, SqlStore],
 ) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -12,9 +14,10 @@ from sqlalchemy.exc import DBAPIError
 
 from service.model.instruction import Lane
 from service.model.journal import first_broken_row
-from service.model.names import RolloutId
-from service.model.rollout import Phase
-from service.model.stimulus import STIMULUS, Verb, WindowJudged
+from service.model.names import RolloutId, ServiceKey
+from service.model.rollout import Phase, RolloutState
+from service.model.stimulus import STIMULUS, EventKind, Verb, WindowJudged
+from service.ring.door import Door
 from service.ring.ports import Refused, Unavailable
 from service.ring.store import (
     Change,
@@ -35,7 +38,7 @@ from service.storage.opening import open_store
 from service.storage.store import SqlStore
 from tests.contract.store.stories import change, keep
 from tests.real.parts import postgres
-from tests.stories import SERVICE, START, Story, lean, request
+from tests.stories import SERVICE, START, Story, catalog, event, lean, request
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.real)])
@@ -251,6 +254,90 @@ async def test_a_services_head_never_goes_back(store: SqlStore) -> None:
     for at, event_id, fence in ((later, "e2", 5), (START, "e1", 9), (later, "e3", 4)):
         await store.commit([], heads=[ServiceHead(SERVICE, at, event_id, fence)])
     assert (await store.heads([SERVICE]))[SERVICE] == ServiceHead(SERVICE, later, "e3", 9)
+
+
+@pytest.mark.parametrize(("ahead_s", "fence"), [(5, 0), (0, 9)], ids=["a newer event", "a higher fence"])
+async def test_no_rollout_begins_where_a_newer_event_came_since_its_service_was_read(
+    store: SqlStore, ahead_s: float, fence: int
+) -> None:
+    other = SERVICE.model_copy(update={"name": "other"})
+    begun = [machine.begin(request(id="e1")), machine.begin(request(id="e2", service=other, rollout="r-other"))]
+    heads = [ServiceHead(step.state.service, START, "e1", 0) for step in begun]
+    await store.commit([], heads=[ServiceHead(SERVICE, START + timedelta(seconds=ahead_s), "gone", fence)])
+    with pytest.raises(Conflict, match=f"a newer event of {SERVICE} "):
+        await store.commit([change(step, None) for step in begun], heads=heads, seen=[("/ci", "e1", START)])
+    assert await store.active([SERVICE, other]) == {}
+    assert await store.unseen([("/ci", "e1")]) == {("/ci", "e1")}
+    assert list(await store.heads([other])) == []
+    await store.commit([change(begun[1], None)], heads=heads[1:])
+    await store.commit([change(begun[0], None)], heads=[(await store.heads([SERVICE]))[SERVICE]])
+
+
+@pytest.mark.parametrize("year", [2026, 2300, 2700, 9999])
+async def test_a_rollout_begins_with_the_head_that_was_read_whatever_its_time(store: SqlStore, year: int) -> None:
+    for n in range(20):
+        service = SERVICE.model_copy(update={"name": f"svc-{n}"})
+        at = START.replace(year=year, microsecond=1 + 49_999 * n)
+        await store.commit([], heads=[ServiceHead(service, at, "e0", 1)])
+        read = (await store.heads([service]))[service]
+        began = machine.begin(request(id=f"e{n}", service=service, rollout=f"r-{n}"))
+        await store.commit([change(began, None)], heads=[read])
+    fresh = ServiceHead(SERVICE, START.replace(year=year, microsecond=123_457), "e1", 1)
+    await store.commit([change(machine.begin(request(id="x")), None)], heads=[fresh])
+
+
+async def test_what_was_told_of_an_idle_service_is_not_kept_where_a_rollout_has_begun_since(store: SqlStore) -> None:
+    story = Story()
+    await keep(store, story)
+    gone = ServiceHead(SERVICE, START + timedelta(seconds=5), "gone", 0)
+    with pytest.raises(Conflict, match=f"rollout {story.state.id} has begun since"):
+        await store.commit([], heads=[gone], seen=[("/ci", "gone", START)], idle=[SERVICE])
+    assert await store.heads([SERVICE]) == {}
+    assert await store.unseen([("/ci", "gone")]) == {("/ci", "gone")}
+    await store.commit([], heads=[gone], idle=[SERVICE.model_copy(update={"name": "other"})])
+
+
+class Between:
+    """The store, seen by a replica that stands still between what it has read and its commit."""
+
+    def __init__(self, store: SqlStore) -> None:
+        self._store = store
+        self.has_read, self.go_on = asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def active(self, services: Collection[ServiceKey]) -> Mapping[ServiceKey, RolloutState]:
+        found = await self._store.active(services)
+        self.has_read.set()
+        await self.go_on.wait()
+        return found
+
+
+class StillClock:
+    def now(self) -> datetime:
+        return START
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("first", ["the withdrawal", "the release"])
+async def test_a_release_and_its_withdrawal_that_two_replicas_take_in_at_once_leave_nothing_running(
+    store: SqlStore, first: str
+) -> None:
+    told = [event("begun", "2", 0), event("gone", "2", 5, kind=EventKind.REMOVED)]
+    quick, slow = told[::-1] if first == "the withdrawal" else told
+    behind: Any = Between(store)
+    late = asyncio.create_task(Door(behind, catalog(), StillClock()).events([slow]))
+    await behind.has_read.wait()
+    await Door(store, catalog(), StillClock()).events([quick])
+    behind.go_on.set()
+    await late
+    running = (await store.active([SERVICE])).get(SERVICE)
+    assert running is None or running.phase is Phase.ROLLING_BACK
+    head = (await store.heads([SERVICE]))[SERVICE]
+    assert (head.event_id, head.event_at) == (told[1].id, told[1].at)
 
 
 @pytest.mark.parametrize("odd", ["x" * 5000, "\N{BIRD}" * 1000, "a\0b"], ids=["long", "wide", "nul"])
