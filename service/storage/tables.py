@@ -63,6 +63,8 @@ rollouts = Table(
     ),
     Index("ix_rollouts_window_due_at", "window_due_at"),
     Index("ix_rollouts_wake_at", "wake_at"),
+    # Counted every few seconds, beside rows of some kilobytes.
+    Index("ix_rollouts_phase", "phase"),
     Index("ix_rollouts_started_at", "started_at", "id"),
     Index("ix_rollouts_retreated_at", "retreated_at"),
     # Whom to watch and what is owed are few among many that have ended.

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from service.model.names import ServiceKey
 from service.ring.predictions import NOT_BEGUN, Advance, PartitionState, Reference, ServiceCounts
-from service.ring.store import Conflict
+from service.ring.store import Conflict, RolloutFilter
 from service.storage.opening import open_store
 from service.storage.predictions import REFERENCES_KEPT_S, SqlPredictions
 from tests.real.parts import postgres
@@ -124,7 +124,7 @@ async def test_the_centroid_of_a_service_stays_though_its_cluster_is_called_like
     }
 
 
-async def test_no_question_reads_a_whole_table_of_bodies(tmp_path: Path) -> None:
+async def test_no_question_reads_a_whole_table_of_bodies_or_states(tmp_path: Path) -> None:
     opened = await open_store(f"sqlite:///{tmp_path / 'serinus.db'}")
     sent: list[tuple[str, Any]] = []
     sa.event.listen(
@@ -134,12 +134,14 @@ async def test_no_question_reads_a_whole_table_of_bodies(tmp_path: Path) -> None
     await store.references([("r-a", "x"), ("r-b", "y")])
     await store.counts(TOPIC, [ONE, TWO], 0.0, 10.0, limit=5)
     await store.prune(10.0, limit=5)
+    await opened.rollouts(RolloutFilter(), limit=1)
     asked = [one for one in sent if one[0].startswith(("SELECT", "DELETE"))]
-    assert len(asked) == 4
+    assert len(asked) == 6
     for statement, parameters in asked:
         async with opened._engine.connect() as connection:
             plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
             steps = [str(row[3]) for row in plan]
         assert any("USING" in step and "INDEX" in step for step in steps), steps
-        assert not [step for step in steps if step.startswith("SCAN prediction_")], (statement, steps)
+        tables = ("SCAN prediction_", "SCAN rollouts")
+        assert not [s for s in steps if s.startswith(tables) and "INDEX" not in s], (statement, steps)
     await opened.close()

@@ -1,4 +1,4 @@
-"""What prediction records are held against goes by its age without reading all that is kept of it."""
+"""What is counted or goes by its age is found without reading all that is kept of it."""
 
 from alembic import op
 
@@ -9,10 +9,12 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """One index; replicas of the release before do not notice it."""
+    """Two indexes; replicas of the release before do not notice them."""
     op.create_index("ix_prediction_references_at", "prediction_references", ["at", "owner"])
+    op.create_index("ix_rollouts_phase", "rollouts", ["phase"])
 
 
 def downgrade() -> None:
-    """Without it."""
+    """Without them."""
+    op.drop_index("ix_rollouts_phase", "rollouts")
     op.drop_index("ix_prediction_references_at", "prediction_references")
