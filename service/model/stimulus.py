@@ -88,6 +88,8 @@ class ReleaseWithdrawn(_Fact):
 
     type: Literal["release_withdrawn"] = "release_withdrawn"
     kind: EventKind
+    version: Version | None = Field(default=None, exclude_if=lambda version: version is None)
+    """The only version that is withdrawn; None: whatever runs, and whatever waits."""
 
 
 class StableUpgraded(_Fact):

@@ -12,10 +12,18 @@ from service.telling import words
 
 
 def on_withdrawn(turn: Turn, fact: ReleaseWithdrawn) -> str | None:
-    """Somebody else took the candidate away."""
+    """Somebody else took the candidate away, or the version that waits for its end."""
     word = "removed" if fact.kind is EventKind.REMOVED else "rolled back by someone else"
-    if turn.state.phase is Phase.ROLLING_BACK:
+    waits = turn.state.successor
+    if waits is not None and fact.version == waits.version:
         turn.set(successor=None)
+        turn.tell("withdrawn", f"The event bus says that {words.quoted(waits.version)} was {word}: it does not start.")
+        return None
+    if fact.version not in (None, turn.state.version):
+        return f"Nothing was changed: {fact.version} was {word}, this rollout is of {turn.state.version}."
+    if turn.state.phase is Phase.ROLLING_BACK:
+        if fact.version is None:
+            turn.set(successor=None)
         turn.tell("withdrawn", f"The event bus says that the candidate was {word}.")
         return None
     retreat(turn, f"The event bus says that the candidate was {word}.", cause="withdrawn", ended_as=word)

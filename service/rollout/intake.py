@@ -159,7 +159,8 @@ def apply(
             # Services of no target are left out, so that heads are not kept for everything that ever runs on a cluster.
             ours = _target_of(service, catalog) is not None
             return NotApplied(f"{service} has no running rollout", newest=ours)
-        return Applied(ReleaseWithdrawn(id=event.id, at=now, kind=event.kind))
+        version = None if _led_back_to_stable(event, active) else event.version
+        return Applied(ReleaseWithdrawn(id=event.id, at=now, kind=event.kind, version=version))
     if active is not None and event.stable_version == active.version and event.version in (None, active.version):
         return Applied(StableUpgraded(id=event.id, at=now, version=active.version))
     if active is not None and _underway(active) == event.version:
@@ -169,6 +170,19 @@ def apply(
 
 def _late(event: DeploymentEvent, newest: Newest | None) -> bool:
     return newest is not None and (event.at, event.id) <= (newest.event_at, newest.event_id)
+
+
+def _led_back_to_stable(event: DeploymentEvent, active: RolloutState) -> bool:
+    """Whether a rollback names the version that it led back to.
+
+    CDEvents lets its artifact be that one, our own messages name the candidate. Where nobody has said what stable runs,
+    a version that is neither the candidate nor its successor is taken for stable's: going back is the safe side.
+    """
+    coming_in = active.successor or active
+    if event.kind is not EventKind.ROLLED_BACK or event.version == coming_in.version:
+        return False
+    stable_version = event.stable_version or coming_in.stable_version
+    return event.version == stable_version if stable_version else event.version != active.version
 
 
 def _underway(active: RolloutState) -> Version | None:
