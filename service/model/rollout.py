@@ -113,6 +113,8 @@ class RolloutState(Value):
     """What the gates before any traffic have answered, the last answer of each."""
     overruled_gates: tuple[DnsLabel, ...] = ()
     """Gates that a person has gone on without."""
+    looks_n: int = Field(default=0, exclude_if=lambda n: not n)
+    """Times that a person had the candidate looked at anew before any traffic."""
 
     weight_asked: Percent = 0
     weight_seen: Percent | None = None

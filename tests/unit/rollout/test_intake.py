@@ -270,7 +270,8 @@ class Service:
     def waits(self) -> tuple[str, Phase, str | None]:
         """Version and phase of what runs, and the version that waits for its end."""
         assert self.state is not None
-        return self.state.version, self.state.phase, self.state.successor and self.state.successor.version
+        waiting = self.state.successor
+        return self.state.version, self.state.phase, waiting.version if waiting else None
 
     def settled(self) -> tuple[str, Phase] | None:
         """Version and phase once the mesh has confirmed everything; an ended rollout is none."""
