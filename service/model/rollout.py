@@ -187,6 +187,19 @@ class RolloutState(Value):
         return self.stage_weight(self.stage.index)
 
     @property
+    def promotion_stopped(self) -> bool:
+        """Paused or held out of the promotion: the weight that is asked is then none of the present stage's.
+
+        A last stage of 100 % has the promotion's own weight: there the stage goes on, and promotes anew.
+        """
+        return self.phase.judged and self.windows_from is not None and self.weight_asked != self.weight_now
+
+    @property
+    def return_stopped(self) -> bool:
+        """Paused or held on the way back to a stable that runs the new version: nothing is left to be judged."""
+        return self.promotion_stopped and self.weight_asked == 0
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
         """The policy's stages."""
         return self.policy.stages

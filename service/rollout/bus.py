@@ -48,11 +48,12 @@ def on_stable_upgraded(turn: Turn, fact: StableUpgraded) -> str | None:
     state = turn.state
     if fact.version != state.version:
         return f"Nothing was changed: stable runs {fact.version}, this rollout is of {state.version}."
-    if state.phase is Phase.PROMOTING:
+    if state.phase is not Phase.AWAITING_STABLE:
         returns = state.place.finish is Finish.RETURN_TO_STABLE and state.weight_asked == ALL_TRAFFIC
         if state.stable_caught_up or not returns:
-            return f"Nothing was changed: stable runs {fact.version}, and the promotion goes on as it is."
-        # A quick tool: it acts on the published decision before the mesh has confirmed it, and says it only once.
+            return f"Nothing was changed: stable runs {fact.version}, and the rollout goes on as it is."
+        # A quick tool: it acts on the published decision before the mesh has confirmed it, and says it only once; also
+        # where the mesh refuses the weight, so that the promotion is held until a person comes.
         turn.set(stable_caught_up=True)
         turn.tell("stable", f"Stable runs {words.quoted(fact.version)}; traffic returns once the promotion stands.")
         return None

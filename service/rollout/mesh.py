@@ -53,6 +53,11 @@ def on_written(turn: Turn, fact: WeightsWritten) -> str | None:
             )
         case Phase.PROMOTING:
             finish_promotion(turn)
+        case Phase.HELD if state.waiting is Waiting.MESH and state.promotion_stopped:
+            turn.enter(Phase.PROMOTING, f"The weights can be written again: {state.weight_asked} % stands.")
+            turn.tell("resumed", turn.state.reason)
+            turn.decide(Decision.PROMOTE, turn.state.reason)
+            finish_promotion(turn)
         case Phase.HELD if state.waiting is Waiting.MESH:
             turn.enter(
                 Phase.PROGRESSING, f"The weights can be written again: {state.weight_asked} % stands.", drift_n=0
