@@ -565,6 +565,26 @@ def test_foreign_weights_that_keep_coming_back_after_the_promotion_page_once_and
     assert story.state.phase is Phase.PROMOTED
 
 
+def test_a_refused_correction_after_the_promotion_leaves_ears_for_what_is_done_to_the_weights() -> None:
+    story = returning(policy=policy(drift_give_up_n=3)).person(Verb.PROMOTE).written()
+
+    def see(percent: int) -> Step:
+        return story.pass_time(61).tell(DriftSeen(id=f"d{len(story.facts)}", at=story.at, canary_percent=percent)).last
+
+    see(40)
+    assert weights(see(40)) == [100]
+    assert not see(40).accepted  # not answered yet
+    refused(story)
+    assert len(pages(story.last)) == 1
+    assert see(40).accepted
+    assert weights(see(40)) == [100]
+    refused(story)
+    assert len(pages(story.last)) == 1
+    see(40)
+    assert len(pages(see(100), PageAction.RESOLVE)) == 1
+    assert (story.state.phase, story.state.weight_seen) == (Phase.AWAITING_STABLE, 100)
+
+
 def test_nothing_advances_while_somebody_elses_weights_stand() -> None:
     story = Story().progressing().window().window()
     story.tell(DriftSeen(id="d", at=story.at, canary_percent=0))
