@@ -837,16 +837,17 @@ def anything(rng: random.Random, story: Story) -> None:
             **lean(rng.choice([0.5, 0.5, 0.5, 14])),
         )
         return
+    report = GateReport(gate="model", finding=rng.choice(list(Finding)), sentence="as seen.")
+    look = rng.choice([None, state.looks_n, state.looks_n, 0])
+    verb, named = rng.choice(list(Verb)), rng.choice([None, state.version, "2.14.0", "1"])
     facts: dict[type[Stimulus], Stimulus] = {
-        CandidateReady: CandidateReady(id=name, at=at),
-        GateAnswered: GateAnswered(
-            id=name, at=at, report=GateReport(gate="model", finding=rng.choice(list(Finding)), sentence="as seen.")
-        ),
+        CandidateReady: CandidateReady(id=name, at=at, look=look),
+        GateAnswered: GateAnswered(id=name, at=at, report=report, look=look),
         WeightsWritten: WeightsWritten(id=name, at=at, fence=fence, canary_percent=percent),
         WeightsRefused: WeightsRefused(id=name, at=at, fence=fence, reason="no such route"),
         DriftSeen: DriftSeen(id=name, at=at, canary_percent=rng.choice([percent, 50, 50, None])),
-        PersonActed: PersonActed(id=name, at=at, verb=rng.choice(list(Verb)), actor="ana"),
-        ReleaseWithdrawn: ReleaseWithdrawn(id=name, at=at, kind=EventKind.REMOVED),
+        PersonActed: PersonActed(id=name, at=at, verb=verb, actor="ana", asks_anew=verb is Verb.RESUME),
+        ReleaseWithdrawn: ReleaseWithdrawn(id=name, at=at, kind=EventKind.REMOVED, version=named),
         ReleaseRequested: request(id=name, at=at, version="2.14.0"),
         StableUpgraded: StableUpgraded(id=name, at=at, version=rng.choice([state.version, "1"])),
         TimePassed: TimePassed(id=name, at=at),
@@ -893,11 +894,17 @@ def test_no_facts_in_any_order_lead_off_the_table(phase: Phase) -> None:
         )
         mode = rng.choice([Mode.ENFORCE, Mode.RECOMMEND] if phase is not Phase.STARTING else list(Mode))
         story = moved(Story(policy=changes, place=place(finish=Finish.RETURN_TO_STABLE), mode=mode), phase)
+        promoted = phase is Phase.AWAITING_STABLE
         for _ in range(50):
             before = story.state
             anything(rng, story)
             taken += story.last.accepted
             assert story.last.accepted or story.state == before
+            promoted = promoted or story.state.phase is Phase.AWAITING_STABLE
+            if story.state.promotion_stopped:
+                assert any(step.state.phase is Phase.PROMOTING for step in story.steps)
+            if promoted and isinstance(story.facts[-1], WindowJudged):
+                assert "rollback" not in decisions(story.last)
     assert (taken > 0) is not phase.terminal
 
 
