@@ -49,7 +49,7 @@ def _unfenced(virtual_service: Mapping[str, Any], wanted: Wanted) -> Edit:
 
 _PLANTED: Mapping[str, Sequence[tuple[Any, str, Any]]] = {
     FENCING: [(istio, "edit", _unfenced)],
-    WITHDRAWALS: [(intake, "_led_back_to_stable", lambda *_: True)],
+    WITHDRAWALS: [(intake, "_withdrawn", lambda *_: None)],
     LOOKS: [(starting, "_outdated", lambda *_: False)],
 }
 

@@ -235,6 +235,16 @@ def test_a_rollback_to_a_version_that_is_not_known_ends_the_release_only_where_s
     assert machine.step(active, meant.fact).accepted is ends
 
 
+def test_a_withdrawal_may_name_the_candidate_by_its_artifact_alone() -> None:
+    active = Story().progressing().state  # version 2.13.0, by its tag
+    for digest, ends in (("abc", True), ("def", False)):
+        artifact = f"pkg:oci/tf@sha256%3A{digest}?arch=amd64"
+        gone = event("c", f"sha256-{digest}", 1, kind=EventKind.ROLLED_BACK, artifact=artifact, stable_version=None)
+        meant = intake.apply(gone, SERVICE, CATALOG, None, active, now=TAKEN_IN)
+        assert isinstance(meant, intake.Applied)
+        assert machine.step(active, meant.fact).accepted is ends
+
+
 def test_the_canonical_form_of_a_withdrawal_that_names_no_version_says_nothing_of_versions() -> None:
     assert "version" not in ReleaseWithdrawn(id="x", at=START, kind=EventKind.REMOVED).to_json()
 
