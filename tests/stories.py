@@ -120,7 +120,7 @@ class Story:
 
     def ready(self) -> Story:
         """The candidate has ready endpoints."""
-        return self.tell(CandidateReady(id=f"ready{len(self.facts)}", at=self.at))
+        return self.tell(CandidateReady(id=f"ready{len(self.facts)}", at=self.at, look=self.state.looks_n))
 
     def written(self, percent: int | None = None, fence: int | None = None) -> Story:
         """The mesh confirms what was asked."""
@@ -160,7 +160,16 @@ class Story:
 
     def person(self, verb: Verb, reason: str = "looked at it") -> Story:
         """Somebody orders something."""
-        return self.tell(PersonActed(id=f"p{len(self.facts)}", at=self.at, verb=verb, actor="ana", reason=reason))
+        return self.tell(
+            PersonActed(
+                id=f"p{len(self.facts)}",
+                at=self.at,
+                verb=verb,
+                actor="ana",
+                reason=reason,
+                asks_anew=verb is Verb.RESUME,
+            )
+        )
 
     def progressing(self) -> Story:
         """The first weight is asked for and confirmed."""

@@ -128,7 +128,7 @@ class Effects:
                     pause_s = min(LONGEST_PAUSE_S, READY_POLL_S * 1.3 ** min(owed.attempts, 20))
                     return Later(pause_s, f"not ready yet: {detail}"[:2000], failed=False)
                 ready_id = f"{order.rollout}/ready/{owed.id}"
-                return Done((CandidateReady(id=ready_id, at=self._clock.now(), detail=detail),))
+                return Done((CandidateReady(id=ready_id, at=self._clock.now(), detail=detail, look=order.look),))
             case RunGate():
                 return await self._look(owed, order)
             case Page():
@@ -160,7 +160,7 @@ class Effects:
             pause_s = min(longest_s, READY_POLL_S * 1.3 ** min(owed.attempts, 20))
             return Later(pause_s, f"could not look: {report.sentence}"[:2000], failed=False)
         answer_id = f"{order.rollout}/gate/{order.rule.gate}/{owed.id}"
-        return Done((GateAnswered(id=answer_id, at=now, report=report),))
+        return Done((GateAnswered(id=answer_id, at=now, report=report, look=order.look),))
 
     def _refused(self, owed: Owed, refused: Refused) -> Outcome:
         order, reason = owed.instruction, str(refused)

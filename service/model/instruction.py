@@ -60,6 +60,8 @@ class CheckReady(_Order):
 
     type: Literal["check_ready"] = "check_ready"
     place: Place
+    look: int = Field(default=0, exclude_if=lambda look: not look)
+    """Said again by the answer: it counts only while no later look was ordered."""
 
     @property
     def lane(self) -> Lane:
@@ -76,6 +78,8 @@ class RunGate(_Order):
     candidate: Candidate
     give_up_at: Utc | None
     """From this moment on a gate that cannot look answers so; until then it is tried again. None: for ever."""
+    look: int = Field(default=0, exclude_if=lambda look: not look)
+    """As in CheckReady."""
 
     @property
     def lane(self) -> Lane:

@@ -113,6 +113,8 @@ class RolloutState(Value):
     """What the gates before any traffic have answered, the last answer of each."""
     overruled_gates: tuple[DnsLabel, ...] = ()
     """Gates that a person has gone on without."""
+    looks_n: int = Field(default=0, exclude_if=lambda n: not n)
+    """Times that a person had the candidate looked at anew before any traffic."""
 
     weight_asked: Percent = 0
     weight_seen: Percent | None = None
@@ -183,6 +185,19 @@ class RolloutState(Value):
     def weight_now(self) -> int:
         """The canary's weight of the present stage, in percent."""
         return self.stage_weight(self.stage.index)
+
+    @property
+    def promotion_stopped(self) -> bool:
+        """Paused or held out of the promotion: the weight that is asked is then none of the present stage's.
+
+        A last stage of 100 % has the promotion's own weight: there the stage goes on, and promotes anew.
+        """
+        return self.phase.judged and self.windows_from is not None and self.weight_asked != self.weight_now
+
+    @property
+    def return_stopped(self) -> bool:
+        """Paused or held on the way back to a stable that runs the new version: nothing is left to be judged."""
+        return self.promotion_stopped and self.weight_asked == 0
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -88,6 +88,8 @@ class ReleaseWithdrawn(_Fact):
 
     type: Literal["release_withdrawn"] = "release_withdrawn"
     kind: EventKind
+    version: Version | None = Field(default=None, exclude_if=lambda version: version is None)
+    """The only version that is withdrawn; None: whatever runs, and whatever waits."""
 
 
 class StableUpgraded(_Fact):
@@ -102,6 +104,8 @@ class CandidateReady(_Fact):
 
     type: Literal["candidate_ready"] = "candidate_ready"
     detail: str = ""
+    look: int | None = Field(default=None, exclude_if=lambda look: look is None)
+    """The look that this answers, by its order; None where the order's reader did not say."""
 
 
 class GateAnswered(_Fact):
@@ -109,6 +113,8 @@ class GateAnswered(_Fact):
 
     type: Literal["gate_answered"] = "gate_answered"
     report: GateReport
+    look: int | None = Field(default=None, exclude_if=lambda look: look is None)
+    """The look that this answers, by its order; None where the order's reader did not say."""
 
 
 class WeightsWritten(_Fact):
@@ -235,6 +241,8 @@ class PersonActed(_Fact):
     verb: Verb
     actor: str = Field(min_length=1, max_length=200)
     reason: str = Field(default="", max_length=2000)
+    asks_anew: bool = Field(default=False, exclude_if=lambda anew: not anew)
+    """A resume after which only new looks count. False in journals from before answers said which look they are of."""
 
 
 class TimePassed(_Fact):

@@ -160,7 +160,14 @@ class Door:
 
     async def act(self, rollout: RolloutId, verb: Verb, *, actor: str, reason: str, request_id: str) -> Answer:
         """Carry a person's order to the rollout. The same ``request_id`` twice has the effect of once."""
-        fact = PersonActed(id=request_id, at=self._clock.now(), verb=verb, actor=actor, reason=reason)
+        fact = PersonActed(
+            id=request_id,
+            at=self._clock.now(),
+            verb=verb,
+            actor=actor,
+            reason=reason,
+            asks_anew=verb is Verb.RESUME,
+        )
         return await self._until_no_conflict(lambda: self._act_once(rollout, fact))
 
     async def _act_once(self, rollout: RolloutId, fact: PersonActed) -> Answer:

@@ -12,10 +12,18 @@ from service.telling import words
 
 
 def on_withdrawn(turn: Turn, fact: ReleaseWithdrawn) -> str | None:
-    """Somebody else took the candidate away."""
+    """Somebody else took the candidate away, or the version that waits for its end."""
     word = "removed" if fact.kind is EventKind.REMOVED else "rolled back by someone else"
-    if turn.state.phase is Phase.ROLLING_BACK:
+    waits = turn.state.successor
+    if waits is not None and fact.version == waits.version:
         turn.set(successor=None)
+        turn.tell("withdrawn", f"The event bus says that {words.quoted(waits.version)} was {word}: it does not start.")
+        return None
+    if fact.version not in (None, turn.state.version):
+        return f"Nothing was changed: {fact.version} was {word}, this rollout is of {turn.state.version}."
+    if turn.state.phase is Phase.ROLLING_BACK:
+        if fact.version is None:
+            turn.set(successor=None)
         turn.tell("withdrawn", f"The event bus says that the candidate was {word}.")
         return None
     retreat(turn, f"The event bus says that the candidate was {word}.", cause="withdrawn", ended_as=word)
@@ -40,11 +48,12 @@ def on_stable_upgraded(turn: Turn, fact: StableUpgraded) -> str | None:
     state = turn.state
     if fact.version != state.version:
         return f"Nothing was changed: stable runs {fact.version}, this rollout is of {state.version}."
-    if state.phase is Phase.PROMOTING:
+    if state.phase is not Phase.AWAITING_STABLE:
         returns = state.place.finish is Finish.RETURN_TO_STABLE and state.weight_asked == ALL_TRAFFIC
         if state.stable_caught_up or not returns:
-            return f"Nothing was changed: stable runs {fact.version}, and the promotion goes on as it is."
-        # A quick tool: it acts on the published decision before the mesh has confirmed it, and says it only once.
+            return f"Nothing was changed: stable runs {fact.version}, and the rollout goes on as it is."
+        # A quick tool: it acts on the published decision before the mesh has confirmed it, and says it only once; also
+        # where the mesh refuses the weight, so that the promotion is held until a person comes.
         turn.set(stable_caught_up=True)
         turn.tell("stable", f"Stable runs {words.quoted(fact.version)}; traffic returns once the promotion stands.")
         return None

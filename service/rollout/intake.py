@@ -159,7 +159,8 @@ def apply(
             # Services of no target are left out, so that heads are not kept for everything that ever runs on a cluster.
             ours = _target_of(service, catalog) is not None
             return NotApplied(f"{service} has no running rollout", newest=ours)
-        return Applied(ReleaseWithdrawn(id=event.id, at=now, kind=event.kind))
+        withdrawn = _withdrawn(event, active)
+        return Applied(ReleaseWithdrawn(id=event.id, at=now, kind=event.kind, version=withdrawn))
     if active is not None and event.stable_version == active.version and event.version in (None, active.version):
         return Applied(StableUpgraded(id=event.id, at=now, version=active.version))
     if active is not None and _underway(active) == event.version:
@@ -169,6 +170,27 @@ def apply(
 
 def _late(event: DeploymentEvent, newest: Newest | None) -> bool:
     return newest is not None and (event.at, event.id) <= (newest.event_at, newest.event_id)
+
+
+def _withdrawn(event: DeploymentEvent, active: RolloutState) -> Version | None:
+    """The version that a withdrawal means; None for all that comes in.
+
+    A sender that names artifacts alone means the version that came with the same one.
+    """
+    coming_in = active.successor or active
+    named = next((one.version for one in (coming_in, active) if _same(event.artifact, one.artifact)), event.version)
+    if event.kind is EventKind.ROLLED_BACK and named != coming_in.version:
+        # CDEvents lets its artifact be the one that was gone back to; our own messages name the candidate. Where nobody
+        # has said what stable runs, an unknown version is taken for that: going back is the safe side.
+        stable_version = event.stable_version or coming_in.stable_version
+        if named == stable_version or (stable_version is None and named != active.version):
+            return None
+    return named
+
+
+def _same(artifact: str, other: str) -> bool:
+    """Whether two package URLs name one content: what stands after ``?`` says only where it lies."""
+    return "@" in artifact and artifact.partition("?")[0] == other.partition("?")[0]
 
 
 def _underway(active: RolloutState) -> Version | None:

@@ -53,6 +53,11 @@ def on_written(turn: Turn, fact: WeightsWritten) -> str | None:
             )
         case Phase.PROMOTING:
             finish_promotion(turn)
+        case Phase.HELD if state.waiting is Waiting.MESH and state.promotion_stopped:
+            turn.enter(Phase.PROMOTING, f"The weights can be written again: {state.weight_asked} % stands.")
+            turn.tell("resumed", turn.state.reason)
+            turn.decide(Decision.PROMOTE, turn.state.reason)
+            finish_promotion(turn)
         case Phase.HELD if state.waiting is Waiting.MESH:
             turn.enter(
                 Phase.PROGRESSING, f"The weights can be written again: {state.weight_asked} % stands.", drift_n=0
@@ -106,7 +111,9 @@ def on_drift(turn: Turn, fact: DriftSeen) -> str | None:
         else:
             confirmed(turn, fact.at)
         return None
-    if state.weight_seen != state.weight_asked and state.drift_since is None:
+    # After the promotion a refused correction changes no phase, so whatever stands there since is news again.
+    refused = state.phase is Phase.AWAITING_STABLE and state.answered_fence == state.fence
+    if state.weight_seen != state.weight_asked and state.drift_since is None and not refused:
         return "Nothing was changed: the asked weight has not been confirmed yet."
     seen = "no such route" if fact.canary_percent is None else f"{fact.canary_percent} %"
     if state.drift_since is None:

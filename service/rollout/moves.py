@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from datetime import datetime, timedelta
+from typing import Any
 
 from service.model.instruction import Severity
 from service.model.names import Mode
@@ -67,6 +68,12 @@ def promote(turn: Turn, sentence: str, detail: str = "") -> None:
     turn.note_change(sentence)
     if turn.state.mode is Mode.OBSERVE:
         finish_promotion(turn)
+
+
+def promote_on(turn: Turn, sentence: str, **changes: Any) -> None:
+    """Go on with a promotion that was stopped: its weight is owed anew."""
+    turn.enter(Phase.PROMOTING, sentence, wake_at=confirm_by(turn), **changes)
+    turn.ask_weight(turn.state.weight_asked)
 
 
 def finish_promotion(turn: Turn) -> None:

@@ -10,7 +10,7 @@ from service.model.names import Mode
 from service.model.rollout import Decision, Phase, Waiting
 from service.model.stimulus import PersonActed, TimePassed, Verb
 from service.rollout.judgement import Cause
-from service.rollout.moves import advance, confirm_by, promote, retreat
+from service.rollout.moves import advance, confirm_by, promote, promote_on, retreat
 from service.rollout.starting import look, overruled
 from service.rollout.turn import Turn
 from service.telling import words
@@ -36,6 +36,8 @@ def on_person(turn: Turn, fact: PersonActed) -> str | None:
             turn.decide(Decision.PAUSE, turn.state.reason)
         case Verb.RESUME if state.phase in (Phase.PAUSED, Phase.HELD):
             _resume(turn, fact, who)
+        case Verb.ADVANCE | Verb.PROMOTE if state.return_stopped:
+            return f"Nothing was changed: {state.version} is promoted already; resume to return the traffic to stable."
         case Verb.ADVANCE if state.phase.judged and state.windows_from is not None:
             if state.stage.index == len(state.stages) - 1:
                 return "Nothing was changed: this is the last stage; promote instead."
@@ -63,10 +65,15 @@ def _resume(turn: Turn, fact: PersonActed, who: str) -> None:
         wake_at = fact.at + timedelta(seconds=state.policy.ready_timeout_s)
         # Looked at anew: what was ready before a pause may be gone.
         common |= {"ready": state.place.readiness is None, "overruled_gates": overruled(state)}
+        common |= {"looks_n": state.looks_n + fact.asks_anew}
         turn.enter(Phase.STARTING, sentence, wake_at=wake_at, **common)
         turn.tell("resumed", sentence, who)
         turn.decide(Decision.CONTINUE, sentence)
         look(turn)
+    elif state.promotion_stopped:
+        promote_on(turn, sentence, **common)
+        turn.tell("resumed", sentence, who)
+        turn.decide(Decision.PROMOTE, sentence)
     else:
         # Refused, not confirmed yet, or somebody else's: a pause may have come since, and nobody else would ask again.
         stands = state.weight_seen == state.weight_asked and state.waiting is not Waiting.MESH

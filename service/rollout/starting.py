@@ -31,7 +31,11 @@ def look(turn: Turn, detail: str = "") -> None:
     turn.set(gates=tuple(one for one in turn.state.gates if one.finding is Finding.PASSED or _closed(turn.state, one)))
     state = turn.state
     if not state.ready:
-        turn.orders.append(CheckReady(rollout=state.id, service=state.service, at=turn.stimulus.at, place=state.place))
+        turn.orders.append(
+            CheckReady(
+                rollout=state.id, service=state.service, at=turn.stimulus.at, place=state.place, look=state.looks_n
+            )
+        )
     _run(turn, (rule for rule in state.open_gates if state.ready or not asks_the_candidate(rule)))
     _go_on(turn, detail)
 
@@ -42,6 +46,8 @@ def on_ready(turn: Turn, fact: CandidateReady) -> str | None:
     waits = state.phase is Phase.STARTING or (state.phase is Phase.HELD and state.windows_from is None)
     if not waits or state.ready:
         return "Nothing was changed: the rollout is not waiting for readiness."
+    if _outdated(state, fact):
+        return "Nothing was changed: the candidate was ready before it was asked anew."
     turn.set(ready=True)
     if state.waiting is Waiting.READINESS:
         _waits(turn)
@@ -59,6 +65,8 @@ def on_gate(turn: Turn, fact: GateAnswered) -> str | None:
     rule = next((rule for rule in state.open_gates if rule.gate == report.gate), None)
     if state.served_from is not None or rule is None:
         return f"Nothing was changed: the rollout is not waiting for gate {report.gate}."
+    if _outdated(state, fact):
+        return f"Nothing was changed: gate {report.gate} looked before it was asked anew."
     turn.set(gates=(*(one for one in state.gates if one.gate != report.gate), report))
     turn.tell(f"gate {report.finding.value}", words.gate_sentence(report), words.gate_detail(report))
     match report.finding:
@@ -80,6 +88,11 @@ def on_gate(turn: Turn, fact: GateAnswered) -> str | None:
             # It is tried on, so that a registry that is back needs nobody to come and say so.
             _run(turn, [rule], for_ever=True)
     return None
+
+
+def _outdated(state: RolloutState, answer: CandidateReady | GateAnswered) -> bool:
+    """Whether the look began before a person had mended something and resumed. Times would not tell: clocks differ."""
+    return answer.look is not None and answer.look != state.looks_n
 
 
 def _watch_on(turn: Turn, report: GateReport) -> None:
@@ -148,6 +161,7 @@ def _run(turn: Turn, rules: Iterable[GateRule], *, for_ever: bool = False) -> No
             subjects=state.place.preflight,
             candidate=candidate,
             give_up_at=give_up_at,
+            look=state.looks_n,
         )
         for rule in rules
     ]

@@ -10,6 +10,7 @@ from service.model.rollout import Decision, Phase, RolloutState, Waiting
 from service.model.stimulus import WindowJudged
 from service.rollout.judgement import (
     ALL_TRAFFIC,
+    CONTINUE,
     Cause,
     Move,
     Ruling,
@@ -20,7 +21,7 @@ from service.rollout.judgement import (
     judge,
     unsafe_metrics,
 )
-from service.rollout.moves import advance, promote, retreat
+from service.rollout.moves import advance, promote, promote_on, retreat
 from service.rollout.turn import Turn
 from service.telling import words
 
@@ -31,14 +32,17 @@ def on_window(turn: Turn, fact: WindowJudged) -> str | None:
     if fact.window != state.window + 1:
         return f"Nothing was changed: window {fact.window} came while window {state.window + 1} is next."
     _take_in(turn, fact)
-    ruling = judge(turn.state, fact)
+    ruling = CONTINUE if state.return_stopped else judge(turn.state, fact)
     match ruling.move:
         case Move.CONTINUE:
             _stay(turn, state, fact)
         case Move.RESUME:
-            turn.enter(Phase.PROGRESSING, words.continue_sentence(turn.state))
+            if state.promotion_stopped:
+                promote_on(turn, words.continue_sentence(turn.state))
+            else:
+                turn.enter(Phase.PROGRESSING, words.continue_sentence(turn.state))
             turn.tell("resumed", words.said(turn.state, turn.state.reason))
-            turn.decide(Decision.CONTINUE, turn.state.reason)
+            turn.decide(turn.state.decision, turn.state.reason)
             turn.resolve(Cause.LEANING, Cause.BLIND)
         case Move.PAUSE:
             _pause(turn, ruling)

@@ -127,7 +127,7 @@ class Api:
         async def act() -> dict[str, Any]:
             return self._cluster.patch(name, body)
 
-        fates = ("error", "throttled", "conflict", "lost", "slow", "hang", "late")
+        fates = ("error", "throttled", "conflict", "lost", "slow", "hang", "late", "forbidden")
         # Writes are few, and most can go wrong with them.
         return await self._call(f"patch {name}", act, _request_timeout, fates, risk=0.5)
 
@@ -147,7 +147,7 @@ class Api:
 
 
 def _away(why: str) -> Exception:
-    statuses = {"error": 500, "throttled": 429, "conflict": 409}
+    statuses = {"error": 500, "throttled": 429, "conflict": 409, "forbidden": 403}
     return client.ApiException(status=statuses[why], reason=why) if why in statuses else TimeoutError(why)
 
 

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 from service.actuators import istio
 from service.actuators.virtual_service import FENCE, Edit, Wanted, edit
 from service.ring.store import Due, Owed
+from service.rollout import intake, starting
 from service.storage.store import SqlStore
 from tests.simulation.kafka import Client
 
 FENCING = "fencing off"
 OFFSETS = "offset first"
 LEASES = "leases ignored"
+WITHDRAWALS = "versions ignored"
+LOOKS = "looks alike"
 
 CAUGHT_BY: Mapping[str, frozenset[str]] = {
     FENCING: frozenset({"fence", "one direction"}),
     OFFSETS: frozenset({"events"}),
     LEASES: frozenset({"lease"}),
+    WITHDRAWALS: frozenset({"withdrawals"}),
+    LOOKS: frozenset({"looks"}),
 }
 """Each mutant with the invariants that it breaks."""
 
@@ -28,13 +34,10 @@ CAUGHT_BY: Mapping[str, frozenset[str]] = {
 @contextmanager
 def planted(mutant: str) -> Iterator[None]:
     """Plant what lies in the product's functions; the other mutants are classes that a replica is wired with."""
-    real = istio.edit  # type: ignore[attr-defined]
-    if mutant == FENCING:
-        istio.edit = _unfenced  # type: ignore[attr-defined]
-    try:
+    with ExitStack() as undone:
+        for where, name, planted_there in _PLANTED.get(mutant, ()):
+            undone.enter_context(mock.patch.object(where, name, planted_there))
         yield
-    finally:
-        istio.edit = real  # type: ignore[attr-defined]
 
 
 def _unfenced(virtual_service: Mapping[str, Any], wanted: Wanted) -> Edit:
@@ -42,6 +45,13 @@ def _unfenced(virtual_service: Mapping[str, Any], wanted: Wanted) -> Edit:
     blind = copy.deepcopy(dict(virtual_service))
     (blind["metadata"].get("annotations") or {}).pop(FENCE, None)
     return edit(blind, wanted)
+
+
+_PLANTED: Mapping[str, Sequence[tuple[Any, str, Any]]] = {
+    FENCING: [(istio, "edit", _unfenced)],
+    WITHDRAWALS: [(intake, "_withdrawn", lambda *_: None)],
+    LOOKS: [(starting, "_outdated", lambda *_: False)],
+}
 
 
 class _Unleased(SqlStore):

@@ -72,7 +72,8 @@ class Gates:
 
         try:
             finding = await self._line.call(f"look at gate {gate}", act, away=Unavailable, timeout_s=200.0, risk=0.15)
-            return GateReport(gate=gate, finding=finding, sentence="as it is.")
+            await self._world.gate_seen(order, finding)
+            return GateReport(gate=gate, finding=finding, sentence="as it was.")
         except Unavailable as error:
             return GateReport(gate=gate, finding=Finding.COULD_NOT_LOOK, sentence=f"{error}.")
 

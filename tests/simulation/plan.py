@@ -50,6 +50,9 @@ FAULTS: Mapping[str, str] = {
     "person": "a person gave an order",
     "second thoughts": "a replica's first look at the route was held up, and a person rolled back meanwhile",
     "freeze": "somebody turned the kill switch",
+    "api.forbidden": "an API server refused a write for good",
+    "late words": "a withdrawal named a version that a newer one had replaced",
+    "mending": "a person paused, mended what a gate was just failing, and resumed before its answer was told",
 }
 """Every kind of fault, and the sentence that says what one of it is."""
 

@@ -104,7 +104,7 @@ class Line:
             raise asyncio.CancelledError
         if fate == "pause before":
             await self._pause(f"before it can {what}")
-        if fate in ("error", "conflict", "throttled"):
+        if fate in ("error", "conflict", "throttled", "forbidden"):
             world.strike(f"{self._part}.{fate}", f"{self._where} fails {process.name}: {what} ({fate}).")
             raise away(fate)
         if fate in ("hang", "late"):

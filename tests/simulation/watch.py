@@ -19,7 +19,16 @@ from service.model.journal import GENESIS, JournalEntry
 from service.model.names import Mode, RolloutId
 from service.model.observation import Availability
 from service.model.rollout import Phase, RolloutState, Waiting
-from service.model.stimulus import STIMULUS, PersonActed, ReleaseRequested, Stimulus, WindowJudged
+from service.model.stimulus import (
+    STIMULUS,
+    GateAnswered,
+    PersonActed,
+    ReleaseRequested,
+    ReleaseWithdrawn,
+    Stimulus,
+    Verb,
+    WindowJudged,
+)
 from service.ring.store import LONGEST_HIDDEN_S, Due, Owed, Postponed
 from service.rollout import machine
 from service.rollout.turn import Step
@@ -78,6 +87,10 @@ class Watch:
         self.events: dict[tuple[int, int], tuple[str, str] | None] = {}
         """(partition, offset) -> (source, id) of the event; None for a record that cannot be read."""
         self.windows_n = 0
+        self._promoted: set[str] = set()
+        """Rollouts whose promotion has stood."""
+        self._mended: set[tuple[str, str]] = set()
+        """(rollout, gate) of what was mended before a person resumed."""
 
     # --- after a step of the store ----------------------------------------------------------------------------------
 
@@ -147,6 +160,9 @@ class Watch:
                 f"{process.name} commits for {after.service.name} {after.version}: {row.headline}", after.id
             )
         self._went_on(before, fact, after)
+        if before is not None:
+            self._given_up(before, fact, after)
+            self._answered(before, fact)
         for order in step.orders:
             if isinstance(order, SetWeights) and order.canary_percent > 0 and before and before.phase in BACK:
                 self._broken("one direction", f"{after.id} goes back and yet owes {order.canary_percent} %.", after.id)
@@ -173,6 +189,29 @@ class Watch:
                     self._broken(
                         "limit", f"{used} automatic rollbacks within an hour; {self._limit} are set.", after.id
                     )
+
+    def _given_up(self, before: RolloutState, fact: Stimulus, after: RolloutState) -> None:
+        """The bus ends no version that nobody has withdrawn, and no window one that is promoted."""
+        if after.phase is Phase.AWAITING_STABLE:
+            self._promoted.add(after.id)
+        back = before.phase not in BACK and after.phase in BACK
+        if back and isinstance(fact, WindowJudged) and after.id in self._promoted:
+            self._broken("promoted", f"{after.id} was promoted, and goes back because of a window.", after.id)
+        if isinstance(fact, ReleaseWithdrawn):
+            given_up = [after.version] if back else []
+            if before.successor is not None and after.successor is None and not after.phase.terminal:
+                given_up.append(before.successor.version)
+            for version in given_up:
+                if (after.service.name, version) not in self._world.withdrawn:
+                    self._broken("withdrawals", f"{version} was given up; nobody has withdrawn it.", after.id)
+
+    def _answered(self, before: RolloutState, fact: Stimulus) -> None:
+        """What a person has mended before resuming is not failed by a look that began before that."""
+        if isinstance(fact, PersonActed) and fact.verb is Verb.RESUME:
+            self._mended |= {(before.id, gate) for gate in self._world.mended.get(before.id, ())}
+        failed = isinstance(fact, GateAnswered) and fact.report.finding is Finding.FAILED
+        if failed and (before.id, fact.report.gate) in self._mended:
+            self._broken("looks", f"Gate {fact.report.gate} of {before.id} failed as it was once.", before.id)
 
     def _gates(self, state: RolloutState) -> None:
         """No traffic before every gate has really passed, or a person went on without it."""

@@ -7,15 +7,18 @@ import contextvars
 import functools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
 from service.events.sending import message
 from service.model.catalog import Catalog
+from service.model.gates.report import Finding
+from service.model.instruction import RunGate
 from service.model.observation import Reading
 from service.model.rollout import Phase, RolloutState
 from service.model.stimulus import Verb
+from service.model.target import Finish
 from service.ring.store import KillSwitch
 from tests.simulation import catalog as catalogs
 from tests.simulation.database import Database
@@ -71,6 +74,7 @@ class World:
         self.database = Database()
         self.sick = True
         self._second_thoughts = self.dice("second thoughts")
+        self._mending = self.dice("mending")
         self._pace_s = self.dice("pace").choice((4.0, 8.0, 12.0))
         self._well_since_s = float("inf")
         self.outages: set[str] = set()
@@ -81,6 +85,10 @@ class World:
         self._broken: Broken | None = None
         self._truths: dict[tuple[str, str], Truth] = {}
         self._upgraded: set[str] = set()
+        self.withdrawn: set[tuple[str, str]] = set()
+        """(service, version) of every withdrawal that was sent."""
+        self.mended: dict[str, set[str]] = {}
+        """What was mended while the rollout was paused: gates, by rollout."""
         self.clusters = {name: Cluster(self, name) for name in CLUSTERS[: plan.clusters]}
         self.topic = Topic(self)
         self.letters = Letters()
@@ -244,17 +252,34 @@ class World:
             self.clusters[cluster].ready_at_s[service] = self.loop.time() + late_s
             policy = dice.choice((None, "strict", "careful", "gated"))
             self.send("deployed", service, cluster, version, dice, policy=policy)
+            if n:
+                self._word_too_late(service, cluster, f"1.{n}.0")
             if dice.random() < 0.15:
                 await asyncio.sleep(dice.uniform(10.0, 200.0))
-                self.send(dice.choice(("rolledback", "removed")), service, cluster, version, dice)
+                self._withdraw(service, cluster, version, dice)
+
+    def _withdraw(self, service: str, cluster: str, version: str, dice: Random) -> None:
+        self.withdrawn.add((service, version))
+        self.send(dice.choice(("rolledback", "removed")), service, cluster, version, dice)
+
+    def _word_too_late(self, service: str, cluster: str, version: str) -> None:
+        """Whoever has released a newer version takes the one before it away."""
+        kind, dice = "late words", self.dice(f"late words {service} {version}")
+        if kind in self.plan.faults and self.sick and dice.random() < 0.5:
+            self.strike(kind, f"Somebody takes {service} {version} away, which a newer one replaces.")
+            self._in(dice.uniform(0.1, 60.0), lambda: self._withdraw(service, cluster, version, dice))
 
     async def _upgrades(self) -> None:
-        """Whoever upgrades stable once a release that returns to it is promoted."""
+        """Whoever upgrades stable once a release that returns to it is promoted; some act on the word alone."""
         dice = self.dice("upgrades")
         while True:
             await asyncio.sleep(LOOK_S)
             for state in list(self.watch.states.values()):
-                if state.phase is Phase.AWAITING_STABLE and state.id not in self._upgraded:
+                promoted = state.phase is Phase.AWAITING_STABLE or (
+                    state.promotion_stopped and not state.return_stopped
+                )
+                returns = state.place.finish is Finish.RETURN_TO_STABLE
+                if promoted and returns and state.id not in self._upgraded:
                     self._upgraded.add(state.id)
                     self.send(
                         "upgraded", state.service.name, state.service.cluster, state.version, dice, stable=state.version
@@ -399,6 +424,27 @@ class World:
         process.slow_until_s = self.loop.time() + held_s
         order = functools.partial(self._order, state.id, Verb.ROLLBACK, f"second-thought-{self.faults[kind]}", dice)
         self._in(dice.uniform(0.0, 1.0), lambda: self._task(order()))
+
+    async def gate_seen(self, order: RunGate, finding: Finding) -> None:
+        """A gate has been looked at, and the answer is not told yet."""
+        kind, dice, gate = "mending", self._mending, order.rule.gate
+        if gate in self.mended.get(order.rollout, ()):
+            await asyncio.sleep(20.0)  # so that the look from before is answered first
+        if finding is not Finding.FAILED or kind not in self.plan.faults or not self.sick or dice.random() > 0.8:
+            return
+        n, state = self.faults[kind], self.watch.states[order.rollout]
+        self.strike(kind, f"Somebody mends what gate {gate} fails of {state.service.name} {state.version}.")
+
+        async def mend() -> None:
+            await self._order(state.id, Verb.PAUSE, f"mending-{n}", dice)
+            key = (state.service.name, state.version)
+            truth = self._truths[key]
+            self._truths[key] = replace(truth, gates={**truth.gates, gate: Finding.PASSED})
+            self.mended.setdefault(state.id, set()).add(gate)
+            await self._order(state.id, Verb.RESUME, f"mended-{n}", dice)
+
+        self.loop.call_soon(lambda: self._task(mend()), context=contextvars.Context())
+        await asyncio.sleep(dice.uniform(1.0, 20.0))
 
     async def _freezes(self, kind: str) -> None:
         async for dice in self._every(kind, 150.0):

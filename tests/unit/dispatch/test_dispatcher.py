@@ -20,7 +20,7 @@ from service.model.gates.report import Finding, GateReport
 from service.model.instruction import Lane, Page, Publish, RunGate
 from service.model.names import RolloutId, ServiceKey
 from service.model.rollout import Phase, RolloutState, Waiting
-from service.model.stimulus import EventKind, Stimulus
+from service.model.stimulus import EventKind, Stimulus, Verb
 from service.model.target import Place
 from service.ring.answer import Answer
 from service.ring.breaker import Breaker
@@ -201,6 +201,37 @@ async def test_a_gate_that_hangs_is_cut_off_and_could_not_look(
     state = (await store.load([story.state.id]))[story.state.id]
     assert (state.phase, state.gates[0].finding) == (Phase.HELD, Finding.COULD_NOT_LOOK)
     assert "cut off" in state.reason
+
+
+async def test_a_look_that_began_before_a_person_resumed_is_not_the_answer_to_the_new_one(store: SqlStore) -> None:
+    class Mended(Outside):
+        def __init__(self) -> None:
+            super().__init__()
+            self.looks_n = 0
+            self.answers = asyncio.Event()
+
+        async def look(self, order: RunGate) -> GateReport:
+            self.looks_n += 1
+            if self.looks_n > 1:
+                return GateReport(gate=order.rule.gate, finding=Finding.PASSED, sentence="as mended.")
+            await self.answers.wait()
+            return GateReport(gate=order.rule.gate, finding=Finding.FAILED, sentence="as it was.")
+
+    outside = Mended()
+    door, dispatcher = made(store, outside)
+    story = Story(policy=policy(preflight=[{"gate": "model"}])).ready()
+    await keep(store, story)
+    old = asyncio.create_task(dispatcher.turn(Lane.PREFLIGHT))
+    while not outside.looks_n:
+        await asyncio.sleep(0)
+    for verb in (Verb.PAUSE, Verb.RESUME):
+        assert (await door.act(story.state.id, verb, actor="ana", reason="mend it", request_id=verb)).accepted
+    outside.answers.set()
+    await old
+    assert await phase(store, story) is Phase.STARTING
+    assert await dispatcher.turn(Lane.PREFLIGHT) == 1
+    state = (await store.load([story.state.id]))[story.state.id]
+    assert [(one.finding, one.sentence) for one in state.gates] == [(Finding.PASSED, "as mended.")]
 
 
 async def test_what_fails_for_now_stays_owed_with_growing_pauses(store: SqlStore) -> None:

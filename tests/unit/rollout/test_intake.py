@@ -11,7 +11,14 @@ import pytest
 from service.model.gates.rules import GateSubjects
 from service.model.names import Mode
 from service.model.rollout import Phase, RolloutState
-from service.model.stimulus import DeploymentEvent, EventKind, ReleaseRequested, StableUpgraded, WeightsWritten
+from service.model.stimulus import (
+    DeploymentEvent,
+    EventKind,
+    ReleaseRequested,
+    ReleaseWithdrawn,
+    StableUpgraded,
+    WeightsWritten,
+)
 from service.rollout import intake, machine
 from service.rollout.intake import Newest, merge
 from tests.stories import SERVICE, START, Story, catalog, event, lean, policy
@@ -163,6 +170,85 @@ def test_a_version_that_is_on_its_way_back_may_be_released_again() -> None:
     assert isinstance(meant, intake.Applied)
 
 
+WITHDRAWALS = pytest.mark.parametrize("kind", [EventKind.REMOVED, EventKind.ROLLED_BACK])
+
+
+def superseded() -> Service:
+    """Version 2 goes back, and 3 waits for that."""
+    service = Service(Mode.ENFORCE).take(event("a", "2", 0)).take(event("b", "3", 1))
+    assert service.waits() == ("2", Phase.ROLLING_BACK, "3")
+    return service
+
+
+@WITHDRAWALS
+def test_a_withdrawal_of_the_superseded_version_leaves_the_one_that_waits(kind: EventKind) -> None:
+    service = superseded().take(event("c", "2", 2, kind=kind))
+    assert service.waits() == ("2", Phase.ROLLING_BACK, "3")
+    assert service.settled() == ("3", Phase.PROGRESSING)
+
+
+@WITHDRAWALS
+def test_a_withdrawal_of_the_version_that_waits_drops_it_alone(kind: EventKind) -> None:
+    service = superseded().take(event("c", "3", 2, kind=kind))
+    assert service.waits() == ("2", Phase.ROLLING_BACK, None)
+    assert service.settled() is None
+
+
+@WITHDRAWALS
+def test_a_withdrawal_of_a_version_that_is_gone_leaves_the_one_that_runs(kind: EventKind) -> None:
+    service = superseded()
+    assert service.settled() == ("3", Phase.PROGRESSING)
+    service.take(event("c", "2", 2, kind=kind))
+    assert service.settled() == ("3", Phase.PROGRESSING)
+    service.take(event("d", "3", 3, kind=kind))
+    assert service.settled() is None
+
+
+@WITHDRAWALS
+def test_a_withdrawal_that_names_no_version_means_all_that_comes_in(kind: EventKind) -> None:
+    assert superseded().take(event("c", None, 2, kind=kind)).waits() == ("2", Phase.ROLLING_BACK, None)
+    assert Service(Mode.ENFORCE).take(event("a", "2", 0)).take(event("c", None, 1, kind=kind)).settled() is None
+
+
+@WITHDRAWALS
+def test_a_withdrawal_of_another_version_still_makes_older_events_late(kind: EventKind) -> None:
+    """The release that it withdraws may be the one that comes after it."""
+    service = Service(Mode.ENFORCE).take(event("a", "2", 0)).take(event("x", "3", 2, kind=kind))
+    service.take(event("b", "3", 1))
+    assert service.settled() == ("2", Phase.PROGRESSING)
+
+
+def test_a_rollback_may_name_the_stable_version_that_it_led_back_to() -> None:
+    assert superseded().take(event("c", "1", 2, kind=EventKind.ROLLED_BACK)).waits() == ("2", Phase.ROLLING_BACK, None)
+    removed = Service(Mode.ENFORCE).take(event("a", "2", 0)).take(event("c", "1", 1, kind=EventKind.REMOVED))
+    assert removed.settled() == ("2", Phase.PROGRESSING)
+
+
+@pytest.mark.parametrize(("said", "known", "ends"), [(None, None, True), (None, "1", False), ("1", None, False)])
+def test_a_rollback_to_a_version_that_is_not_known_ends_the_release_only_where_stables_is_not_known(
+    said: str | None, known: str | None, ends: bool
+) -> None:
+    active = Story(stable_version=known).progressing().state
+    back = event("c", "0.9", 1, kind=EventKind.ROLLED_BACK, stable_version=said)
+    meant = intake.apply(back, SERVICE, CATALOG, None, active, now=TAKEN_IN)
+    assert isinstance(meant, intake.Applied)
+    assert machine.step(active, meant.fact).accepted is ends
+
+
+def test_a_withdrawal_may_name_the_candidate_by_its_artifact_alone() -> None:
+    active = Story().progressing().state  # version 2.13.0, by its tag
+    for digest, ends in (("abc", True), ("def", False)):
+        artifact = f"pkg:oci/tf@sha256%3A{digest}?arch=amd64"
+        gone = event("c", f"sha256-{digest}", 1, kind=EventKind.ROLLED_BACK, artifact=artifact, stable_version=None)
+        meant = intake.apply(gone, SERVICE, CATALOG, None, active, now=TAKEN_IN)
+        assert isinstance(meant, intake.Applied)
+        assert machine.step(active, meant.fact).accepted is ends
+
+
+def test_the_canonical_form_of_a_withdrawal_that_names_no_version_says_nothing_of_versions() -> None:
+    assert "version" not in ReleaseWithdrawn(id="x", at=START, kind=EventKind.REMOVED).to_json()
+
+
 class Service:
     """One service that takes events as the door does, and the mesh that confirms whatever is asked."""
 
@@ -190,6 +276,12 @@ class Service:
     def _step(self, state: RolloutState, fact: Any) -> None:
         step = machine.step(state, fact)
         self.state = machine.begin(step.begin).state if step.begin else step.state
+
+    def waits(self) -> tuple[str, Phase, str | None]:
+        """Version and phase of what runs, and the version that waits for its end."""
+        assert self.state is not None
+        waiting = self.state.successor
+        return self.state.version, self.state.phase, waiting.version if waiting else None
 
     def settled(self) -> tuple[str, Phase] | None:
         """Version and phase once the mesh has confirmed everything; an ended rollout is none."""

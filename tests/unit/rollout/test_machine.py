@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -564,6 +565,26 @@ def test_foreign_weights_that_keep_coming_back_after_the_promotion_page_once_and
     assert story.state.phase is Phase.PROMOTED
 
 
+def test_a_refused_correction_after_the_promotion_leaves_ears_for_what_is_done_to_the_weights() -> None:
+    story = returning(policy=policy(drift_give_up_n=3)).person(Verb.PROMOTE).written()
+
+    def see(percent: int) -> Step:
+        return story.pass_time(61).tell(DriftSeen(id=f"d{len(story.facts)}", at=story.at, canary_percent=percent)).last
+
+    see(40)
+    assert weights(see(40)) == [100]
+    assert not see(40).accepted  # not answered yet
+    refused(story)
+    assert len(pages(story.last)) == 1
+    assert see(40).accepted
+    assert weights(see(40)) == [100]
+    refused(story)
+    assert len(pages(story.last)) == 1
+    see(40)
+    assert len(pages(see(100), PageAction.RESOLVE)) == 1
+    assert (story.state.phase, story.state.weight_seen) == (Phase.AWAITING_STABLE, 100)
+
+
 def test_nothing_advances_while_somebody_elses_weights_stand() -> None:
     story = Story().progressing().window().window()
     story.tell(DriftSeen(id="d", at=story.at, canary_percent=0))
@@ -609,6 +630,87 @@ def test_a_stable_that_is_upgraded_before_the_promotion_is_confirmed_is_not_forg
     story.written()
     assert (story.state.phase, story.state.weight_asked) == (Phase.PROMOTING, 0)
     assert story.written().state.phase is Phase.PROMOTED
+
+
+def returning(**changes: Any) -> Story:
+    """In its first stage, and to return to stable in the end."""
+    return Story(place=place(finish=Finish.RETURN_TO_STABLE), **changes).progressing()
+
+
+def upgraded(story: Story) -> Story:
+    return story.tell(StableUpgraded(id=f"u{len(story.facts)}", at=story.at, version="2.13.0"))
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_promotion_that_the_mesh_refuses_is_gone_on_with_by_who_resumes(paused: bool) -> None:
+    story = refused(returning().person(Verb.PROMOTE))
+    assert (story.state.phase, story.state.waiting) == (Phase.HELD, Waiting.MESH)
+    if paused:
+        story.person(Verb.PAUSE)
+    story.person(Verb.RESUME)
+    assert (story.state.phase, weights(story.last), decisions(story.last)) == (Phase.PROMOTING, [100], ["promote"])
+    assert story.state.wake_at is not None
+    assert story.written().state.phase is Phase.AWAITING_STABLE
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_stable_that_is_upgraded_while_the_promotion_is_held_is_not_forgotten(paused: bool) -> None:
+    story = refused(returning().person(Verb.PROMOTE))
+    if paused:
+        story.person(Verb.PAUSE)
+    assert upgraded(story).last.accepted
+    assert not upgraded(story).last.accepted
+    story.person(Verb.RESUME).written()
+    assert (story.state.phase, story.state.weight_asked) == (Phase.PROMOTING, 0)
+    assert story.written().state.phase is Phase.PROMOTED
+
+
+def test_a_stable_that_is_upgraded_before_any_promotion_is_no_news() -> None:
+    story = refused(Story(place=place(finish=Finish.RETURN_TO_STABLE)).ready())
+    assert story.state.phase is Phase.HELD
+    before = story.state
+    assert not upgraded(story).last.accepted
+    assert not upgraded(story.person(Verb.PAUSE)).last.accepted
+    assert before.stable_caught_up is story.state.stable_caught_up is False
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_refused_return_to_stable_is_gone_on_with_and_never_a_rollback(paused: bool) -> None:
+    blind = policy(on_blind={"budget": "10m", "then": "rollback"})
+    story = refused(upgraded(returning(policy=blind).person(Verb.PROMOTE).written()))
+    assert (story.state.phase, story.state.weight_asked) == (Phase.HELD, 0)
+    if paused:
+        story.person(Verb.PAUSE)
+    for _ in range(14):
+        story.window(availability=Availability.NO_SERIES, n_canary=0, breach=True, harmful=True, **lean(300))
+    for verb in (Verb.ADVANCE, Verb.PROMOTE):
+        before = story.state
+        assert "is promoted already" in story.person(verb).last.reason
+        assert story.state == before
+    assert story.state.phase is (Phase.PAUSED if paused else Phase.HELD)
+    story.person(Verb.RESUME)
+    assert (story.state.phase, weights(story.last), decisions(story.last)) == (Phase.PROMOTING, [0], ["promote"])
+    assert story.written().state.phase is Phase.PROMOTED
+    assert "rollback" not in [one for step in story.steps for one in decisions(step)]
+
+
+def test_a_promotion_that_went_through_beside_its_refusal_stands() -> None:
+    story = refused(returning().person(Verb.PROMOTE)).written()
+    assert (story.state.phase, decisions(story.last)) == (Phase.AWAITING_STABLE, ["promote"])
+    story = refused(Story().progressing().person(Verb.PROMOTE)).written()
+    assert story.state.phase is Phase.PROMOTED
+    story = upgraded(refused(returning().person(Verb.PROMOTE))).written()
+    assert (story.state.phase, story.state.weight_asked) == (Phase.PROMOTING, 0)
+
+
+def test_harm_while_a_promotion_is_held_rolls_back_and_a_pause_on_evidence_resumes_to_the_promotion() -> None:
+    story = refused(returning().person(Verb.PROMOTE))
+    story.window(**lean(20))
+    assert (story.state.phase, story.state.waiting) == (Phase.PAUSED, Waiting.EVIDENCE)
+    story.window(**lean(1))
+    assert (story.state.phase, weights(story.last), decisions(story.last)) == (Phase.PROMOTING, [100], ["promote"])
+    refused(story).window(harmful=True, **lean(300))
+    assert (story.state.phase, weights(story.last)) == (Phase.ROLLING_BACK, [0])
 
 
 def test_a_promotion_that_keeps_the_canary_takes_no_notice_of_stable() -> None:
@@ -735,16 +837,17 @@ def anything(rng: random.Random, story: Story) -> None:
             **lean(rng.choice([0.5, 0.5, 0.5, 14])),
         )
         return
+    report = GateReport(gate="model", finding=rng.choice(list(Finding)), sentence="as seen.")
+    look = rng.choice([None, state.looks_n, state.looks_n, 0])
+    verb, named = rng.choice(list(Verb)), rng.choice([None, state.version, "2.14.0", "1"])
     facts: dict[type[Stimulus], Stimulus] = {
-        CandidateReady: CandidateReady(id=name, at=at),
-        GateAnswered: GateAnswered(
-            id=name, at=at, report=GateReport(gate="model", finding=rng.choice(list(Finding)), sentence="as seen.")
-        ),
+        CandidateReady: CandidateReady(id=name, at=at, look=look),
+        GateAnswered: GateAnswered(id=name, at=at, report=report, look=look),
         WeightsWritten: WeightsWritten(id=name, at=at, fence=fence, canary_percent=percent),
         WeightsRefused: WeightsRefused(id=name, at=at, fence=fence, reason="no such route"),
         DriftSeen: DriftSeen(id=name, at=at, canary_percent=rng.choice([percent, 50, 50, None])),
-        PersonActed: PersonActed(id=name, at=at, verb=rng.choice(list(Verb)), actor="ana"),
-        ReleaseWithdrawn: ReleaseWithdrawn(id=name, at=at, kind=EventKind.REMOVED),
+        PersonActed: PersonActed(id=name, at=at, verb=verb, actor="ana", asks_anew=verb is Verb.RESUME),
+        ReleaseWithdrawn: ReleaseWithdrawn(id=name, at=at, kind=EventKind.REMOVED, version=named),
         ReleaseRequested: request(id=name, at=at, version="2.14.0"),
         StableUpgraded: StableUpgraded(id=name, at=at, version=rng.choice([state.version, "1"])),
         TimePassed: TimePassed(id=name, at=at),
@@ -791,11 +894,17 @@ def test_no_facts_in_any_order_lead_off_the_table(phase: Phase) -> None:
         )
         mode = rng.choice([Mode.ENFORCE, Mode.RECOMMEND] if phase is not Phase.STARTING else list(Mode))
         story = moved(Story(policy=changes, place=place(finish=Finish.RETURN_TO_STABLE), mode=mode), phase)
+        promoted = phase is Phase.AWAITING_STABLE
         for _ in range(50):
             before = story.state
             anything(rng, story)
             taken += story.last.accepted
             assert story.last.accepted or story.state == before
+            promoted = promoted or story.state.phase is Phase.AWAITING_STABLE
+            if story.state.promotion_stopped:
+                assert any(step.state.phase is Phase.PROMOTING for step in story.steps)
+            if promoted and isinstance(story.facts[-1], WindowJudged):
+                assert "rollback" not in decisions(story.last)
     assert (taken > 0) is not phase.terminal
 
 

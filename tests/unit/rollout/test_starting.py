@@ -10,7 +10,7 @@ from service.model.gates.report import Finding, GateReport
 from service.model.instruction import CheckReady, Instruction, Page, PageAction, RunGate, SetWeights
 from service.model.names import Mode
 from service.model.rollout import Decision, Phase, Waiting
-from service.model.stimulus import GateAnswered, TimePassed, Verb
+from service.model.stimulus import CandidateReady, GateAnswered, PersonActed, TimePassed, Verb
 from service.telling.words import if_nothing
 from tests.stories import Story, place, policy
 
@@ -19,8 +19,9 @@ GATED = policy(preflight=[{"gate": "model"}, {"gate": "golden"}])
 
 
 def answer(story: Story, gate: str, finding: Finding = Finding.PASSED, **changes: Any) -> Story:
+    look = changes.pop("look", story.state.looks_n)
     report = GateReport(gate=gate, finding=finding, sentence="as seen.", **changes)
-    return story.tell(GateAnswered(id=f"{gate}{len(story.facts)}", at=story.at, report=report))
+    return story.tell(GateAnswered(id=f"{gate}{len(story.facts)}", at=story.at, report=report, look=look))
 
 
 def gates(orders: tuple[Instruction, ...]) -> list[str]:
@@ -128,6 +129,33 @@ def test_what_was_ready_before_a_pause_is_looked_at_anew() -> None:
     story = Story(policy=GATED).ready().person(Verb.PAUSE).person(Verb.RESUME)
     assert not story.state.ready
     assert any(isinstance(one, CheckReady) for one in story.last.orders)
+
+
+def test_an_answer_of_a_look_that_began_before_a_resume_is_not_taken_for_the_new_ones() -> None:
+    story = Story(policy=GATED).person(Verb.PAUSE).person(Verb.RESUME)
+    asked = [one.look for one in story.last.orders if isinstance(one, CheckReady | RunGate)]
+    assert (asked, story.state.looks_n) == ([1, 1], 1)
+    before = story.state
+    old = answer(story, "model", Finding.FAILED, look=0).last
+    assert (old.accepted, old.reason) == (False, "Nothing was changed: gate model looked before it was asked anew.")
+    assert not story.tell(CandidateReady(id="old", at=story.at, look=0)).last.accepted
+    assert story.state == before
+    answer(story.ready(), "model")
+    assert [one.look for step in story.steps for one in step.orders if isinstance(one, RunGate)] == [0, 1, 1]
+    assert answer(story, "golden").state.phase is Phase.PROGRESSING
+
+
+def test_an_answer_that_does_not_say_of_which_look_it_is_counts_as_before() -> None:
+    story = answer(Story(policy=GATED).person(Verb.PAUSE).person(Verb.RESUME), "model", Finding.FAILED, look=None)
+    assert story.state.phase is Phase.ROLLING_BACK
+
+
+def test_a_resume_of_an_earlier_journal_gives_the_state_that_it_gave() -> None:
+    story = Story(policy=GATED).person(Verb.PAUSE)
+    story.tell(PersonActed(id="old", at=story.at, verb=Verb.RESUME, actor="ana"))
+    assert "looks_n" not in story.state.to_json()
+    assert "look" not in "".join(one.to_json() for one in story.last.orders if isinstance(one, CheckReady | RunGate))
+    assert "asks_anew" not in story.facts[-1].to_json()
 
 
 def test_a_candidate_that_is_late_is_waited_for_after_its_gates_are_passed() -> None:
