@@ -200,14 +200,14 @@ class Store(Protocol):
     ) -> None:
         """All of it in one transaction, or nothing. A judged window gives back its rollout's lease.
 
-        seen : (source, id, when it was read) of events; a repeat is no error.
+        seen : (source, id, when it was read) of events that were found unseen, each perhaps more than once.
         settled : ids of owed instructions that are done, and when they were.
         postponed : owed instructions whose tries are counted and messages kept; none is offered before its ``until``.
         limit : how many automatic rollbacks there may be; exact, whoever else commits at the same moment.
         idle : services that were found without a running rollout, for which that must hold still.
-        Raises Conflict when a ``was_revision`` no longer holds, a service would get a second active rollout, a rollout
-        would begin though a newer event of its service than its head in ``heads`` is known by now, or an idle service
-        has a running rollout; and TooManyRollbacks.
+        Raises Conflict when a ``was_revision`` no longer holds, a service would get a second active rollout, an event
+        was seen by now, a rollout would begin though a newer event of its service than its head in ``heads`` is known
+        by now, or an idle service has a running rollout; and TooManyRollbacks.
         """
 
     async def unseen(self, events: Sequence[tuple[str, str]]) -> frozenset[tuple[str, str]]:

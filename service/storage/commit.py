@@ -219,11 +219,13 @@ class Commit:
                 ],
             )
         if seen:
+            # Plainly: that it was found unseen must hold still, or it would take effect twice.
+            first = {event_key(source, event_id): at for source, event_id, at in reversed(seen)}
             rows = [
                 {"source": source, "id": event_id, "at": at.timestamp()}
-                for (source, event_id), at in sorted((event_key(source, event_id), at) for source, event_id, at in seen)
+                for (source, event_id), at in sorted(first.items())
             ]
-            await self._connection.execute(self._database.insert_into(t.seen_events).on_conflict_do_nothing(), rows)
+            await self._connection.execute(t.seen_events.insert(), rows)
 
     async def postpone(self, postponed: Sequence[Postponed]) -> None:
         """Hide instructions until their moments."""

@@ -241,10 +241,12 @@ async def test_a_commit_beyond_the_hourly_limit_of_rollbacks_writes_nothing(stor
     assert await store.rollbacks_since(START) == 1
 
 
-async def test_seen_events_and_heads_are_remembered_and_a_repeat_is_no_error(store: SqlStore) -> None:
+async def test_an_event_is_seen_once_and_nothing_is_committed_with_one_that_was(store: SqlStore) -> None:
     head = ServiceHead(SERVICE, START, "e1", 7)
-    for _ in range(2):
-        await store.commit([], seen=[("/ci", "e1", START)], heads=[head])
+    await store.commit([], seen=[("/ci", "e1", START)] * 2, heads=[head])
+    with pytest.raises(Conflict):
+        await store.commit([change(Story().last, None)], seen=[("/ci", "e2", START), ("/ci", "e1", START)])
+    assert await store.active([SERVICE]) == {}
     assert await store.unseen([("/ci", "e1"), ("/ci", "e2")]) == {("/ci", "e2")}
     assert (await store.heads([SERVICE]))[SERVICE] == head
 
@@ -309,9 +311,20 @@ class Between:
 
     async def active(self, services: Collection[ServiceKey]) -> Mapping[ServiceKey, RolloutState]:
         found = await self._store.active(services)
+        await self._stand_still()
+        return found
+
+    async def _stand_still(self) -> None:
         self.has_read.set()
         await self.go_on.wait()
-        return found
+
+
+class BetweenReads(Between):
+    """It stands still before it looks at what runs."""
+
+    async def active(self, services: Collection[ServiceKey]) -> Mapping[ServiceKey, RolloutState]:
+        await self._stand_still()
+        return await self._store.active(services)
 
 
 class StillClock:
@@ -338,6 +351,25 @@ async def test_a_release_and_its_withdrawal_that_two_replicas_take_in_at_once_le
     assert running is None or running.phase is Phase.ROLLING_BACK
     head = (await store.heads([SERVICE]))[SERVICE]
     assert (head.event_id, head.event_at) == (told[1].id, told[1].at)
+
+
+@pytest.mark.parametrize("goes_back", [False, True])
+async def test_an_event_that_two_replicas_take_in_at_once_begins_one_rollout_and_supersedes_none(
+    store: SqlStore, goes_back: bool
+) -> None:
+    told = event("begun", "2", 0)
+    behind: Any = BetweenReads(store)
+    late = asyncio.create_task(Door(behind, catalog(), StillClock()).events([told]))
+    await behind.has_read.wait()
+    quick = Door(store, catalog(), StillClock())
+    await quick.events([told])
+    began = (await store.active([SERVICE]))[SERVICE]
+    if goes_back:
+        await quick.act(began.id, Verb.ROLLBACK, actor="ana", reason="no", request_id="1")
+    behind.go_on.set()
+    await late
+    assert (await store.active([SERVICE]))[SERVICE].successor is None
+    assert (await store.load([began.id]))[began.id].revision == began.revision + goes_back
 
 
 @pytest.mark.parametrize("odd", ["x" * 5000, "\N{BIRD}" * 1000, "a\0b"], ids=["long", "wide", "nul"])
