@@ -103,6 +103,7 @@ def update(st: dict[str, Array], canary: Array, stable: Array, t: Array, planned
     shares = start_share(NEEDED, t, judged, planned, FIRST_PREDICTIONS) * (1.0 - st["spent"]) * ok
     st["spent"] += shares
     other_a, other_d = a.sum(0) - a, d.sum(0) - d
+    bet = 1.0 - held_back(c_n, planned)
     for g in range(len(NEEDED)):
         strength = np.sqrt(2.0 * NATS_NEEDED / NEEDED[g, 0] / (12.0 * mean_flow))
         up, down = np.minimum(strength / p, 4.0), np.minimum(strength / p, 0.8)
@@ -118,7 +119,7 @@ def update(st: dict[str, Array], canary: Array, stable: Array, t: Array, planned
             loss = loss - drift * down * np.sqrt(p)
             rest_up = rest_up - drift * up * np.sqrt(p / (1 - p))
             rest_down = rest_down - drift * down * np.sqrt(p / (1 - p))
-        weight = shares[g] * PRIOR[g] * (1.0 - held_back(c_n, planned))
+        weight = shares[g] * PRIOR[g] * bet
         if weight.any():
             pair[g] += weight * (1 - REST_SHARE) * pair_prior
             rest[g] += weight * REST_SHARE / (2 * c_n)

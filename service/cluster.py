@@ -81,7 +81,8 @@ async def get(
 
 
 async def read_object(response: aiohttp.ClientResponse) -> dict[str, Any]:
-    """The answer's object, read within bounds; raises the client's exception for one that is no success."""
+    """The answer's object, read within bounds; raises the client's exception for one that is no success, and ValueError
+    as ``object_of`` does. Called within ``answered``."""
     try:
         body = b""
         async for piece in response.content.iter_chunked(64 * 1024):
@@ -94,13 +95,7 @@ async def read_object(response: aiohttp.ClientResponse) -> dict[str, Any]:
         error = client.ApiException(status=response.status, reason=response.reason)
         error.body, error.headers = body.decode(errors="replace"), response.headers
         raise error
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Unavailable("the API server's answer is no JSON") from error
-    if not isinstance(found, dict):
-        raise Unavailable("the API server's answer is no object")
-    return found
+    return object_of(json.loads(body))
 
 
 async def pods(api: client.ApiClient, namespace: str, selector: str, *, limit: int, timeout_s: float) -> dict[str, Any]:
@@ -125,10 +120,12 @@ async def rights(
             "spec": {"resourceAttributes": attributes},
         }
         with answered("review our rights"):
-            answer = await custom.create_cluster_custom_object(
-                "authorization.k8s.io", "v1", "selfsubjectaccessreviews", body, _request_timeout=timeout_s
+            answer = object_of(
+                await custom.create_cluster_custom_object(
+                    "authorization.k8s.io", "v1", "selfsubjectaccessreviews", body, _request_timeout=timeout_s
+                )
             )
-        status = object_of(answer, "review our rights").get("status") or {}
+        status = answer.get("status") or {}
         return Right(one.verb, one.group, one.resource, bool(status.get("allowed")))
 
     return list(await asyncio.gather(*(ask(one) for one in needed)))
@@ -153,10 +150,10 @@ def answered(what: str) -> Iterator[None]:
         raise Unavailable(f"the answer to «{what}» is none of an API server: {error!r}"[:500]) from error
 
 
-def object_of(answer: Any, what: str) -> dict[str, Any]:
-    """The object that the API server answered with; raises Unavailable for anything else."""
+def object_of(answer: Any) -> dict[str, Any]:
+    """The object that an API server answers with; raises ValueError for anything else, which ``answered`` words."""
     if not isinstance(answer, dict):
-        raise Unavailable(f"the answer to «{what}» is no object but {type(answer).__name__}")
+        raise ValueError(f"no object but {type(answer).__name__}")
     return answer
 
 

@@ -98,12 +98,13 @@ class IstioMesh:
         where = f"Deployment {readiness.namespace}/{name}"
         try:
             with answered(f"read {where}"):
-                answer = await self._custom.get_namespaced_custom_object(
-                    "apps", "v1", readiness.namespace, "deployments", name, _request_timeout=self._timeout_s
+                found = object_of(
+                    await self._custom.get_namespaced_custom_object(
+                        "apps", "v1", readiness.namespace, "deployments", name, _request_timeout=self._timeout_s
+                    )
                 )
         except client.ApiException as error:
             return False, f"{where} is not there ({error.status})"
-        found = object_of(answer, f"read {where}")
         status = found.get("status") or {}
         ready_n = status.get("readyReplicas") or 0
         wanted_n = (found.get("spec") or {}).get("replicas", 1)
@@ -116,18 +117,19 @@ class IstioMesh:
         where = f"Service {readiness.namespace}/{readiness.service}"
         try:
             with answered(f"list the endpoints of {where}"):
-                answer = await self._custom.list_namespaced_custom_object(
-                    "discovery.k8s.io",
-                    "v1",
-                    readiness.namespace,
-                    "endpointslices",
-                    label_selector=f"kubernetes.io/service-name={readiness.service}",
-                    limit=500,
-                    _request_timeout=self._timeout_s,
+                found = object_of(
+                    await self._custom.list_namespaced_custom_object(
+                        "discovery.k8s.io",
+                        "v1",
+                        readiness.namespace,
+                        "endpointslices",
+                        label_selector=f"kubernetes.io/service-name={readiness.service}",
+                        limit=500,
+                        _request_timeout=self._timeout_s,
+                    )
                 )
         except client.ApiException as error:
             return False, f"the endpoints of {where} cannot be listed ({error.status})"
-        found = object_of(answer, f"list the endpoints of {where}")
         ready_n = sum(
             len(endpoint.get("addresses") or ())
             for piece in found.get("items") or ()
@@ -139,14 +141,15 @@ class IstioMesh:
 
     async def _get(self, place: Place) -> dict[str, Any] | None:
         """The VirtualService, or None. An API server without v1 of the CRD is asked for v1beta1."""
-        what = f"read VirtualService {place.namespace}/{place.virtual_service}"
         for version in (self._version, *(v for v in VERSIONS if v != self._version)):
             try:
-                with answered(what):
-                    answer = await self._custom.get_namespaced_custom_object(
-                        GROUP, version, place.namespace, PLURAL, place.virtual_service, _request_timeout=self._timeout_s
-                    )
-                found = object_of(answer, what)
+                with answered(f"read VirtualService {place.namespace}/{place.virtual_service}"):
+                    found = object_of(
+                        await self._custom.get_namespaced_custom_object(
+                            GROUP, version, place.namespace, PLURAL, place.virtual_service,
+                            _request_timeout=self._timeout_s,
+                        )
+                    )  # fmt: skip
                 self._version = version
                 return found
             except client.ApiException as error:
@@ -156,19 +159,21 @@ class IstioMesh:
 
     async def _list(self, namespace: str) -> AsyncIterator[dict[str, Any]]:
         """Every VirtualService of a namespace, page by page."""
-        more, what = "", f"list VirtualServices of {namespace}"
+        more = ""
         while True:
             try:
-                with answered(what):
-                    answer = await self._custom.list_namespaced_custom_object(
-                        GROUP, self._version, namespace, PLURAL,
-                        limit=PAGE, _continue=more, _request_timeout=self._timeout_s,
+                with answered(f"list VirtualServices of {namespace}"):
+                    page = object_of(
+                        await self._custom.list_namespaced_custom_object(
+                            GROUP, self._version, namespace, PLURAL,
+                            limit=PAGE, _continue=more, _request_timeout=self._timeout_s,
+                        )
                     )  # fmt: skip
+                    listed = [object_of(one) for one in page.get("items") or ()]
             except client.ApiException as error:
                 raise Unavailable(f"the API server answers {error.status}: {message(error)}") from error
-            page = object_of(answer, what)
-            for one in page.get("items") or ():
-                yield object_of(one, what)
+            for one in listed:
+                yield one
             more = (page.get("metadata") or {}).get("continue") or ""
             if not more:
                 return

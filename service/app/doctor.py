@@ -6,7 +6,8 @@ import asyncio
 import fnmatch
 import re
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -281,12 +282,18 @@ async def streams_of(source: LokiSource, targets: Sequence[Target]) -> str:
     return f"answers; its streams have {len(there)} labels"
 
 
-async def _rights(cluster: ClusterSettings, namespace: str, needed: Sequence[Right]) -> str:
+@asynccontextmanager
+async def _connected(cluster: ClusterSettings) -> AsyncIterator[client.ApiClient]:
     api = await connect(cluster.kubernetes.kubeconfig, cluster.kubernetes.context)
     try:
-        found = await rights(api, namespace, needed=needed, timeout_s=cluster.kubernetes.timeout_s)
+        yield api
     finally:
         await api.close()
+
+
+async def _rights(cluster: ClusterSettings, namespace: str, needed: Sequence[Right]) -> str:
+    async with _connected(cluster) as api:
+        found = await rights(api, namespace, needed=needed, timeout_s=cluster.kubernetes.timeout_s)
     missing = [f"{r.verb} {r.resource}.{r.group}" for r in found if not r.allowed]
     if missing:
         raise Refused(
@@ -297,11 +304,8 @@ async def _rights(cluster: ClusterSettings, namespace: str, needed: Sequence[Rig
 
 
 async def _pods(cluster: ClusterSettings, watched: Watched, *, logs: bool) -> str:
-    api = await connect(cluster.kubernetes.kubeconfig, cluster.kubernetes.context)
-    try:
+    async with _connected(cluster) as api:
         return await pods_of(api, watched, logs=logs, timeout_s=cluster.kubernetes.timeout_s)
-    finally:
-        await api.close()
 
 
 async def pods_of(api: client.ApiClient, watched: Watched, *, logs: bool, timeout_s: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -23,6 +23,12 @@ def tell(report: GateReport, *, json_output: bool) -> None:
         for line in _lines(report):
             typer.echo(line)
     raise typer.Exit(EXIT[report.finding.value])
+
+
+def refuse(sentence: str) -> NoReturn:
+    """Say why a gate cannot be asked with these arguments, and leave."""
+    typer.echo(wrapped(f"Error: {sentence}"), err=True)
+    raise typer.Exit(2)
 
 
 def _lines(report: GateReport) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.gate_report import tell, wrapped
+from service.cli.gate_report import refuse, tell
 
 if TYPE_CHECKING:
     from service.model.gates.golden import GoldenGate, GoldenSubject
@@ -72,11 +72,9 @@ def golden(
         recorded = requests.read(file, subject.protocol)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        typer.echo(wrapped(f"Error: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}"), err=True)
-        raise typer.Exit(2) from None
+        refuse(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
     except requests.RequestsError as error:
-        typer.echo(wrapped(f"Error: {error}"), err=True)
-        raise typer.Exit(2) from None
+        refuse(str(error))
     tell(asyncio.run(_replayed(rule, subject, recorded)), json_output=json_output)
 
 

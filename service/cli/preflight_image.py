@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.gate_report import tell, wrapped
+from service.cli.gate_report import refuse, tell
 
 if TYPE_CHECKING:
     from service.model.gates.image import ImageGate
@@ -67,9 +67,9 @@ def image(
         Allowed.listed(allow or ())
     except ValueError as error:
         known = f"; known risks: {', '.join(Risk)}" if "valid Risk" in str(error) else ""
-        _refuse(f"{error}{known}")
+        refuse(f"{error}{known}")
     if rule.fail_on and stable is None:
-        _refuse("--fail-on compares; name what stable runs with --stable")
+        refuse("--fail-on compares; name what stable runs with --stable")
     settings = load(config).preflight if config else PreflightSettings()
     settings = settings.model_copy(
         update={
@@ -78,12 +78,6 @@ def image(
         }
     )
     tell(asyncio.run(_look(rule, references, platform, settings)), json_output=json_output)
-
-
-def _refuse(sentence: str) -> NoReturn:
-
-    typer.echo(wrapped(f"Error: {sentence}"), err=True)
-    raise typer.Exit(2)
 
 
 async def _look(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.gate_report import tell, wrapped
+from service.cli.gate_report import refuse, tell
 
 if TYPE_CHECKING:
     from service.model.gates.report import GateReport
@@ -55,7 +55,6 @@ def security(
 
     Exit 0 passed, 1 failed, 3 could not look.
     """
-
     if report is None and deployment is None:
         raise typer.BadParameter("name --report, --deployment or both")
     rule = _rule(policy)
@@ -144,19 +143,19 @@ def _rule(file: Path | None) -> SecurityGate:
         return SecurityGate()
     given = _yaml(file)
     if len(given) != 1 or not isinstance(given[0], dict):
-        _refuse(f"{file} holds no mapping of the gate's limits")
+        refuse(f"{file} holds no mapping of the gate's limits")
     found = given[0]
     if isinstance(found.get("preflight"), list):
         # A whole policy: its security gate.
         gates = [one for one in found["preflight"] if isinstance(one, dict) and one.get("gate") == "security"]
         if not gates:
-            _refuse(f"{file} has no security gate in its preflight")
+            refuse(f"{file} has no security gate in its preflight")
         found = gates[0]
     try:
         return SecurityGate.model_validate(found)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        _refuse(f"{file}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
+        refuse(f"{file}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
 
 
 def _deployment(file: Path) -> Any:
@@ -164,7 +163,7 @@ def _deployment(file: Path) -> Any:
     found += [each for one in found if isinstance(one.get("items"), list) for each in one["items"]]
     deployments = [one for one in found if isinstance(one, dict) and one.get("kind") == "Deployment"]
     if len(deployments) != 1:
-        _refuse(f"{file} holds {len(deployments)} Deployments; give a manifest with the candidate's alone")
+        refuse(f"{file} holds {len(deployments)} Deployments; give a manifest with the candidate's alone")
     return deployments[0]
 
 
@@ -175,23 +174,17 @@ def _yaml(file: Path) -> list[Any]:
         with file.open("rb") as stream:
             text = stream.read(MAX_YAML_BYTES + 1)
         if len(text) > MAX_YAML_BYTES:
-            _refuse(f"{file} has more than {MAX_YAML_BYTES} bytes")
+            refuse(f"{file} has more than {MAX_YAML_BYTES} bytes")
         found = list(yaml.safe_load_all(text))
     except OSError as error:
-        _refuse(f"{file} cannot be read: {error.strerror}")
+        refuse(f"{file} cannot be read: {error.strerror}")
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        _refuse(f"{file} is no YAML: {' '.join(str(error).split())[:200]}")
+        refuse(f"{file} is no YAML: {' '.join(str(error).split())[:200]}")
     left, nodes_n = list(found), 0
     while left:
         one = left.pop()
         nodes_n += 1
         if nodes_n > MAX_YAML_NODES_N:
-            _refuse(f"{file} stands for more than {MAX_YAML_NODES_N} values")
+            refuse(f"{file} stands for more than {MAX_YAML_NODES_N} values")
         left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
     return found
-
-
-def _refuse(sentence: str) -> NoReturn:
-
-    typer.echo(wrapped(f"Error: {sentence}"), err=True)
-    raise typer.Exit(2)

@@ -64,8 +64,11 @@ def _resume(turn: Turn, fact: PersonActed, who: str) -> None:
     if state.windows_from is None and state.weight_asked == 0:
         wake_at = fact.at + timedelta(seconds=state.policy.ready_timeout_s)
         # Looked at anew: what was ready before a pause may be gone.
-        common |= {"ready": state.place.readiness is None, "overruled_gates": overruled(state)}
-        common |= {"looks_n": state.looks_n + fact.asks_anew}
+        common |= {
+            "ready": state.place.readiness is None,
+            "overruled_gates": overruled(state),
+            "looks_n": state.looks_n + fact.asks_anew,
+        }
         turn.enter(Phase.STARTING, sentence, wake_at=wake_at, **common)
         turn.tell("resumed", sentence, who)
         turn.decide(Decision.CONTINUE, sentence)

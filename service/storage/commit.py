@@ -15,7 +15,7 @@ from service.model.rollout import Phase
 from service.model.value import from_epoch_s
 from service.ring.store import Change, Conflict, Postponed, RollbackLimit, ServiceHead, TooManyRollbacks
 from service.storage import tables as t
-from service.storage.database import Database, chunks, event_key, one_of, short, text
+from service.storage.database import Database, chunks, event_key, is_service, service_of, short, text
 from service.storage.packing import pack
 
 ROLLBACKS_LOCK = 0x5E21_0001
@@ -70,11 +70,9 @@ class Commit:
         no rollout that it was for. Asked once the heads are written, and so held: of two commits one sees the other."""
         begun = {c.state.service for c in changes if c.was_revision is None}
         ours = {head.service: head for head in heads if head.service in begun}
-        of = t.heads.c.cluster, t.heads.c.namespace, t.heads.c.service
         for keys in chunks(sorted(ours, key=str)):
-            query = sa.select(t.heads).where(one_of(of, [(k.cluster, k.namespace, k.name) for k in keys]))
-            for row in await self._connection.execute(query):
-                head = ours[ServiceKey(cluster=row.cluster, namespace=row.namespace, name=row.service)]
+            for row in await self._connection.execute(sa.select(t.heads).where(is_service(t.heads, keys))):
+                head = ours[service_of(row)]
                 # Of years far away a float is no exact moment: neither form alone tells newer from the same.
                 newer = row.event_at > head.event_at.timestamp() and from_epoch_s(row.event_at) > head.event_at
                 if newer or row.fence > head.fence:
@@ -84,8 +82,8 @@ class Commit:
         """The other way round: what was told of a service without a rollout is for the one that has begun since."""
         r = t.rollouts.c
         for keys in chunks(sorted(idle, key=str)):
-            theirs = one_of((r.cluster, r.namespace, r.service), [(k.cluster, k.namespace, k.name) for k in keys])
-            row = (await self._connection.execute(sa.select(r.id).where(r.active, theirs).limit(1))).first()
+            query = sa.select(r.id).where(r.active, is_service(t.rollouts, keys)).limit(1)
+            row = (await self._connection.execute(query)).first()
             if row is not None:
                 raise Conflict(f"rollout {row.id} has begun since its service was found without one")
 

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from service.model.names import ServiceKey
 from service.storage.errors import reaching
 
 CHUNK = 500
@@ -99,3 +100,15 @@ def one_of(columns: Sequence[sa.Column[Any]], keys: Iterable[tuple[str, ...]]) -
             for prefix, lasts in by_prefix.items()
         ),
     )
+
+
+def is_service(table: sa.Table, keys: Iterable[ServiceKey]) -> sa.ColumnElement[bool]:
+    """The row is of one of the services."""
+    return one_of(
+        (table.c.cluster, table.c.namespace, table.c.service), [(k.cluster, k.namespace, k.name) for k in keys]
+    )
+
+
+def service_of(row: Any) -> ServiceKey:
+    """The service that a row is of."""
+    return ServiceKey(cluster=row.cluster, namespace=row.namespace, name=row.service)

@@ -35,7 +35,7 @@ from service.ring.store import (
 )
 from service.storage import tables as t
 from service.storage.commit import Commit
-from service.storage.database import Database, chunks, event_key, one_of, text
+from service.storage.database import Database, chunks, event_key, is_service, one_of, service_of, text
 from service.storage.decoding import Decoder, orders
 from service.storage.packing import NotPacked, unpack
 
@@ -193,12 +193,12 @@ class SqlStore(Database):
             )
             newest = (
                 sa.select(r.cluster, r.namespace, r.service, r.monitor, place.label("place"))
-                .where(r.phase == Phase.PROMOTED.value, _is_service(t.rollouts, keys))
+                .where(r.phase == Phase.PROMOTED.value, is_service(t.rollouts, keys))
                 .subquery()
             )
             query = sa.select(newest).where(newest.c.place <= last).order_by(newest.c.place)
             for row in await self.read("read past rollouts", query):
-                out.setdefault(_service_of(row), []).append(bytes(row.monitor))
+                out.setdefault(service_of(row), []).append(bytes(row.monitor))
         return out
 
     async def waking(self, now: datetime, *, limit: int) -> Sequence[RolloutId]:
@@ -234,9 +234,9 @@ class SqlStore(Database):
         """See ``Store.heads``."""
         out: dict[ServiceKey, ServiceHead] = {}
         for keys in chunks(sorted(services, key=str)):
-            query = sa.select(t.heads).where(_is_service(t.heads, keys))
+            query = sa.select(t.heads).where(is_service(t.heads, keys))
             for row in await self.read("look up services", query):
-                key = _service_of(row)
+                key = service_of(row)
                 out[key] = ServiceHead(key, from_epoch_s(row.event_at), row.event_id, row.fence)
         return out
 
@@ -245,11 +245,9 @@ class SqlStore(Database):
         r = t.rollouts.c
         rows: list[Any] = []
         for keys in chunks(sorted(services, key=str)):
-            query = _STATES.add_columns(r.cluster, r.namespace, r.service).where(
-                r.active, _is_service(t.rollouts, keys)
-            )
+            query = _STATES.add_columns(r.cluster, r.namespace, r.service).where(r.active, is_service(t.rollouts, keys))
             rows += await self.read("look up running rollouts", query)
-        return await self._decoder.by_key(rows, _service_of)
+        return await self._decoder.by_key(rows, service_of)
 
     async def load(self, rollouts: Collection[RolloutId]) -> Mapping[RolloutId, RolloutState]:
         """See ``Store.load``."""
@@ -405,15 +403,6 @@ def _cursor(after: str | None) -> tuple[float, str] | None:
         return float(at), rollout
     except ValueError:
         return None
-
-
-def _service_of(row: Any) -> ServiceKey:
-    return ServiceKey(cluster=row.cluster, namespace=row.namespace, name=row.service)
-
-
-def _is_service(table: sa.Table, keys: Sequence[ServiceKey]) -> sa.ColumnElement[bool]:
-    columns = (table.c.cluster, table.c.namespace, table.c.service)
-    return one_of(columns, [(k.cluster, k.namespace, k.name) for k in keys])
 
 
 def _in(where: Where) -> list[sa.ColumnElement[bool]]:

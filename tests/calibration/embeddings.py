@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from analyzers.learned import LearnedEvidence, bet
 from service.predictions.learned import MOST_N, KerasLearner
-from tests.calibration.measuring import share
+from tests.calibration.measuring import found_after
 
 DIMS, CANARY, STABLE, WINDOWS = 16, 60, 200, 30
 LINE = math.log(100)
@@ -76,10 +76,7 @@ async def measure(learner: str, say: Say, rollouts: int) -> None:
     for place, story in enumerate(STORIES):
         rng = np.random.default_rng((20261126, place))
         found = np.array([await first_found(story, say, rng) for _ in range(rollouts)])
-        late = found[found > story.onset] - story.onset
-        median = np.quantile(late, 0.5, method="inverted_cdf")
-        shown = f"{median:.0f}" if np.isfinite(median) else "-"
-        print(f"| {learner} | {story.name} | {share(int(np.isfinite(late).sum()), len(late))} | {shown} |", flush=True)
+        print(f"| {learner} | {story.name} | {found_after(found, story.onset)} |", flush=True)
 
 
 async def main() -> None:

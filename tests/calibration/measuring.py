@@ -169,3 +169,12 @@ def share(count: int, of: int) -> str:
     """A count as a percentage with its 95 % binomial interval."""
     ends = binomtest(count, of).proportion_ci(0.95)
     return f"{100 * count / of:.2f} % [{100 * ends.low:.2f}, {100 * ends.high:.2f}] of {of}"
+
+
+def found_after(first: Array, onset: int) -> str:
+    """Cells of a row: the share of rollouts without an earlier alarm in which something is found, and the median
+    windows from ``onset`` until then. first : (R,) the window in which each is, infinite where it never is."""
+    late = first[first > onset] - onset
+    median = np.quantile(late, 0.5, method="inverted_cdf")
+    shown = f"{median:.0f}" if np.isfinite(median) else "-"
+    return f"{share(int(np.isfinite(late).sum()), len(late))} | {shown}"

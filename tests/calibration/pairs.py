@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyzers import PairedConfig, PairedMonitor
-from tests.calibration.measuring import share
+from tests.calibration.measuring import found_after
 
 CLASSES = 10
 PAIRS, WINDOWS = 60.0, 60
@@ -62,10 +62,7 @@ def main() -> None:
     print("| mirrored requests | found | median windows |\n|---|---|---|")
     for place, story in enumerate(STORIES):
         found = first_found(story, given.rollouts, 20261126 + place)
-        late = found[found > story.onset] - story.onset
-        median = np.quantile(late, 0.5, method="inverted_cdf")
-        shown = f"{median:.0f}" if np.isfinite(median) else "-"
-        print(f"| {story.name} | {share(int(np.isfinite(late).sum()), len(late))} | {shown} |")
+        print(f"| {story.name} | {found_after(found, story.onset)} |")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 from kubernetes.aio import client
 
-from service.cluster import Right, answered, message, pods
+from service.cluster import Right, answered, message, object_of, pods
 from service.preflight.report import readable
 from service.preflight.saved_model.job import MESSAGE_BYTES, Ended, Standing
 from service.ring.ports import Refused
@@ -44,8 +44,10 @@ class KubernetesJobs:
         """See ``Jobs.standing``."""
         try:
             with answered(f"read the Job {namespace}/{name}"):
-                job: Any = await self._custom.get_namespaced_custom_object(
-                    "batch", "v1", namespace, "jobs", name, _request_timeout=self._timeout_s
+                job = object_of(
+                    await self._custom.get_namespaced_custom_object(
+                        "batch", "v1", namespace, "jobs", name, _request_timeout=self._timeout_s
+                    )
                 )
             # Not by the name alone: a pod of an earlier Job of this name may not be gone yet.
             selector = f"job-name={name},controller-uid={job['metadata']['uid']}"
