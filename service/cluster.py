@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 from kubernetes.aio import client, config
 
+from service.bodies import start_of
 from service.ring.ports import Refused, Unavailable
 
 
@@ -84,13 +85,11 @@ async def read_object(response: aiohttp.ClientResponse) -> dict[str, Any]:
     """The answer's object, read within bounds; raises the client's exception for one that is no success, and ValueError
     as ``object_of`` does. Called within ``answered``."""
     try:
-        body = b""
-        async for piece in response.content.iter_chunked(64 * 1024):
-            body += piece
-            if len(body) > MAX_ANSWER_BYTES:
-                raise Refused(f"the API server answers with more than {MAX_ANSWER_BYTES} bytes")
+        body = await start_of(response, MAX_ANSWER_BYTES)
     finally:
         response.close()
+    if len(body) > MAX_ANSWER_BYTES:
+        raise Refused(f"the API server answers with more than {MAX_ANSWER_BYTES} bytes")
     if response.status != 200:
         error = client.ApiException(status=response.status, reason=response.reason)
         error.body, error.headers = body.decode(errors="replace"), response.headers

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 from pydantic import SecretStr
 
+from service.bodies import start_of
 from service.model.instruction import Page, PageAction
 from service.ring.ports import Clock, Refused, Unavailable
 
@@ -80,7 +81,7 @@ class PagerDutyPager:
                 allow_redirects=False,
             ) as response:
                 status, retry_after = response.status, response.headers.get("Retry-After")
-                said = (await response.content.read(MAX_ANSWER_BYTES)).decode("utf-8", "replace")
+                said = (await start_of(response, MAX_ANSWER_BYTES)).decode("utf-8", "replace")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unavailable(f"PagerDuty does not answer: {error or type(error).__name__}") from error
         if status in (200, 202):

@@ -9,6 +9,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from service.bodies import start_of
+
 DEFAULT_URL = "http://127.0.0.1:8080"
 TIMEOUT_S = 15.0
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
@@ -64,13 +66,16 @@ class Client:
                 aiohttp.ClientSession(timeout=timeout) as session,
                 session.request(method, url, params=query, json=body, headers=headers) as response,
             ):
-                raw = await response.content.read(MAX_ANSWER_BYTES)
-                return response.status, raw.decode("utf-8", "replace")
+                raw = await start_of(response, MAX_ANSWER_BYTES)
+                status = response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(
                 f"no answer from Serinus at {self.url}: {error or type(error).__name__}. "
                 "Is it running? Another address: --url or SERINUS_URL"
             ) from None
+        if len(raw) > MAX_ANSWER_BYTES:
+            raise ApiError(f"{url} answers with more than {MAX_ANSWER_BYTES:,} bytes; ask for less", status)
+        return status, raw.decode("utf-8", "replace")
 
 
 def _token(token_file: Path | None) -> str:

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import aiohttp
 
+from service.bodies import start_of
 from service.ring.breaker import Breaker
 from service.ring.ports import Clock, Refused
 from service.sources.answer import METRIC_STORE, Answer, Outcome, parse
@@ -148,14 +149,11 @@ class Asker:
 
     async def _bounded(self, response: aiohttp.ClientResponse) -> bytes:
         """The body; raises Refused when it is larger than allowed, having read no more than that."""
-        parts: list[bytes] = []
-        size = 0
-        async for part in response.content.iter_chunked(1 << 16):
-            size += len(part)
-            if size > self._limits.max_answer_bytes:
-                raise Refused(f"{self._called}'s answer is larger than {self._limits.max_answer_bytes} bytes")
-            parts.append(part)
-        return b"".join(parts)
+        limit = self._limits.max_answer_bytes
+        body = await start_of(response, limit)
+        if len(body) > limit:
+            raise Refused(f"{self._called}'s answer is larger than {limit} bytes")
+        return body
 
     def _told(self, outcome: Outcome, began: float | None, failure: str) -> Answer:
         """A failure that came without an answer; ``began`` is None where it was not asked, which is no one's fault."""

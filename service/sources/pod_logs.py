@@ -24,6 +24,7 @@ import aiohttp
 import msgspec
 from kubernetes.aio import client
 
+from service.bodies import start_of
 from service.cluster import PODS, answered, get
 from service.model.lines import LogSeries
 from service.model.names import Arm
@@ -372,7 +373,7 @@ class PodLogSource:
                             if cut or search.done:
                                 break
                     else:
-                        body = await _start_of(response, MAX_REFUSAL_BYTES)
+                        body = await start_of(response, MAX_REFUSAL_BYTES)
         if status == 204 or (status in (400, 404) and _nothing_written(status, body, pod, last)):
             return _Found()
         if status != 200:
@@ -388,19 +389,7 @@ class PodLogSource:
         """Status and body, no more of it than allowed; raises Unavailable."""
         with answered(what):
             async with self._gate, await call() as response:
-                return response.status, await _start_of(response, max_bytes)
-
-
-async def _start_of(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
-    """The body, cut soon after so many bytes."""
-    parts: list[bytes] = []
-    size = 0
-    async for part in response.content.iter_chunked(1 << 16):
-        parts.append(part)
-        size += len(part)
-        if size >= max_bytes:
-            break
-    return b"".join(parts)
+                return response.status, await start_of(response, max_bytes)
 
 
 def _fault(labels: Mapping[Arm, Mapping[str, str]]) -> str:

@@ -20,6 +20,7 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from service.bodies import start_of
 from service.model.gates.golden import GoldenSubject, Protocol
 from service.model.names import Arm
 from service.preflight.golden.requests import GoldenRequest
@@ -191,13 +192,13 @@ class Replay(Generic[T]):
                     failure = "answers compressed, although it was asked not to"
                 elif 200 <= response.status < 300:
                     limit = max_bytes or self._subject.max_answer_bytes
-                    body = await _bounded(response, limit)
+                    body = await start_of(response, limit)
                     if len(body) > limit:
                         body, failure = b"", f"answers with more than {limit:,} bytes"
                 elif 300 <= response.status < 400:
                     failure = f"answers {response.status}; redirects are not followed"
                 else:
-                    said = (await _bounded(response, MAX_FAILURE_BYTES))[:MAX_FAILURE_BYTES]
+                    said = await start_of(response, MAX_FAILURE_BYTES)
                     failure = f"answers {response.status}: {_error(said)}"
                 status = response.status
         except TimeoutError:
@@ -214,19 +215,6 @@ def _headers(request: GoldenRequest) -> CIMultiDict[str]:
         headers["Content-Type"] = "application/json"
     headers.update(request.headers)
     return headers
-
-
-async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The body; a little more than ``limit`` of it where it is larger, the rest unread."""
-    parts: list[bytes] = []
-    size = 0
-    async for part in response.content.iter_chunked(1 << 16):
-        parts.append(part)
-        size += len(part)
-        if size > limit:
-            response.close()
-            break
-    return b"".join(parts)
 
 
 def _available(body: bytes) -> bool:
