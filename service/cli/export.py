@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
+import tempfile
 import textwrap
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 PAGE = 100
 TOLD_EVERY_N = 50
+MAX_HELD_BYTES = 8 << 20
+"""Of a line on its way to standard output: what is held in memory."""
 
 
 def export(
@@ -37,15 +41,16 @@ def export(
     serinus verify october.jsonl.gz
 
     It reads the database itself, also while the service runs: with SQLite run it where the file is. Windows that
-    retention has deleted are missing; rollouts whose journal it has deleted are left out.
+    retention has deleted are missing; rollouts whose journal it has deleted are left out. One that cannot be read is
+    named and left out; the others are written, and the exit status is 1.
     """
     if bool(rollouts) == bool(ended_before):
         raise typer.BadParameter("name either rollouts or --ended-before")
     before = None if ended_before is None else _moment(ended_before)
     if str(output) != "-" and output.exists():
         raise typer.BadParameter(f"{output} is there already; name a new file")
-    missing_n = asyncio.run(_export(config, rollouts or [], before, output))
-    raise typer.Exit(1 if missing_n else 0)
+    lacking_n = asyncio.run(_export(config, rollouts or [], before, output))
+    raise typer.Exit(1 if lacking_n else 0)
 
 
 def verify(file: Annotated[Path, typer.Argument(help="An export; - reads standard input")]) -> None:
@@ -73,6 +78,8 @@ def verify(file: Annotated[Path, typer.Argument(help="An export; - reads standar
 
 
 async def _export(config: Path | None, rollouts: list[str], before: datetime | None, output: Path) -> int:
+    """How many rollouts are not there that should be: a named one is missing, or one cannot be read."""
+    from service.ring.store import Damaged, Unreadable
     from service.settings import load, read_secret
     from service.storage.archive import ArchiveFile, line_of
     from service.storage.opening import open_to_read
@@ -80,26 +87,29 @@ async def _export(config: Path | None, rollouts: list[str], before: datetime | N
     database = load(config).database
     store = await open_to_read(database.url, password=read_secret(database.password_file))
     to_stdout = str(output) == "-"
-    file = ArchiveFile(output)
-    done_n = bytes_n = missing_n = 0
+    file = _StandardOutput() if to_stdout else ArchiveFile(output)
+    done_n = bytes_n = lacking_n = 0
     try:
         async for rollout in _chosen(store, rollouts, before):
-            piece = b""
-            async for piece in line_of(store, rollout, datetime.now(UTC)):
-                if to_stdout:
-                    sys.stdout.buffer.write(piece)
-                else:
+            line_bytes = 0
+            try:
+                async for piece in line_of(store, rollout, datetime.now(UTC)):
                     await asyncio.to_thread(file.add, piece)
-                bytes_n += len(piece)
-            if not piece:
-                missing_n += before is None
+                    line_bytes += len(piece)
+            except (Damaged, Unreadable) as error:
+                await asyncio.to_thread(file.take_back)
+                lacking_n += 1
+                _say(f"{rollout} is left out: {error}")
+                continue
+            if not line_bytes:
+                lacking_n += before is None
                 _say(f"{rollout}: there is no such rollout, or retention has deleted its journal")
                 continue
+            bytes_n += line_bytes
             done_n += 1
             if done_n % TOLD_EVERY_N == 0:
                 _say(f"{done_n} rollouts, {bytes_n / 1e6:.1f} MB")
-        if not to_stdout:
-            await asyncio.to_thread(file.finish)
+        await asyncio.to_thread(file.finish)
     except BaseException:
         file.abandon()
         raise
@@ -107,8 +117,37 @@ async def _export(config: Path | None, rollouts: list[str], before: datetime | N
         await store.close()
     # ``finish`` makes no file of nothing.
     where = "nothing is written" if not done_n else "standard output" if to_stdout else str(output)
-    _say(f"{done_n} rollouts, {bytes_n / 1e6:.1f} MB: {where}")
-    return missing_n
+    _say(f"{done_n} rollouts, {bytes_n / 1e6:.1f} MB: {where}" + (f"; {lacking_n} left out" if lacking_n else ""))
+    return lacking_n
+
+
+class _StandardOutput:
+    """``ArchiveFile``'s methods for what cannot be taken back: a line waits on the disk until it has its end."""
+
+    def __init__(self) -> None:
+        self._line = tempfile.SpooledTemporaryFile(MAX_HELD_BYTES)  # noqa: SIM115 - closed by finish and abandon
+
+    def add(self, piece: bytes) -> None:
+        """One more piece of a line; the line is written with its end."""
+        self._line.write(piece)
+        if piece.endswith(b"\n"):
+            self._line.seek(0)
+            shutil.copyfileobj(self._line, sys.stdout.buffer)
+            self.take_back()
+
+    def take_back(self) -> None:
+        """Go on without the line that was begun."""
+        self._line.seek(0)
+        self._line.truncate()
+
+    def finish(self) -> None:
+        """All is written."""
+        sys.stdout.buffer.flush()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+        self._line.close()
 
 
 async def _chosen(store: SqlStore, rollouts: list[str], before: datetime | None) -> AsyncIterator[RolloutId]:
