@@ -18,6 +18,7 @@ from aiohttp import web
 from service.app.clock import SystemClock
 from service.model.observation import ArmValues, Availability, FailureCounts, HistogramCounts, Reading
 from service.sources.prometheus import PrometheusSource
+from tests.contract.source import test_recorded as recorded
 from tests.contract.source.expositions import Served
 from tests.contract.source.test_shipped_presets import (
     CANARY,
@@ -129,6 +130,21 @@ async def test_every_metric_of_every_server_is_read_from_what_it_prints(tmp_path
         assert await source.lacking_n(count, "version", {"job": "serving"}) == (0, 4)
         # A label that nobody puts on.
         assert await source.lacking_n(count, "release", {"job": "serving"}) == (4, 4)
+
+
+async def test_what_a_real_vllm_printed_is_read_by_its_preset(tmp_path: Path) -> None:
+    scrape = 0
+    paths = {f"/vllm/{version}": version for version in recorded.PRINTED}
+    texts = {path: lambda version=version: recorded.PRINTED[version][scrape] for path, version in paths.items()}
+    labels = {path: {"version": version, "job": "serving", "pod": version} for path, version in paths.items()}
+    async with scraped(tmp_path, texts, labels, honor_labels=False) as endpoints, aiohttp.ClientSession() as session:
+        start = await endpoints.between_scrapes()
+        scrape = 1
+        end = await endpoints.between_scrapes()
+        presets = {"vllm": preset_of("vllm")}
+        source = PrometheusSource(session, endpoints.url, presets, clock=SystemClock(), scrape_interval_s=1.0)
+        ((*readings,),) = await source.collect([query(SERVERS["vllm"], start, end)])
+    recorded.expect(readings)
 
 
 async def test_what_pods_use_is_read_from_what_three_exporters_print(tmp_path: Path) -> None:

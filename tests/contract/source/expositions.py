@@ -103,7 +103,7 @@ def kserve(pod: Served) -> str:
 
 
 def vllm(pod: Served) -> str:
-    """vllm/v1/metrics/loggers.py of vLLM 0.11, and prometheus_fastapi_instrumentator's counter beside it."""
+    """What vLLM 0.32 prints; ``test_recorded`` holds it to a real one."""
     registry = CollectorRegistry()
     engine = {"model_name": "org/model", "engine": "0"}
     names = list(engine)
@@ -111,9 +111,12 @@ def vllm(pod: Served) -> str:
         "vllm:time_to_first_token_seconds",
         "Histogram of time to first token in seconds.",
         names,
-        buckets=(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0),
+        buckets=(
+            0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
+            80.0, 160.0, 640.0, 2560.0,
+        ),
         registry=registry,
-    ).labels(**engine)
+    ).labels(**engine)  # fmt: skip
     for _ in range(pod.answered):
         first.observe(pod.took_s)
     success = Counter(
@@ -122,7 +125,7 @@ def vllm(pod: Served) -> str:
         [*names, "finished_reason"],
         registry=registry,
     )
-    for reason, share in (("stop", 4), ("length", 1), ("abort", 0), ("error", 0)):
+    for reason, share in (("stop", 4), ("length", 1), ("abort", 0), ("error", 0), ("repetition", 0)):
         success.labels(**engine, finished_reason=reason).inc(pod.answered * share // 5)
     Gauge("vllm:num_requests_waiting", "Number of requests waiting to be processed.", names, registry=registry).labels(
         **engine
@@ -134,8 +137,8 @@ def vllm(pod: Served) -> str:
         "http_requests_total", "Total number of requests by method, status and handler.",
         ["method", "status", "handler"], registry=registry,
     )  # fmt: skip
-    for status, n in (("2xx", pod.answered), ("5xx", pod.failed)):
-        requests.labels(method="POST", status=status, handler="/v1/chat/completions").inc(n)
+    for status, n in (("2xx", pod.answered), ("4xx", 3), ("5xx", pod.failed)):
+        requests.labels(method="POST", status=status, handler="/v1/completions").inc(n)
     return generate_latest(registry).decode()
 
 

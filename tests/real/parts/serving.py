@@ -80,10 +80,10 @@ class HttpServer:
             )
         return self
 
-    def wait(self) -> Self:
+    def wait(self, within_s: float = READY_WITHIN_S) -> Self:
         """Wait until it answers; raises RuntimeError with its last log lines when it does not."""
         assert self._process is not None
-        deadline = time.monotonic() + READY_WITHIN_S
+        deadline = time.monotonic() + within_s
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
                 with urllib.request.urlopen(f"{self.url}{self._ready}", timeout=5):
