@@ -1,7 +1,8 @@
 """What real exporters print, in their own form, for the presets' tests that need no real ones.
 
 The text is written here; its form is taken from the source of each exporter, which its function names. Servers in
-Python print by prometheus_client, and so does this. tests/real/test_presets.py reads KServe and Triton themselves.
+Python print by prometheus_client, and so does this. tests/real/test_presets.py reads KServe and Triton themselves, and
+``recorded`` is what a vLLM printed.
 """
 
 from __future__ import annotations
@@ -155,6 +156,7 @@ class Used:
     gpu_percent: int = 40
     gpu_used_mib: int = 6000
     gpu_free_mib: int = 9000
+    gpu_reserved_mib: int = 447
 
 
 def cadvisor(pods: Mapping[str, Used], at_ms: int) -> str:
@@ -236,23 +238,27 @@ def kube_state_metrics(pods: Mapping[str, Used], started_s: float) -> str:
 
 
 def dcgm(pods: Mapping[str, Used]) -> str:
-    """internal/pkg/rendermetrics of NVIDIA's DCGM exporter 4.x. Another GPU of the node belongs to no pod, and its
-    driver supports nothing."""
+    """internal/pkg/rendermetrics/render_metrics.go of NVIDIA's DCGM exporter 4.x, with etc/default-counters.csv.
+
+    Labels of the GPU, of the driver and of the pod, in this order; ``hostname`` was ``Hostname`` before May 2026.
+    Another GPU of the node belongs to no pod. What a driver does not support is left out (collector/gpu_collector.go).
+    """
     lines = []
-    for name, told, what in (
-        ("DCGM_FI_DEV_GPU_UTIL", "GPU utilization (in %).", "gpu_percent"),
-        ("DCGM_FI_DEV_FB_FREE", "Framebuffer memory free (in MiB).", "gpu_free_mib"),
-        ("DCGM_FI_DEV_FB_USED", "Framebuffer memory used (in MiB).", "gpu_used_mib"),
+    for name, told, what, idle in (
+        ("DCGM_FI_DEV_GPU_UTIL", "GPU utilization (in %).", "gpu_percent", 0),
+        ("DCGM_FI_DEV_FB_FREE", "Framebuffer memory free (in MiB).", "gpu_free_mib", 15_000),
+        ("DCGM_FI_DEV_FB_USED", "Framebuffer memory used (in MiB).", "gpu_used_mib", 0),
+        ("DCGM_FI_DEV_FB_RESERVED", "Framebuffer memory reserved (in MiB).", "gpu_reserved_mib", 447),
     ):
         lines += [f"# HELP {name} {told}", f"# TYPE {name} gauge"]
         for gpu, (pod, used) in enumerate([*pods.items(), ("", None)]):
             labels = (
                 f'gpu="{gpu}",UUID="GPU-{gpu}",pci_bus_id="00000000:0{gpu}:00.0",device="nvidia{gpu}",'
-                'modelName="Tesla T4",Hostname="node-1",DCGM_FI_DRIVER_VERSION="580.65.06"'
+                'modelName="Tesla T4",hostname="node-1",DCGM_FI_DRIVER_VERSION="580.65.06"'
             )
             if used is not None:
                 labels += f',container="serving",namespace="ml-serving",pod="{pod}"'
-            lines.append(f"{name}{{{labels}}} {getattr(used, what) if used else 9223372036854775794}")
+            lines.append(f"{name}{{{labels}}} {getattr(used, what) if used else idle}")
     return "\n".join(lines) + "\n"
 
 
