@@ -17,10 +17,11 @@ of looks, look j more spends a tenth of the rate times 1 / (j (j + 1)).
 What would be mistaken for harm, and is not:
 
 - A young pod warms up. A pod counts once it is ``settled_s`` old, or while all pods of both arms are about equally
-  young. A slope counts a pod from ``LEAK_SETTLED`` times that age on, and only where the canary already uses more than
-  stable pods (by ``ABOVE`` standard errors), which are full by then, and where its later half rises at least half as
-  fast as its earlier one: what fills up rises ever more slowly. A jump is what lies above the rise of the windows
-  before it.
+  young. A slope counts a pod from ``LEAK_SETTLED`` times that age on. What still fills up then rises ever more slowly,
+  and towards what stable pods use: a second test must agree that this is none, at the same rate of false alarms. It
+  adds up the scores of two t-tests: that the canary uses more than stable pods, and that its later half rises at least
+  ``STILL_RISING`` as fast as its earlier one. A fill so slow that it rises evenly lies far below. A jump is what lies
+  above the rise of the windows before it.
 - A pod is replaced: what was known of it is forgotten, and arms are only compared over windows that both have.
 - Load differs. If use is a + b * load with a, b >= 0, the most that a harmless canary can use is known from the range
   of b that stable's own windows leave open; only what lies above that counts. Without known load, what grows with load
@@ -104,9 +105,10 @@ HALF_NOISE = 2.0**1.5
 """Spread of slopes (a window) over a span of one window, assumed where few pods show it: it falls with the span's power
 of 3/2, and that of a half is so much larger. SLOPE_FLOOR is the least that is believed, an hour."""
 SLOPE_FLOOR = 0.0005
-ABOVE = 1.5
-STILL_RISING = 0.5
-"""A leak's later half rises at least by this part of its earlier half, one standard error of each taken off."""
+STILL_RISING = 1 / 3
+"""A leak's later half rises at least by this part of its earlier half. With 2 canary and 16 stable pods and .05 %
+promised, 1/2, 1/3 and 1/4 find 34, 48 and 59 % of leaks of 1 % an hour from 80 % of the limit within 600 windows, and
+are wrong about 2 of 2,000, 3 of 4,000 and 10 of 4,000 canaries that fill with a half-life of an hour."""
 
 JUMP_WINDOWS = 2
 """A jump is the mean of so many windows over what was before the window ahead of them."""
@@ -465,13 +467,18 @@ class ResourceMonitor:
     def _margin(self) -> float:
         return math.log(self.config.tolerated) if self.config.as_ratio else self.config.tolerated
 
-    def _look(self, st: dict[str, Array], test: int, due: Flags, log_p: Array, planned: int) -> None:
-        """Take in a look's -log p, made one for the whole rollout. NaN is a look that could not be taken."""
+    def _look(
+        self, st: dict[str, Array], test: int, due: Flags, log_p: Array, planned: int, at_most: Array | float = np.inf
+    ) -> None:
+        """Take in a look's -log p, made one for the whole rollout; ``at_most`` is that of a test that must agree.
+
+        NaN is a look that could not be taken.
+        """
         due = due & np.isfinite(log_p)
         j = st["looks"][:, test]
         after = np.maximum(j - planned, 0.0)
         spent = np.where(j < planned, (1.0 - AFTER_PLAN) / planned, AFTER_PLAN / ((after + 1.0) * (after + 2.0)))
-        whole = np.maximum(log_p + np.log(spent * SHARES[self.config.measures][test]), 0.0)
+        whole = np.minimum(np.maximum(log_p + np.log(spent * SHARES[self.config.measures][test]), 0.0), at_most)
         st["log_p"][due, test] = whole[due]
         st["looks"][due, test] += 1
 
@@ -587,22 +594,24 @@ class ResourceMonitor:
         span = blocks[ready] * st["length"][due]
         assumed = SLOPE_NOISE * span**-1.5 * 3600.0 / config.window_s
         difference, _, log_p = _student(slopes, counted, SLOPE_MARGIN, assumed, SLOPE_FLOOR)
-        # What fills up rises ever more slowly, and towards what stable pods use; a leak does neither.
+        # What fills up rises ever more slowly, and towards what stable pods use; a leak does neither. Both are asked at
+        # once, each a t-test between the pods, so that much of one makes up for little of the other.
         order = np.cumsum(used, axis=1)
         late_half = (2 * order > order[:, -1:])[:, None]
-        halves = []
-        for inside in (~late_half, late_half):
-            of_half = theil_sen(np.where(inside, points, np.nan)) * per_hour[:, None]
-            halves.append(_student(of_half, counted, 0.0, HALF_NOISE * assumed, SLOPE_FLOOR)[:2])
-        (early, early_error), (late, late_error) = halves
-        rising = late - late_error >= STILL_RISING * np.maximum(early + early_error, 0.0)
+        early, late = (
+            theil_sen(np.where(half, points, np.nan)) * per_hour[:, None] for half in (~late_half, late_half)
+        )
+        assumed_turn = HALF_NOISE * assumed * math.hypot(1.0, STILL_RISING)
+        rising = _student(late - STILL_RISING * early, counted, 0.0, assumed_turn, SLOPE_FLOOR)[2]
         last = np.where(used, np.arange(BLOCKS), -1).max(1)
         level = np.take_along_axis(points, last[:, None, None], axis=2)[:, :, 0]
-        above, above_error, _ = _student(level, counted & np.isfinite(level), 0.0, SPREAD[True], FLOOR[True])
-        leaking = rising & (above > ABOVE * above_error)
+        above = _student(level, counted & np.isfinite(level), 0.0, SPREAD[True], FLOOR[True])[2]
+        no_fill = _together(rising, above)
         of_row = np.full(self.rows, np.nan)
-        of_row[due] = np.where(leaking, log_p, 0.0)
-        self._look(st, LEAK, np.isfinite(of_row), of_row, _looks_growing(config.planned_windows, BLOCK * LEAST_BLOCKS))
+        of_row[due], at_most = log_p, np.full(self.rows, np.inf)
+        at_most[due] = no_fill
+        looks = _looks_growing(config.planned_windows, BLOCK * LEAST_BLOCKS)
+        self._look(st, LEAK, np.isfinite(of_row), of_row, looks, at_most)
         st["looked"][due, LEAK] = st["t"][due]
         st["slope"][due] = difference
         # Of the canary pods the one that has least left, at the slope of the canary's own pods.
@@ -764,6 +773,15 @@ def _log_t_tail(t: Array, freedom: Array) -> Array:
 
     with np.errstate(divide="ignore"):
         out: Array = np.where(np.isfinite(t), np.log(np.maximum(stdtr(freedom, -t), 1e-300)), np.nan)
+    return out
+
+
+def _together(*log_p: Array) -> Array:
+    """-log p of independent tests of one null by the sum of their normal scores (Stouffer)."""
+    from scipy.special import log_ndtr, ndtri_exp
+
+    scores = sum(np.clip(-ndtri_exp(-one), -10.0, 10.0) for one in log_p)
+    out: Array = -log_ndtr(-scores / math.sqrt(len(log_p)))
     return out
 
 

@@ -75,6 +75,10 @@ NULLS: tuple[tuple[str, ResourceLaw, int], ...] = (
     ("events: 1 in 100 min of a pod", ResourceLaw(measures="events", happening=0.01), 480),
     ("readiness: lost once in 500 min of a pod", ResourceLaw(measures="ready", happening=0.002), 480),
 )  # fmt: skip
+RATE = 0.0005
+"""Of a row where six resources share a fifth and more of a policy's 1 %, about."""
+FILLING = replace(MEMORY, pod_spread=0.08, warm_up=-0.5)
+"""What fills up for hours is told from a leak by a test of its own, so it is measured at the rate of a row, too."""
 SLOW_START = replace(LOAD, warm_up=0.6, half_life=5.0)
 NULLS_RESOURCES = [
     ResourceCell(f"{pods}, {name}", replace(law, canary_pods=k, stable_pods=m), length,
@@ -85,10 +89,13 @@ NULLS_RESOURCES = [
     ResourceCell(f"{pods}, load: warm-up of half-life 5 min, margin 1.2",
                  replace(SLOW_START, canary_pods=k, stable_pods=m), 60)
     for pods, (k, m) in PODS.items()
+] + [
+    ResourceCell(f"{pods}, memory: half-life of filling {half_life} min, at .05 %",
+                 replace(FILLING, half_life=half_life, canary_pods=k, stable_pods=m), 240, rate=RATE, margin=1.0)
+    for pods, (k, m) in PODS.items()
+    for half_life in (30, 60, 120)
 ]  # fmt: skip
 
-RATE = 0.0005
-"""Of a row where six resources share a fifth and more of a policy's 1 %, about."""
 LEAKING, JUMPING = replace(MEMORY, leak=0.01), replace(DEVICE, jump=0.2)
 FAULTS: tuple[tuple[str, ResourceLaw, int], ...] = (
     ("load x1.5 at 60, pods 3 %", replace(LOAD, more=1.5, onset=60), 240),
