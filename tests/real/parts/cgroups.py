@@ -43,15 +43,17 @@ class Cgroups:
                 at = at / part
                 at.mkdir(exist_ok=True)
 
-    def limit(self, name: str, cpus: float, memory_bytes: int) -> None:
-        """So many CPUs and so much memory for all processes of a group."""
-        quota_us = round(cpus * PERIOD_US)
-        if unified():
-            self._file(name, "cpu", "cpu.max").write_text(f"{quota_us} {PERIOD_US}")
-            self._file(name, "memory", "memory.max").write_text(str(memory_bytes))
-        else:
-            self._file(name, "cpu", "cpu.cfs_quota_us").write_text(str(quota_us))
-            self._file(name, "memory", "memory.limit_in_bytes").write_text(str(memory_bytes))
+    def limit(self, name: str, cpus: float | None, memory_bytes: int | None) -> None:
+        """So many CPUs and so much memory at most for all processes of a group; None for what it has no limit of."""
+        if cpus is not None:
+            quota_us = round(cpus * PERIOD_US)
+            if unified():
+                self._file(name, "cpu", "cpu.max").write_text(f"{quota_us} {PERIOD_US}")
+            else:
+                self._file(name, "cpu", "cpu.cfs_quota_us").write_text(str(quota_us))
+        if memory_bytes is not None:
+            file = "memory.max" if unified() else "memory.limit_in_bytes"
+            self._file(name, "memory", file).write_text(str(memory_bytes))
 
     def entrances(self, name: str) -> list[str]:
         """Files in which a process writes its id to enter the group."""

@@ -17,18 +17,17 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.processes import end, free_port
+from tests.processes import free_port
 from tests.real.parts.building import kubelet
 from tests.real.parts.cgroups import Cgroups, own_cgroups
 
 NAMESPACE = "ml-serving"
-CONTAINER = "serving"
 HOUSEKEEPING_S = 1
 """How often cAdvisor measures; the kubelet's default is 10 s, and up to 15 s where little changes."""
 READY_WITHIN_S = 60.0
@@ -36,6 +35,7 @@ WORK = """
 import os, signal, sys, threading, time
 
 held_mib, busy_share = int(sys.argv[1]), float(sys.argv[2])
+# Its cgroup is not there yet.
 if not sys.stdin.readline():
     sys.exit(3)
 for entrance in sys.argv[3:]:
@@ -61,33 +61,60 @@ held = b"x" * (held_mib << 20)
 print("works", flush=True)
 while True:
     began = time.monotonic()
-    until = time.process_time() + 0.02 * busy_share
+    until = time.process_time() + 0.1 * busy_share
     while time.process_time() < until:
         pass
-    time.sleep(max(0.02 - (time.monotonic() - began), 0) if busy_share < 1 else 0)
+    time.sleep(max(0.1 - (time.monotonic() - began), 0))
 """
 """What a container does: hold memory, use a share of one CPU, and on SIGUSR1 run out of memory once."""
 
 
-@dataclass(slots=True)
-class Pod:
-    """Of one container and, as every pod has, the sandbox that holds its network."""
+@dataclass(frozen=True, slots=True)
+class Container:
+    """What one container of a pod holds, does, and may."""
 
     name: str
     held_mib: int
-    busy_share: float
-    cpus: float | None
-    """None for no limits, of memory neither."""
-    memory_bytes: int
+    busy_share: float = 0.0
+    cpus: float | None = None
+    """None for no limit; the same for memory."""
+    memory_bytes: int | None = None
+
+
+SANDBOX = Container("", 0)
+"""Holds a pod's network; it has no name."""
+
+
+@dataclass(slots=True)
+class Pod:
+    """Its containers, and the sandbox that every pod has."""
+
+    name: str
+    containers: Sequence[Container]
     uid: str = field(default_factory=lambda: str(uuid.uuid4()))
-    containers: list[dict[str, Any]] = field(default_factory=list)
-    """As the runtime tells of them."""
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    ids: dict[str, str] = field(default_factory=dict)
+    """The present container's id, by name."""
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    """By name as well."""
 
     @property
-    def serving(self) -> subprocess.Popen[bytes]:
-        """The container's process."""
-        return self.processes[-1]
+    def told(self) -> dict[str, Any]:
+        """What the runtime knows."""
+        images = {"": "registry.k8s.io/pause:3.10.1"}
+        return {
+            "Namespace": NAMESPACE,
+            "Name": self.name,
+            "UID": self.uid,
+            "Containers": [
+                {
+                    "ID": container_id,
+                    "Name": name,
+                    "Image": images.get(name, f"docker.io/library/{name}:1"),
+                    "Pid": self.processes[name].pid,
+                }
+                for name, container_id in self.ids.items()
+            ],
+        }
 
 
 class Node:
@@ -99,36 +126,41 @@ class Node:
         self._kubelet: subprocess.Popen[bytes] | None = None
         self.address = f"127.0.0.1:{free_port()}"
 
-    def run(self, pod: Pod) -> Pod:
+    def run(self, pod: Pod) -> None:
         """Start a pod."""
         self._pods.append(pod)
         self.groups.make(self.group(pod))
-        if pod.cpus is not None:
-            # As the kubelet does where all containers have limits.
-            self.groups.limit(self.group(pod), pod.cpus, pod.memory_bytes)
-        self._contain(pod, "", "registry.k8s.io/pause:3.10.1", 0, 0.0)
-        self._serve(pod)
-        return pod
+        cpus = [one.cpus for one in pod.containers if one.cpus is not None]
+        memory = [one.memory_bytes for one in pod.containers if one.memory_bytes is not None]
+        # As the kubelet does: the pod as a whole has limits where all its containers have.
+        self.groups.limit(
+            self.group(pod),
+            sum(cpus) if len(cpus) == len(pod.containers) else None,
+            sum(memory) if len(memory) == len(pod.containers) else None,
+        )
+        for one in (SANDBOX, *pod.containers):
+            self._contain(pod, one)
 
-    def replace_container(self, pod: Pod) -> None:
-        """As after a crash: its process ends, its cgroup goes, and a new container takes its place in the pod."""
-        gone = pod.containers.pop()
-        end(pod.processes.pop())
-        self.groups.remove(self.group(pod, gone["ID"]))
-        self._serve(pod)
+    def replace(self, pod: Pod, name: str) -> None:
+        """As after a crash: a container's process ends, its cgroup goes, and a new container takes its place."""
+        gone = self.group(pod, name)
+        _end(pod.processes.pop(name))
+        del pod.ids[name]
+        self.groups.remove(gone)
+        self._contain(pod, next(one for one in pod.containers if one.name == name))
 
-    def run_out_of_memory(self, pod: Pod) -> None:
+    def run_out_of_memory(self, pod: Pod, name: str) -> None:
         """A child of the container's process takes too much, and the kernel kills it."""
-        pod.serving.send_signal(signal.SIGUSR1)
+        pod.processes[name].send_signal(signal.SIGUSR1)
 
-    def group(self, pod: Pod, container_id: str = "") -> str:
+    def group(self, pod: Pod, container: str | None = None) -> str:
         """The cgroup of a pod, or of one of its containers."""
         of_pod = f"{self.groups.root}/kubepods/burstable/pod{pod.uid}"
-        return f"{of_pod}/{container_id}" if container_id else of_pod
+        return of_pod if container is None else f"{of_pod}/{pod.ids[container]}"
 
     def cpu_s(self, pod: Pod) -> float:
-        """What the pod's container has used by the kernel's own count."""
-        return self.groups.cpu_s(self.group(pod, pod.containers[-1]["ID"]))
+        """What the pod's containers have used by the kernel's own count, without the sandbox."""
+        return sum(self.groups.cpu_s(self.group(pod, one.name)) for one in pod.containers)
 
     def text(self) -> str:
         """What the kubelet prints now."""
@@ -163,44 +195,41 @@ class Node:
 
     def stop(self) -> None:
         """End the kubelet and all pods."""
-        if self._kubelet is not None:
-            end(self._kubelet)
-        for process in (one for pod in self._pods for one in pod.processes):
-            process.kill()
-            process.wait()
+        for process in (*([self._kubelet] if self._kubelet else ()), *self._processes()):
+            _end(process)
 
-    def _serve(self, pod: Pod) -> None:
-        self._contain(pod, CONTAINER, "docker.io/library/ranker:1", pod.held_mib, pod.busy_share)
+    def _processes(self) -> Iterator[subprocess.Popen[bytes]]:
+        return (process for pod in self._pods for process in pod.processes.values())
 
-    def _contain(self, pod: Pod, name: str, image: str, held_mib: int, busy_share: float) -> None:
-        container_id = secrets.token_hex(32)
-        group = self.group(pod, container_id)
-        command = [sys.executable, "-I", "-S", "-c", WORK, str(held_mib), str(busy_share)]
+    def _contain(self, pod: Pod, container: Container) -> None:
+        pod.ids[container.name] = secrets.token_hex(32)
+        group = self.group(pod, container.name)
         process = subprocess.Popen(
-            [*command, *self.groups.entrances(group)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        pod.processes.append(process)
-        pod.containers.append({"ID": container_id, "Name": name, "Image": image, "Pid": process.pid})
+            [sys.executable, "-I", "-S", "-c", WORK, str(container.held_mib), str(container.busy_share),
+             *self.groups.entrances(group)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        pod.processes[container.name] = process
         # The runtime knows a container before there is its cgroup.
         self._tell()
         self.groups.make(group)
-        if name and pod.cpus is not None:
-            self.groups.limit(group, pod.cpus, pod.memory_bytes)
+        self.groups.limit(group, container.cpus, container.memory_bytes)
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(b"go\n")
         process.stdin.flush()
         if not process.stdout.readline():
-            raise RuntimeError(f"the process of pod {pod.name!r} ended with {process.wait()} before it worked")
+            raise RuntimeError(f"a process of pod {pod.name!r} ended with {process.wait()} before it worked")
 
     def _tell(self) -> None:
-        told = [
-            {"Namespace": NAMESPACE, "Name": one.name, "UID": one.uid, "Containers": one.containers}
-            for one in self._pods
-        ]
         part = self._folder / "pods.part"
-        part.write_text(json.dumps(told))
+        part.write_text(json.dumps([pod.told for pod in self._pods]))
         part.rename(self._folder / "pods.json")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with process:
+        process.kill()
 
 
 @contextmanager
