@@ -21,6 +21,10 @@ PERIOD_US = 100_000
 GONE_WITHIN_S = 20.0
 
 
+class NoCgroups(RuntimeError):
+    """This user may make none here; the message says what was refused."""
+
+
 def unified() -> bool:
     """Whether this machine has version 2 alone."""
     return (MOUNTED / "cgroup.controllers").exists()
@@ -34,7 +38,7 @@ class Cgroups:
         self._trees = [MOUNTED] if unified() else [MOUNTED / one for one in CONTROLLERS]
 
     def make(self, name: str) -> None:
-        """A group and those above it; raises OSError where this user may not."""
+        """A group and those above it."""
         for tree in self._trees:
             at = tree
             for part in name.strip("/").split("/"):
@@ -90,10 +94,13 @@ class Cgroups:
 
 @contextmanager
 def own_cgroups() -> Iterator[Cgroups]:
-    """A root of one's own, removed with all below it; raises OSError where this user may make none."""
+    """A root of one's own, removed with all below it; raises NoCgroups where this user may make none."""
     groups = Cgroups(f"/serinus-{secrets.token_hex(4)}")
     try:
-        groups.make(groups.root)
+        try:
+            groups.make(groups.root)
+        except OSError as refused:
+            raise NoCgroups(f"no cgroups can be made here: {refused}") from refused
         yield groups
     finally:
         groups.remove(groups.root)

@@ -234,7 +234,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def node() -> Iterator[Node]:
-    """A node that leaves nothing behind; raises OSError where this user may make no cgroups."""
+    """A node that leaves nothing behind; raises NoCgroups where this user may make none."""
     # The path of a socket is short.
     with tempfile.TemporaryDirectory(prefix="kubelet-") as folder, own_cgroups() as groups:
         made = Node(Path(folder), groups)
