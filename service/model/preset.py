@@ -233,6 +233,9 @@ class ResourceSeries(Value):
     instance_labels: tuple[LabelName, ...] = Field(default=(), max_length=8)
     """Labels that are new where a container is replaced within its pod (its id). Of a gauge's series that are equal in
     all others, the newest is meant: the last samples of the old one are still there for a while."""
+    measured_every_s: float = Field(default=0.0, ge=0, le=300)
+    """The exporter measures no more often, however often it is scraped, and prints when it did: its samples are older
+    and further apart than scrapes. 0: it measures when it is scraped."""
     settled_s: float = Field(default=600.0, ge=0, le=86400)
     """A pod younger than this is still starting and is not compared with older ones; a leak is looked for from six
     times this age on. Events are counted from the start."""

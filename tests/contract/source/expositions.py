@@ -1,8 +1,8 @@
 """What real exporters print, in their own form, for the presets' tests that need no real ones.
 
 The text is written here; its form is taken from the source of each exporter, which its function names. Servers in
-Python print by prometheus_client, and so does this. tests/real/test_presets.py reads KServe and Triton themselves, and
-``recorded`` is what a vLLM printed.
+Python print by prometheus_client, and so does this. tests/real/test_presets.py reads KServe and Triton themselves,
+tests/real/test_kubelet.py a kubelet, and ``recorded`` is what a vLLM printed.
 """
 
 from __future__ import annotations
