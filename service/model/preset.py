@@ -219,7 +219,8 @@ class ResourceSeries(Value):
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Multiplies every sample: 0.01 makes a share of percent."""
     limit: tuple[SeriesName, ...] = Field(default=(), max_length=4)
-    """The pod's limit is the sum of these series (used and free device memory); a limit of 0 is none."""
+    """The pod's limit is the sum of these series (used and free device memory); a limit of 0 is none. Of one series: a
+    container without a limit leaves its pod without."""
     pods_are: Literal["sum", "max", "min", "mean"] = "sum"
     """A pod's value of several series: containers add up, of several GPUs the fullest may count."""
     pod_label: LabelName = "pod"
@@ -229,6 +230,12 @@ class ResourceSeries(Value):
     """Further matchers."""
     without: dict[LabelName, tuple[str, ...]] = {}
     """Series with one of these values are left out: ``{container: ["", POD]}``. An absent label is empty."""
+    instance_labels: tuple[LabelName, ...] = Field(default=(), max_length=8)
+    """Labels that are new where a container is replaced within its pod (its id). Of a gauge's series that are equal in
+    all others, the newest is meant: the last samples of the old one are still there for a while."""
+    measured_every_s: float = Field(default=0.0, ge=0, le=300)
+    """The exporter measures no more often, however often it is scraped, and prints when it did: its samples are older
+    and further apart than scrapes. 0: it measures when it is scraped."""
     settled_s: float = Field(default=600.0, ge=0, le=86400)
     """A pod younger than this is still starting and is not compared with older ones; a leak is looked for from six
     times this age on. Events are counted from the start."""

@@ -278,12 +278,11 @@ def _value(
     """(value, limit, whether the exporter says that it has none) of one pod."""
     by_name: dict[str, list[float]] = defaultdict(list)
     refused = False
-    for one in series:
+    for one in _unreplaced(what, series, ask.end_s):
         good = [(at, v) for at, v in one.samples if v not in what.not_supported]
         refused = refused or len(good) < len(one.samples)
+        number = (_grown if _counted(what, one) else _level)(good, ask.start_s, ask.end_s, stale_after_s)
         name = one.labels.get(NAME, what.series)
-        counted = what.counter and name in (what.series, what.over)
-        number = (_grown if counted else _level)(good, ask.start_s, ask.end_s, stale_after_s)
         if number is not None:
             by_name[name].append(number)
     values, over = by_name.get(what.series, []), by_name.get(what.over or "", [])
@@ -295,8 +294,29 @@ def _value(
         value = value / whole if whole > 0 else math.nan
     limits = [_together(what.pods_are, by_name[name]) for name in what.limit if by_name.get(name)]
     limit = what.scale * math.fsum(limits) if limits and len(limits) == len(what.limit) else None
+    if len(what.limit) == 1 and 0 in by_name.get(what.limit[0], ()):
+        limit = None
     value *= what.scale
     return (value if 0 <= value < math.inf else None), (limit if limit and math.isfinite(limit) else None), refused
+
+
+def _counted(what: ResourceSeries, one: Series) -> bool:
+    return what.counter and one.labels.get(NAME, what.series) in (what.series, what.over)
+
+
+def _unreplaced(what: ResourceSeries, series: Sequence[Series], end_s: float) -> list[Series]:
+    """Without gauges of containers in whose place there are newer ones. What a counter grew by before stays."""
+    out: list[Series] = []
+    newest: dict[tuple[tuple[str, str], ...], tuple[float, Series]] = {}
+    for one in series:
+        if not what.instance_labels or _counted(what, one):
+            out.append(one)
+            continue
+        same = tuple(sorted((n, v) for n, v in one.labels.items() if n not in what.instance_labels))
+        last_s = _last_s(one.samples, end_s)
+        if last_s is not None and (same not in newest or last_s > newest[same][0]):
+            newest[same] = (last_s, one)
+    return [*out, *(one for _, one in newest.values())]
 
 
 def _together(how: str, values: Sequence[float]) -> float:

@@ -108,7 +108,8 @@ class PrometheusSource:
             user, password = basic
             headers["Authorization"] = aiohttp.encode_basic_auth(user, password.get_secret_value())
         self._presets = presets
-        self._reach = Reach(LOOKBACK_SCRAPES * scrape_interval_s, STALE_SCRAPES * scrape_interval_s)
+        self._scrape_interval_s = scrape_interval_s
+        self._reach = _reach(scrape_interval_s)
         self._clock = clock
         limits = Limits(timeout_s, COLLECT_TIMEOUTS * timeout_s, max_concurrent, max_answer_bytes, max_series)
         self._asker = Asker(session, url, limits, headers=headers, clock=self._clock, asked=asked)
@@ -234,12 +235,14 @@ class PrometheusSource:
     async def _resources(self, asks: Sequence[PodAsk], turn: _Turn) -> None:
         """Ask which pods the arms have, since when, and what they use; all asks are of one preset and one window."""
         preset, at_s = asks[0].preset, asks[0].end_s
-        length_s = at_s - asks[0].start_s + self._reach.lookback_s
+        window_s = at_s - asks[0].start_s
+        length_s = window_s + self._reach.lookback_s
         metrics = [name for name in preset.metrics if any(name in ask.slots for ask in asks)]
         what = {name: series for name in metrics if isinstance(series := preset.metrics[name], ResourceSeries)}
         if preset.pods is None:
             for name, series in what.items():
-                answer = await self._asker.ask(pods.labelled_text(series, asks, length_s), at_s, turn.deadline)
+                text = pods.labelled_text(series, asks, window_s + self._reach_of(series).lookback_s)
+                answer = await self._asker.ask(text, at_s, turn.deadline)
                 await self._of_pods(name, series, asks, None, answer, turn)
             return
         answer = await self._asker.ask(pods.members_text(preset.pods, asks, length_s), at_s, turn.deadline)
@@ -264,7 +267,8 @@ class PrometheusSource:
             for name, series in what.items():
                 answer = Answer()
                 if listed:
-                    answer = await self._asker.ask(pods.values_text(series, listed, length_s), at_s, turn.deadline)
+                    text = pods.values_text(series, listed, window_s + self._reach_of(series).lookback_s)
+                    answer = await self._asker.ask(text, at_s, turn.deadline)
                 await self._of_pods(name, series, part, known, answer, turn)
 
     async def _of_pods(
@@ -278,6 +282,7 @@ class PrometheusSource:
     ) -> None:
         """One resource's readings of several rollouts. found : their pods; None where the series tell the arms."""
         unseen = _unanswered(answer)
+        stale_after_s = self._reach_of(what).stale_after_s
 
         def work() -> dict[Slot, Reading]:
             of_pod = pods.by_pod(what, answer.series)
@@ -285,13 +290,16 @@ class PrometheusSource:
             for place, ask in enumerate(asks):
                 if name in ask.slots:
                     known = found[place] if found else pods.labelled_members(ask, what, answer.series)
-                    out[ask.slots[name]] = pods.read_pods(name, what, ask, known, of_pod, self._reach.stale_after_s)
+                    out[ask.slots[name]] = pods.read_pods(name, what, ask, known, of_pod, stale_after_s)
             return out
 
         if unseen is not None:
             turn.readings |= {ask.slots[name]: unseen(name) for ask in asks if name in ask.slots}
         else:
             turn.readings |= await self._asker.off_loop(len(answer.series) > LARGE_ANSWER_ELEMENTS, work)
+
+    def _reach_of(self, what: ResourceSeries) -> Reach:
+        return _reach(max(self._scrape_interval_s, what.measured_every_s))
 
     async def _evaluated(self, wanted: Sequence[Wanted], turn: _Turn) -> None:
         """Ask for several expressions at once; one by one where the store takes no bundle, or one of them is wrong."""
@@ -319,6 +327,10 @@ def _of(index: Mapping[tuple[str, ...], list[Series]], keys: tuple[str, ...], as
         return index.get(tuple(labels[key] for key in keys), [])
     wanted = [(i, labels[key]) for i, key in enumerate(keys) if key in labels]
     return [one for values, series in index.items() if all(values[i] == v for i, v in wanted) for one in series]
+
+
+def _reach(every_s: float) -> Reach:
+    return Reach(LOOKBACK_SCRAPES * every_s, STALE_SCRAPES * every_s)
 
 
 def _unanswered(answer: Answer) -> Callable[[str], Reading] | None:

@@ -1,15 +1,17 @@
 """What real exporters print, in their own form, for the presets' tests that need no real ones.
 
 The text is written here; its form is taken from the source of each exporter, which its function names. Servers in
-Python print by prometheus_client, and so does this. tests/real/test_presets.py reads KServe and Triton themselves, and
-``recorded`` is what a vLLM printed.
+Python print by prometheus_client, and so does this. tests/real/test_presets.py reads KServe and Triton themselves,
+tests/real/test_kubelet.py a kubelet, and ``recorded`` is what a vLLM printed.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -151,6 +153,8 @@ class Used:
     cpu_s: float = 100.0
     periods: int = 1000
     throttled: int = 100
+    limited: bool = True
+    """Its container has a limit of CPU and of memory (4 GiB)."""
     memory_bytes: int = 3 << 30
     restarts: int = 0
     gpu_percent: int = 40
@@ -160,51 +164,62 @@ class Used:
 
 
 def cadvisor(pods: Mapping[str, Used], at_ms: int) -> str:
-    """metrics/prometheus.go of cAdvisor as the kubelet serves it: labels by name, and each sample with its moment.
+    """metrics/prometheus.go of cAdvisor as the kubelet serves it: labels by name, and each measurement with its moment,
+    which what a container may use has not. tests/real/test_kubelet.py holds this to what the kubelet's own code prints.
 
-    Beside every container there are series of its pod and of the node, without a container's name.
+    Beside every container there are its pod's sandbox and the pod itself, what holds all pods, and the node, without a
+    container's name. Periods are counted where there is a CPU limit; a memory limit that is not set is 0.
     """
-    names = {
-        "container_cpu_usage_seconds_total": (
-            "counter",
-            "Cumulative cpu time consumed in seconds.",
-            "cpu_s",
-            'cpu="total"',
-        ),
-        "container_cpu_cfs_periods_total": (
-            "counter",
-            "Number of elapsed enforcement period intervals.",
-            "periods",
-            "",
-        ),
-        "container_cpu_cfs_throttled_periods_total": (
-            "counter",
-            "Number of throttled period intervals.",
-            "throttled",
-            "",
-        ),
-        "container_memory_working_set_bytes": ("gauge", "Current working set in bytes.", "memory_bytes", ""),
-        "container_oom_events_total": ("counter", "Count of out of memory events observed for the container", "", ""),
-        "container_spec_memory_limit_bytes": ("gauge", "Memory limit for the container.", "limit", ""),
+    families = {
+        "container_cpu_cfs_periods_total": ("counter", "Number of elapsed enforcement period intervals."),
+        "container_cpu_cfs_throttled_periods_total": ("counter", "Number of throttled period intervals."),
+        "container_cpu_usage_seconds_total": ("counter", "Cumulative cpu time consumed in seconds."),
+        "container_memory_working_set_bytes": ("gauge", "Current working set in bytes."),
+        "container_oom_events_total": ("counter", "Count of out of memory events observed for the container"),
+        "container_spec_memory_limit_bytes": ("gauge", "Memory limit for the container."),
     }
+    node = Used("", cpu_s=75712.838005203, memory_bytes=4712173568)
+    cgroups: list[tuple[dict[str, str], Used, int]] = [({"id": "/"}, replace(node, limited=False), 25276514304)]
+    cgroups += [({"id": name}, replace(node, limited=False), 0) for name in ("/kubepods", "/kubepods/burstable")]
+    for pod, used in pods.items():
+        of_pod = {"id": f"/kubepods/burstable/poduid-{pod}", "namespace": "ml-serving", "pod": pod}
+        sandbox = Used("", cpu_s=0.028428637, limited=False, memory_bytes=61440)
+        limit = 4 << 30 if used.limited else 0
+        cgroups.append((of_pod, used, limit))
+        for container, image, what, least in (
+            ("", "registry.k8s.io/pause:3.10.1", sandbox, 0),
+            ("serving", "docker.io/library/serving:1", used, limit),
+        ):
+            name = hashlib.sha256(f"{pod}/{container}".encode()).hexdigest()
+            told = {"container": container, "id": f"{of_pod['id']}/{name}", "image": image, "name": name}
+            cgroups.append(({**of_pod, **told}, what, least))
     lines = []
-    for name, (kind, told, what, more) in names.items():
-        lines += [f"# HELP {name} {told}", f"# TYPE {name} {kind}"]
-        node = ['container=""', more, 'id="/"', 'image=""', 'name=""', 'namespace=""', 'pod=""']
-        lines.append(f"{name}{{{','.join(one for one in node if one)}}} 1e+09 {at_ms}")
-        for pod, used in pods.items():
-            value = {"limit": 4 << 30, "": 0}.get(what) if what in ("limit", "") else getattr(used, what)
-            for container, n in (("serving", value), ("", value)):
-                labels = [
-                    f'container="{container}"',
-                    more,
-                    f'id="/kubepods/{pod}/{container}"',
-                    'image="i"',
-                    'name="n"',
-                ]
-                labels += ['namespace="ml-serving"', f'pod="{pod}"']
-                lines.append(f"{name}{{{','.join(one for one in labels if one)}}} {n:.17g} {at_ms}")
+    for family, (kind, told_of_it) in families.items():
+        lines += [f"# HELP {family} {told_of_it}", f"# TYPE {family} {kind}"]
+        for labels, used, limit in cgroups:
+            value, moment = {
+                "container_cpu_cfs_periods_total": (used.periods if used.limited else None, f" {at_ms}"),
+                "container_cpu_cfs_throttled_periods_total": (used.throttled if used.limited else None, f" {at_ms}"),
+                "container_cpu_usage_seconds_total": (used.cpu_s, f" {at_ms}"),
+                "container_memory_working_set_bytes": (used.memory_bytes, f" {at_ms}"),
+                "container_oom_events_total": (0, f" {at_ms}"),
+                "container_spec_memory_limit_bytes": (limit, ""),
+            }[family]
+            if value is None:
+                continue
+            cpu = {"cpu": "total"} if family == "container_cpu_usage_seconds_total" else {}
+            empty = dict.fromkeys(("container", "id", "image", "name", "namespace", "pod"), "")
+            listed = ",".join(f'{name}="{text}"' for name, text in sorted({**empty, **labels, **cpu}.items()))
+            lines.append(f"{family}{{{listed}}} {go_float(value)}{moment}")
     return "\n".join(lines) + "\n"
+
+
+def go_float(value: float) -> str:
+    """As Go's client prints a number: the fewest digits that tell it, and an exponent from a million on."""
+    text = repr(float(value))
+    digits = len(text.partition("e")[0].replace(".", "").lstrip("-0").rstrip("0"))
+    short = f"{value:.{max(digits - 1, 0)}e}"
+    return short if value and not -5 < math.floor(math.log10(abs(value))) < 6 else text.removesuffix(".0")
 
 
 def kube_state_metrics(pods: Mapping[str, Used], started_s: float) -> str:

@@ -37,6 +37,8 @@ NEVER = 10**9
 class Store(Protocol):
     """A metric store with its counters in the test's hand."""
 
+    values: dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
     @property
     def url(self) -> str: ...
     def add(self, name: str, n: int, **labels: str) -> None: ...

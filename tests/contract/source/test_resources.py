@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.model.observation import Availability, PodValues, Reading
-from service.model.preset import MetricsPreset
+from service.model.preset import MetricsPreset, ResourceSeries
 from tests.contract.source.stores import Store, lab_store, read, real_store, window
 from tests.stories import place
 
@@ -168,6 +168,40 @@ async def test_a_missing_exporter_a_missing_arm_and_an_exporter_that_stopped_are
     ((reading,),) = await read(store, window(start, end, "memory"), preset=PRESET)
     assert reading.availability is Availability.STALE
     assert "older than the window's end" in reading.detail
+
+
+async def test_an_exporter_that_measures_more_rarely_than_it_is_scraped_has_not_stopped(store: Store) -> None:
+    rarely = PRESET.model_copy(
+        update={
+            "metrics": {
+                name: ResourceSeries.model_validate({**what, "measured_every_s": 10})
+                for name, what in (("memory", MEMORY), ("cpu", CPU))
+            }
+        }
+    )
+    for name, version in (("c-1", "v2"), ("s-1", "v1")):
+        pod(store, name, version)
+        uses(store, "container_memory_working_set_bytes", name, 100)
+        uses(store, "container_cpu_usage_seconds_total", name, 10)
+    await store.scraped()
+    # As of samples with a moment of their own, there is nothing newer for a while.
+    kept = dict(store.values)
+    store.forget(container="serving")
+    for _ in range(5):
+        start = await store.scraped()
+    store.values |= kept
+    for name in ("c-1", "s-1"):
+        uses(store, "container_cpu_usage_seconds_total", name, 3)
+    await store.scraped()
+    store.forget(container="serving")
+    for _ in range(3):
+        end = await store.scraped()
+    ((memory, cpu),) = await read(store, window(start, end, "memory", "cpu"), preset=rarely)
+    assert arms(memory) == ({f"{NAMESPACE}/c-1": 100.0}, {f"{NAMESPACE}/s-1": 100.0})
+    # The step into the window's only sample is of that before it, more scrapes ago than others are looked for.
+    assert arms(cpu) == ({f"{NAMESPACE}/c-1": 3.0}, {f"{NAMESPACE}/s-1": 3.0})
+    ((memory,),) = await read(store, window(start, end, "memory"), preset=PRESET)
+    assert memory.availability is Availability.STALE
 
 
 async def test_the_age_of_a_pod_counts_from_its_start(store: Store) -> None:

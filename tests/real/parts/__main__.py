@@ -7,6 +7,7 @@ from tests.real.parts import building, kserve, registry, tensorflow, triton
 PARTS = {
     "kafka": building.kafka_jars,
     "kube-apiserver": building.apiserver,
+    "kubelet": building.kubelet,
     "prometheus": building.prometheus,
     "postgres": building.postgres,
     "trivy's reports": building.trivy_reports,

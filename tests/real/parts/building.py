@@ -52,6 +52,17 @@ def _build_apiserver(folder: Path) -> None:
     run(["sh", str(KUBE_SOURCES / "build.sh"), str(folder / "testapiserver")])
 
 
+def kubelet() -> Path:
+    """The binary that prints what a kubelet does; of the same modules as the API server."""
+
+    def build(folder: Path) -> None:
+        tool("go", "Go 1.26 or newer")
+        run(["sh", str(KUBE_SOURCES / "build.sh"), str(folder / "kubelet"), "./kubelet"])
+
+    sources = [KUBE_SOURCES / name for name in ("kubelet/main.go", "go.mod", "go.sum", "build.sh")]
+    return made("kubelet", sources, build) / "kubelet"
+
+
 def istio_crds() -> list[dict[str, Any]]:
     """Istio's own CRDs of the kinds that are used here."""
     tool("go", "Go 1.26 or newer")

@@ -102,6 +102,35 @@ def test_a_limit_is_the_sum_of_its_series_in_the_same_unit_and_zero_is_none() ->
     assert of_one(resource(limit=["cap"]), series("bytes", [(1050, 3.0)]), series("cap", [(1050, 0.0)])) == (3.0, None)
 
 
+def test_a_container_without_a_limit_leaves_its_pod_without() -> None:
+    what = resource(limit=["cap"])
+    used = [series("bytes", [(1050, 3.0)], container=name) for name in ("a", "b")]
+    caps = [series("cap", [(1050, 8.0)], container="a"), series("cap", [(1050, 0.0)], container="b")]
+    assert of_one(what, *used, *caps) == (6.0, None)
+    assert of_one(what, *used, caps[0]) == (6.0, 8.0)
+
+
+def test_a_container_that_was_replaced_is_not_added_to_the_one_in_its_place() -> None:
+    what = resource(limit=["cap"], instance_labels=["id"])
+    beside = [
+        series("bytes", [(1050, 1.0)], container="b", id="9"),
+        series("cap", [(1050, 2.0)], container="b", id="9"),
+    ]
+    old = [series(name, [(1010, n), (1030, n)], container="a", id="1") for name, n in (("bytes", 5.0), ("cap", 8.0))]
+    new = [series(name, [(1040, n)], container="a", id="2") for name, n in (("bytes", 3.0), ("cap", 8.0))]
+    assert of_one(what, *old, *new, *beside) == (4.0, 10.0)
+    assert of_one(what, *new, *old, *beside) == (4.0, 10.0)
+    # Before the new one is measured, the old one is what is known.
+    assert of_one(what, *old, *beside) == (6.0, 10.0)
+    # A counter of the old one grew in this window, too.
+    counted = resource(counter=True, measures="events", instance_labels=["id"])
+    grown = [
+        series("bytes", [(990, 1.0), (1030, 3.0)], container="a", id="1"),
+        series("bytes", [(1040, 0.0), (1050, 1.0)], container="a", id="2"),
+    ]
+    assert of_one(counted, *grown)[0] == 3.0
+
+
 def test_a_sentinel_is_no_value() -> None:
     what = resource(not_supported=[9223372036854775794])
     assert of_one(what, series("bytes", [(1050, 9.223372036854776e18)])) == (None, None)
