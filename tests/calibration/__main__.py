@@ -122,7 +122,7 @@ GROUPS = {
     ),
     "nulls-resources": Group(
         NULLS_RESOURCES,
-        {60: 8000, 240: 4000, 480: 2000, 1440: 1200},
+        {60: 8000, 240: 4000, 480: 2000, 1440: 2400},
         "called harmful (95 % interval)",
         _null_resource,
         lambda _, outcome: outcome.rollback,
