@@ -136,7 +136,7 @@ async def test_what_a_real_vllm_printed_is_read_by_its_preset(tmp_path: Path) ->
     scrape = 0
     paths = {f"/vllm/{version}": version for version in recorded.PRINTED}
     texts = {path: lambda version=version: recorded.PRINTED[version][scrape] for path, version in paths.items()}
-    labels = {path: {"version": version, "job": "serving", "pod": version} for path, version in paths.items()}
+    labels = {path: {"version": version, "job": "vllm", "pod": version} for path, version in paths.items()}
     async with scraped(tmp_path, texts, labels, honor_labels=False) as endpoints, aiohttp.ClientSession() as session:
         start = await endpoints.between_scrapes()
         scrape = 1
