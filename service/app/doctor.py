@@ -240,7 +240,9 @@ async def labels_of(source: PrometheusSource, watched: Watched) -> str:
     """Whether the series that are looked at carry the labels by which targets tell the arms apart; raises Refused."""
     asked = list(dict.fromkeys(need for target, preset in watched for need in needs(target, preset)))
     counts = {need: await source.lacking_n(need.series, need.label, dict(need.labels)) for need in asked[:MOST_NEEDS]}
-    faults = lacking(counts)
+    hidden = {need.beside: need.label for need, (_, all_n) in counts.items() if need.beside and not all_n}
+    beside_n = {name: (await source.lacking_n(name, label, {}))[1] for name, label in hidden.items()}
+    faults = lacking(counts, beside_n)
     if faults:
         raise Refused("; ".join(faults))
     there_n = sum(all_n > 0 for _, all_n in counts.values())

@@ -133,12 +133,14 @@ def members(ask: PodAsk, series: Iterable[Series], stale_after_s: float) -> Foun
         last = _last_s(one.samples, ask.end_s)
         if not of or pod is None or last is None:
             continue
-        if len(of) > 1 or arms.get(pod, of[0]) is not of[0]:
+        # A pod whose label was changed in place has a series of either arm; the one that has ended says nothing of now.
+        there = last >= ask.end_s - stale_after_s
+        if len(of) > 1 or (there and arms.get(pod, of[0]) is not of[0]):
             why = f"pod {pod[1]!r} belongs to both arms by {what.series}; the labels must tell them apart"
             out.missing = Reading("", Availability.NO_SERIES, None, why[:DETAIL_CHARS])
             return out
         newest[of[0]] = max(last, newest.get(of[0], -math.inf))
-        if last >= ask.end_s - stale_after_s and pod not in arms:
+        if there and pod not in arms:
             arms[pod] = of[0]
             out.pods[of[0]].append(pod)
     for arm in Arm:

@@ -111,7 +111,7 @@ async def test_every_metric_of_every_server_is_read_from_what_it_prints(tmp_path
         for path, key in paths.items()
     }
     labels = {
-        path: {SERVERS[name].label: version, "job": "serving", "pod": f"{name}-{version}"}
+        path: {SERVERS[name].label: version, "job": name, "pod": f"{name}-{version}"}
         for path, (name, version) in paths.items()
     }
     async with scraped(tmp_path, texts, labels, honor_labels=False) as endpoints, aiohttp.ClientSession() as session:
@@ -127,16 +127,16 @@ async def test_every_metric_of_every_server_is_read_from_what_it_prints(tmp_path
         for one, readings in zip(SERVERS.values(), rows, strict=True):
             expect(list(readings), one)
         count = ":tensorflow:serving:request_count"
-        assert await source.lacking_n(count, "version", {"job": "serving"}) == (0, 4)
+        assert await source.lacking_n(count, "version", {"job": "tensorflow-serving"}) == (0, 4)
         # A label that nobody puts on.
-        assert await source.lacking_n(count, "release", {"job": "serving"}) == (4, 4)
+        assert await source.lacking_n(count, "release", {"job": "tensorflow-serving"}) == (4, 4)
 
 
 async def test_what_a_real_vllm_printed_is_read_by_its_preset(tmp_path: Path) -> None:
     scrape = 0
     paths = {f"/vllm/{version}": version for version in recorded.PRINTED}
     texts = {path: lambda version=version: recorded.PRINTED[version][scrape] for path, version in paths.items()}
-    labels = {path: {"version": version, "job": "serving", "pod": version} for path, version in paths.items()}
+    labels = {path: {"version": version, "job": "vllm", "pod": version} for path, version in paths.items()}
     async with scraped(tmp_path, texts, labels, honor_labels=False) as endpoints, aiohttp.ClientSession() as session:
         start = await endpoints.between_scrapes()
         scrape = 1
@@ -177,7 +177,7 @@ class Arms:
         self._store = PrometheusServer(prometheus(), folder, dict.fromkeys(servers, ""), honor_labels=False)
         for version, server in servers.items():
             address = server.metrics_url.removeprefix("http://")
-            labels = {self._label: version, "job": "serving", "pod": version}
+            labels = {self._label: version, "job": preset, "pod": version}
             self._store.aim(version, address, **labels, __metrics_path__=path)
 
     async def read(self, stable: Sequence[Any], canary: Sequence[Any]) -> dict[str, Reading]:

@@ -23,7 +23,8 @@ from service.storage.database import Database
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = {
-    "cadvisor", "dcgm", "http", "istio", "kserve", "kube-state-metrics", "tensorflow-serving", "triton", "vllm"
+    "cadvisor", "dcgm", "http", "istio", "kserve", "kserve-otel", "kube-state-metrics", "tensorflow-serving", "triton",
+    "vllm",
 }  # fmt: skip
 
 

@@ -1,8 +1,10 @@
 """What real exporters print, in their own form, for the presets' tests that need no real ones.
 
 The text is written here; its form is taken from the source of each exporter, which its function names. Servers in
-Python print by prometheus_client, and so does this. tests/real/test_presets.py reads KServe and Triton themselves,
-tests/real/test_kubelet.py a kubelet, and ``recorded`` is what a vLLM printed.
+Python print by prometheus_client, and so does this. The real tests read KServe and Triton themselves
+(tests/real/test_presets.py) and a kubelet (test_kubelet.py), and hold the imitations of kube-state-metrics, KServe and
+Knative's queue proxies to what those print (test_exporters.py, test_queue_proxy.py); ``recorded`` is what a vLLM
+printed.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -81,14 +84,8 @@ def triton(pod: Served) -> str:
 
 
 def kserve(pod: Served) -> str:
-    """python/kserve/kserve/metrics.py of KServe, and the queue proxy's counter as Knative Serving 1.18 documents it;
-    together, as the aggregation of metrics gives them."""
-    registry = CollectorRegistry()
-    predict = Histogram("request_predict_seconds", "predict request latency", ["model_name"], registry=registry).labels(
-        model_name="ranker"
-    )
-    for _ in range(pod.answered):
-        predict.observe(pod.took_s)
+    """python/kserve/kserve/metrics.py of KServe, and the counter of the queue proxy of Knative Serving 1.18 (its
+    pkg/queue/request_metric.go); together, as the aggregation of metrics gives them."""
     labels = (
         'configuration_name="ranker-predictor",container_name="queue-proxy",namespace_name="ml-serving",'
         'pod_name="ranker-0",response_code="{}",response_code_class="{}xx",revision_name="{}",service_name="ranker"'
@@ -102,7 +99,33 @@ def kserve(pod: Served) -> str:
             # Of Go's client; the revision's name is put in by who knows the arm.
             said = labels.format(code, code[0], "REVISION")
             lines.append(f"revision_app_request_count{{{said}}} {n}")
-    return generate_latest(registry).decode() + "\n".join(lines) + "\n"
+    return generate_latest(_predicted(pod)).decode() + "\n".join(lines) + "\n"
+
+
+def _predicted(pod: Served) -> CollectorRegistry:
+    """What the model server itself counts."""
+    registry = CollectorRegistry()
+    predict = Histogram("request_predict_seconds", "predict request latency", ["model_name"], registry=registry).labels(
+        model_name="ranker"
+    )
+    for _ in range(pod.answered):
+        predict.observe(pod.took_s)
+    return registry
+
+
+def kserve_otel(pod: Served) -> str:
+    """The same with the queue proxy of Knative Serving 1.21 and newer: one histogram by OpenTelemetry, whose series
+    do not name the revision."""
+    name, scope = "kn_serving_invocation_duration_seconds", 'otel_scope_name="knative.dev/serving/pkg/queue"'
+    lines = [f"# HELP {name} The duration of task execution", f"# TYPE {name} histogram"]
+    bounds = ("0.005", "0.01", "0.025", "0.05", "0.075", "0.1", "0.25", "0.5", "0.75", "1", "2.5", "5", "7.5", "10")
+    for code, n in (("200", pod.answered), ("503", pod.failed)):
+        if n:
+            labels = f'http_response_status_code="{code}",{scope},otel_scope_schema_url="",otel_scope_version=""'
+            for bound in (*bounds, "+Inf"):
+                lines.append(f'{name}_bucket{{{labels},le="{bound}"}} {n if pod.took_s <= float(bound) else 0}')
+            lines += [f"{name}_sum{{{labels}}} {n * pod.took_s}", f"{name}_count{{{labels}}} {n}"]
+    return generate_latest(_predicted(pod)).decode() + "\n".join(lines) + "\n"
 
 
 def vllm(pod: Served) -> str:
@@ -222,27 +245,31 @@ def go_float(value: float) -> str:
     return short if value and not -5 < math.floor(math.log10(abs(value))) < 6 else text.removesuffix(".0")
 
 
-def kube_state_metrics(pods: Mapping[str, Used], started_s: float) -> str:
-    """internal/store/pod.go of kube-state-metrics 2.x: labels in the order of its code, uid behind the pod, started
-    with --metric-labels-allowlist=pods=[version]."""
+def kube_state_metrics(pods: Mapping[str, Used], started_s: float, *, allowed: bool = True) -> str:
+    """internal/store/pod.go of kube-state-metrics 2.x: labels in the order of its code, uid behind the pod.
+
+    allowed : started with --metric-labels-allowlist=pods=[version]; without, it has no series of kube_pod_labels
+    """
     families = (
-        ("kube_pod_labels", "gauge", "[STABLE] Kubernetes labels converted to Prometheus labels."),
-        ("kube_pod_start_time", "gauge", "[STABLE] Start time in unix timestamp for a pod."),
         (
             "kube_pod_container_status_restarts_total",
             "counter",
             "[STABLE] The number of container restarts per container.",
         ),
+        ("kube_pod_labels", "gauge", "[STABLE] Kubernetes labels converted to Prometheus labels."),
+        ("kube_pod_start_time", "gauge", "[STABLE] Start time in unix timestamp for a pod."),
         ("kube_pod_status_ready", "gauge", "[STABLE] Describes whether the pod is ready to serve requests."),
     )
     lines = []
     for name, kind, told in families:
         lines += [f"# HELP {name} {told}", f"# TYPE {name} {kind}"]
+        if name == "kube_pod_labels" and not allowed:
+            continue
         for pod, used in pods.items():
             labels = f'namespace="ml-serving",pod="{pod}",uid="u-{pod}"'
             lines += {
                 "kube_pod_labels": [f'{name}{{{labels},label_version="{used.version}"}} 1'],
-                "kube_pod_start_time": [f"{name}{{{labels}}} {started_s:.0f}"],
+                "kube_pod_start_time": [f"{name}{{{labels}}} {go_float(round(started_s))}"],
                 "kube_pod_container_status_restarts_total": [f'{name}{{{labels},container="serving"}} {used.restarts}'],
                 "kube_pod_status_ready": [
                     f'{name}{{{labels},condition="{condition}"}} {n}'
@@ -275,6 +302,31 @@ def dcgm(pods: Mapping[str, Used]) -> str:
                 labels += f',container="serving",namespace="ml-serving",pod="{pod}"'
             lines.append(f"{name}{{{labels}}} {getattr(used, what) if used else idle}")
     return "\n".join(lines) + "\n"
+
+
+def form(text: str) -> dict[str, tuple[str, ...]]:
+    """What an exposition looks like, whatever it counts, by family: its HELP and TYPE, then each kind of sample that it
+    has, with its labels' names in their order and its value with every number written as 0."""
+    out: dict[str, list[str]] = {}
+    family: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("# "):
+            _, kind, name, told = line.split(" ", 3)
+            family = out.setdefault(name, [])
+            kept = f"{kind} {told}"
+        else:
+            series, value = line.rsplit(" ", 1)
+            labels = re.findall(r'(\w+)="(?:[^"\\]|\\.)*"', series)
+            kept = f"{series.partition('{')[0]}{{{','.join(labels)}}} {re.sub(r'[0-9]+', '0', value)}"
+        if kept not in family:
+            family.append(kept)
+    return {name: tuple(kinds) for name, kinds in out.items()}
+
+
+def forms(imitated: str, real: str) -> tuple[Any, Any]:
+    """The forms of both in their order, without the families that only the real one has: equal for an imitation."""
+    ours, theirs = form(imitated), form(real)
+    return list(ours.items()), [(name, kinds) for name, kinds in theirs.items() if name in ours]
 
 
 def samples(text: str, more: Mapping[str, str]) -> Sequence[tuple[str, Mapping[str, str], float]]:

@@ -64,7 +64,7 @@ def answer_values(api: PrometheusApi) -> None:
         if isinstance(series, ValueExpression):
             (name,) = re.findall(r"vllm:\w+", series.promql)
             for version, (_, text) in PRINTED.items():
-                matchers = promql.selector({"job": "serving", VLLM.label: version})
+                matchers = promql.selector({"job": VLLM.preset, VLLM.label: version})
                 (value,) = (v for n, _, v in expositions.samples(text, {}) if n == name)
                 api.expressions[series.promql.replace("$matchers", matchers)] = value
 
@@ -75,7 +75,7 @@ async def test_the_preset_reads_what_a_real_vllm_printed() -> None:
         lambda: (
             one
             for version, texts in PRINTED.items()
-            for one in expositions.samples(texts[scrape], {"job": "serving", "pod": version, VLLM.label: version})
+            for one in expositions.samples(texts[scrape], {"job": VLLM.preset, "pod": version, VLLM.label: version})
         )
     )
     answer_values(api)

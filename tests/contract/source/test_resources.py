@@ -277,3 +277,19 @@ async def test_a_store_that_is_away_is_told(store: Store) -> None:
     await store.go_away()
     ((cpu, memory),) = await read(store, window(end - 1, end, "cpu", "memory"), preset=PRESET)
     assert {cpu.availability, memory.availability} == {Availability.AWAY}
+
+
+@pytest.mark.parametrize(("was", "now"), [("v1", "v2"), ("v2", "v1")])
+async def test_a_pod_whose_label_was_changed_is_on_the_side_that_it_is_on_now(store: Store, was: str, now: str) -> None:
+    for name, version in (("s-1", "v1"), ("c-1", "v2"), ("x-1", was)):
+        pod(store, name, version)
+        uses(store, "container_memory_working_set_bytes", name, 100)
+    start = await store.scraped()
+    store.forget(pod="x-1", label_version=was)
+    pod(store, "x-1", now)
+    # So many that the series which has ended is no longer taken for one that missed a scrape.
+    for _ in range(3):
+        await store.scraped()
+    ((reading,),) = await read(store, window(start, await store.scraped(), "memory"), preset=PRESET)
+    canary, stable = arms(reading)
+    assert (f"{NAMESPACE}/x-1" in canary, f"{NAMESPACE}/x-1" in stable) == (now == "v2", now == "v1")

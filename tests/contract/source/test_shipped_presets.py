@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ SERVERS = {
         Server("tensorflow-serving", expositions.tensorflow_serving, "version", {}),
         Server("triton", expositions.triton, "release", {"mean-us": (30_000.0, 20_000.0), "pending": (3.0, 3.0)}),
         Server("kserve", expositions.kserve, "revision_name", {}),
+        Server("kserve-otel", expositions.kserve_otel, "revision_name", {}),
         Server("vllm", expositions.vllm, "version", {"waiting": (2.0, 2.0), "cache": (0.25, 0.25)}),
     )
 }
@@ -91,7 +93,7 @@ class Scraped:
         for version, pod in self.pods.items():
             arm = {self.server.label: version} if self.labelled else {}
             text = self.server.prints(pod).replace("REVISION", version)
-            yield from expositions.samples(text, {"job": "serving", "pod": f"ranker-{version}", **arm})
+            yield from expositions.samples(text, {"job": self.server.preset, "pod": f"ranker-{version}", **arm})
 
     def serve(self, version: str, answered: int, failed: int) -> None:
         """So many more requests, then a scrape."""
@@ -123,8 +125,8 @@ async def scraped(server: Server, **given: Any) -> AsyncIterator[tuple[Scraped, 
 def query(server: Server, start: float, end: float) -> WindowQuery:
     where = place(
         metrics=server.preset,
-        stable_labels={"job": "serving", server.label: STABLE},
-        canary_labels={"job": "serving", server.label: CANARY},
+        stable_labels={"job": server.preset, server.label: STABLE},
+        canary_labels={"job": server.preset, server.label: CANARY},
     )
     return WindowQuery(RolloutId("r"), "default", where, tuple(preset_of(server.preset).metrics), start, end)
 
@@ -134,7 +136,7 @@ def answer_values(world: Scraped, server: Server) -> None:
     for name, series in preset_of(server.preset).metrics.items():
         if isinstance(series, ValueExpression):
             for arm, version in ((Arm.CANARY, CANARY), (Arm.STABLE, STABLE)):
-                matchers = promql.selector({"job": "serving", server.label: version})
+                matchers = promql.selector({"job": server.preset, server.label: version})
                 value = server.values[name][arm is Arm.STABLE]
                 world.api.expressions[series.promql.replace("$matchers", matchers)] = value
 
@@ -181,7 +183,7 @@ async def test_the_doctor_says_which_series_lack_which_label_and_what_to_add(ser
             "service": "*",
             "route": {"virtual_service": "r", "stable": {"host": "h"}, "canary": {"host": "h"}},
             "metrics": server.preset,
-            "labels": {"job": "serving"},
+            "labels": {"job": server.preset},
             "stable_labels": {server.label: "${stable_version}"},
             "canary_labels": {server.label: "${canary_version}"},
             "policy": "p",
@@ -203,7 +205,9 @@ async def test_the_doctor_says_which_series_lack_which_label_and_what_to_add(ser
         # Knative's queue proxy tells its revision by itself.
         assert (f"{name} (" in said) == (name in bare)
     assert f"no label {server.label!r} on " in said
-    assert f"{{source_labels: [__meta_kubernetes_pod_label_{server.label}], target_label: {server.label}}}" in said
+    pods = presets[server.preset].pods
+    own = (pods.by if pods else {}).get(server.label, server.label).removeprefix("label_")
+    assert f"{{source_labels: [__meta_kubernetes_pod_label_{own}], target_label: {server.label}}}" in said
     assert "no label 'job'" not in said
 
 
@@ -302,15 +306,46 @@ async def test_what_pods_use_is_read_from_what_three_exporters_print() -> None:
     assert not any(reading.availability.usable for reading in readings)
 
 
+async def test_the_doctor_says_what_to_start_an_exporter_with_that_shows_no_labels_of_pods() -> None:
+    pods, preset = Pods().pods, EXPORTERS["kube-state-metrics"]
+    target = Target.model_validate(
+        {
+            "namespace": "ml-serving",
+            "service": "*",
+            "route": {"virtual_service": "r", "stable": {"host": "h"}, "canary": {"host": "h"}},
+            "metrics": preset.name,
+            "stable_labels": {"version": "${stable_version}"},
+            "canary_labels": {"version": "${canary_version}"},
+            "policy": "p",
+        }
+    )
+    for allowed in (True, False):
+        text = expositions.kube_state_metrics(pods, START - 7200, allowed=allowed)
+        api = PrometheusApi(partial(expositions.samples, text, {"job": "exporter"}))
+        async with api, aiohttp.ClientSession() as session:
+            clock = SystemClock()
+            api.scrape(clock.now().timestamp())
+            source = PrometheusSource(session, api.url, {}, clock=clock, scrape_interval_s=SCRAPE_S)
+            if allowed:
+                assert "no series lacks its label" in await doctor.labels_of(source, [(target, preset)])
+                continue
+            with pytest.raises(Refused) as refused:
+                await doctor.labels_of(source, [(target, preset)])
+    assert str(refused.value) == (
+        "no label 'label_version' on kube_pod_labels (no series, though kube_pod_start_time has 3); "
+        "start kube-state-metrics with --metric-labels-allowlist=pods=[version]"
+    )
+
+
 async def test_the_doctor_counts_the_series_that_lack_the_label_among_all() -> None:
     server = SERVERS["tensorflow-serving"]
     async with scraped(server) as (world, source):
         world.scrape()
-        found = await source.lacking_n(":tensorflow:serving:request_count", "version", {"job": "serving"})
+        found = await source.lacking_n(":tensorflow:serving:request_count", "version", {"job": server.preset})
         assert found == (0, 4)
         world.labelled = False
         world.scrape()
-        found = await source.lacking_n(":tensorflow:serving:request_count", "version", {"job": "serving"})
+        found = await source.lacking_n(":tensorflow:serving:request_count", "version", {"job": server.preset})
         assert found == (4, 8)
         assert await source.lacking_n("nothing_total", "version", {}) == (0, 0)
         world.api.away = True

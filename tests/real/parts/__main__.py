@@ -1,8 +1,9 @@
 """`python -m tests.real.parts`: get every real part before the tests, so that their time is their own."""
 
 import time
+from functools import partial
 
-from tests.real.parts import building, kserve, registry, tensorflow, triton
+from tests.real.parts import building, exporters, kserve, registry, tensorflow, triton
 
 PARTS = {
     "kafka": building.kafka_jars,
@@ -13,6 +14,8 @@ PARTS = {
     "trivy's reports": building.trivy_reports,
     "docker-registry": registry.distribution,
     "registry with referrers": registry.with_referrers,
+    "kube-state-metrics": exporters.kube_state_metrics,
+    **{f"queue proxy {version}": partial(exporters.queue_proxy, version) for version in exporters.KNATIVE},
     "kserve": kserve.ENVIRONMENT.python,
     "triton": triton.ENVIRONMENT.python,
     **{f"tensorflow {name}": environment.python for name, environment in tensorflow.ENVIRONMENTS.items()},

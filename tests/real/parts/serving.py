@@ -91,7 +91,7 @@ class HttpServer:
             except (urllib.error.URLError, OSError):
                 time.sleep(0.1)
         self.stop()
-        raise RuntimeError(f"the model server does not answer:\n{self.log[-2000:]}")
+        raise RuntimeError(f"{self._command[0]} does not answer:\n{self.log[-2000:]}")
 
     def ended(self, within_s: float = READY_WITHIN_S) -> int:
         """Its exit status, once it has ended by itself."""

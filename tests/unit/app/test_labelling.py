@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from service.app.labelling import Need, lacking, names_of, narrowed, needs, relabelling
+from service.app.labelling import Need, allowing, lacking, names_of, narrowed, needs, relabelling
 from service.model.preset import MetricsPreset
 from service.model.target import Target
 
@@ -67,6 +67,13 @@ def test_resources_need_pods_and_the_series_that_tells_whose_they_are() -> None:
         "no label 'label_version' on kube_pod_labels (2 of 2 series); "
         "start kube-state-metrics with --metric-labels-allowlist=pods=[version]"
     )
+    (said,) = lacking(dict.fromkeys(found, (0, 0)), {"kube_pod_start_time": 3})
+    assert said == (
+        "no label 'label_version' on kube_pod_labels (no series, though kube_pod_start_time has 3); "
+        "start kube-state-metrics with --metric-labels-allowlist=pods=[version]"
+    )
+    # Without any series of the exporter, nothing is known of it.
+    assert lacking(dict.fromkeys(found, (0, 0)), {"kube_pod_start_time": 0}) == []
     own = MetricsPreset.model_validate({**given, "pods": None})
     assert {need.label for need in needs(target(), own)} == {"app", "job", "version", "pod", "namespace"}
 
@@ -104,3 +111,16 @@ def test_the_sentence_names_series_numbers_and_the_relabelling_for_each_label() 
     apart = replace(of("r", "version"), everywhere=False)
     assert lacking({apart: (3, 4)}) == []
     assert len(lacking({apart: (4, 4)})) == 1
+
+
+def test_the_relabelling_takes_the_pods_label_that_the_preset_knows() -> None:
+    given = {**PRESET.model_dump(), "pods": {"by": {"version": "label_serving_knative_dev_revision"}}}
+    (said,) = {need.do for need in needs(target(), MetricsPreset.model_validate(given)) if need.label == "version"}
+    assert "[__meta_kubernetes_pod_label_serving_knative_dev_revision], target_label: version}" in said
+
+
+def test_a_label_is_allowed_by_the_name_that_pods_have_it_by() -> None:
+    assert allowing("label_version").endswith("=pods=[version]")
+    assert "pods=[serving_knative_dev_revision], where each _ is written as in the pods' label" in allowing(
+        "label_serving_knative_dev_revision"
+    )
