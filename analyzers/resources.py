@@ -106,8 +106,8 @@ HALF_NOISE = 2.0**1.5
 of 3/2, and that of a half is so much larger. SLOPE_FLOOR is the least that is believed, an hour."""
 SLOPE_FLOOR = 0.0005
 STILL_RISING = 1 / 3
-"""A leak's later half rises at least by this part of its earlier half. A quarter finds a few more of the leaks of 1 % an
-hour from 80 % of the limit, and calls twice as many canaries leaks that fill with a half-life of half an hour."""
+"""A leak's later half rises at least by this part of its earlier half. A quarter finds a few more of the leaks of 1 %
+an hour from 80 % of the limit, and calls twice as many canaries leaks that fill with a half-life of half an hour."""
 FILL_LOOKS = 4.0
 """Looks at whether it is a fill that count as different ones: how pods' levels differ stays the same."""
 
