@@ -11,7 +11,7 @@ from service.model.gates.report import GateReport
 from service.model.journal import JournalEntry
 from service.model.names import Mode, RolloutId
 from service.model.observation import Availability
-from service.model.policy import MetricKind
+from service.model.policy import Guard, MetricKind
 from service.model.rollout import Decision, Phase, RolloutState, Waiting
 from service.model.stimulus import MetricEvidence, Verb, WindowJudged
 from service.model.value import Utc, Value
@@ -226,7 +226,7 @@ def rollout_view(
                 metric=g.metric,
                 windows_needed=g.windows,
                 windows_in_row=state.guard_rows.get(g.name, 0),
-                fired=state.guard_rows.get(g.name, 0) >= g.windows,
+                fired=_fired(state, g),
             )
             for g in state.policy.guards
         ),
@@ -246,13 +246,14 @@ def metric_views(state: RolloutState) -> tuple[MetricView, ...]:
     rows = []
     for rule in state.policy.metrics:
         unseen = MetricEvidence(metric=rule.name, availability=Availability.FEW)
+    broken = {g.metric for g in state.policy.guards if _fired(state, g)}
         evidence = found.get(rule.name, unseen)
         rows.append(
             MetricView(
                 metric=rule.name,
                 label=words.label(rule),
                 required=rule.required,
-                finding=finding(state, evidence),
+                finding=finding(state, evidence, guard_fired=rule.name in broken),
                 leaning=evidence.log_e >= state.log_pause and rule.kind is not MetricKind.VALUE,
                 sentence=words.metric_clause(evidence, rule),
                 evidence=evidence,
@@ -274,11 +275,15 @@ def gate_views(state: RolloutState) -> tuple[GateView, ...]:
     return tuple(rows)
 
 
-def finding(state: RolloutState, evidence: MetricEvidence) -> Finding:
-    """What one metric says."""
+def _fired(state: RolloutState, guard: Guard) -> bool:
+    return state.guard_rows.get(guard.name, 0) >= guard.windows
+
+
+def finding(state: RolloutState, evidence: MetricEvidence, *, guard_fired: bool = False) -> Finding:
+    """What one metric says. guard_fired : whether it broke an absolute limit, which needs no comparison."""
     if not evidence.availability.usable:
         return Finding.BLIND
-    if evidence.log_e >= state.log_rollback:
+    if guard_fired or evidence.log_e >= state.log_rollback:
         return Finding.HARMFUL
     return Finding.SAFE if evidence.safe else Finding.UNDECIDED
 

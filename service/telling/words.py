@@ -114,8 +114,8 @@ def metric_clause(evidence: MetricEvidence, rule: MetricRule) -> str:
         return f"{name} {resource_clause(evidence, evidence.resource)}"
     if evidence.effect is None:
         if evidence.value_canary is not None:
-            stable = "" if evidence.value_stable is None else f", stable's {significant(evidence.value_stable)}"
-            return f"{name} {significant(evidence.value_canary)}{stable}"
+            stable = "" if evidence.value_stable is None else f", stable's {_value(evidence.value_stable)}"
+            return f"{name} {_value(evidence.value_canary)}{stable}"
         return f"{name}: no traffic compared yet"
     interval = ""
     if evidence.effect_low is not None and evidence.effect_high is not None:
@@ -136,6 +136,11 @@ def metric_clause(evidence: MetricEvidence, rule: MetricRule) -> str:
         canary = f"{count(evidence.events_canary)} of {count(evidence.n_canary)}"
         counts = f", {canary} against {count(evidence.events_stable)} of {count(evidence.n_stable)}"
     return f"{name} {ratio(evidence.effect)} stable's{interval}{limit}{counts}"
+
+
+def _value(x: float) -> str:
+    """A value of people's own: whole numbers are most often counts, of log lines for example."""
+    return f"{round(x):,}" if abs(x) < 1000 and x == round(x) else significant(x)
 
 
 def resource_clause(evidence: MetricEvidence, found: ResourceEvidence) -> str:

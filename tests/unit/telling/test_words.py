@@ -152,6 +152,18 @@ def test_the_sentence_of_what_only_the_canary_has_says_what_it_is() -> None:
     assert story.state.reason == f"Roll back at 10 %: logs only on the canary for 1 min ({found})."
     (page,) = [order for order in story.last.orders if isinstance(order, Page)]
     assert "FancyOp" in page.summary
+    logs = rollout_view(story.state, (), (), START).metrics[-1]
+    assert (logs.metric, logs.finding) == ("logs", Finding.HARMFUL)
+    assert decision_document(story.state, app="a", now=START).signals[-1].verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("canary", "stable", "text"),
+    [(8.0, 0.0, "logs 8, stable's 0"), (0.25, None, "logs 0.25"), (12_345.0, 9.5, "logs 12,000, stable's 9.5")],
+)
+def test_a_value_that_is_a_whole_number_is_told_as_one(canary: float, stable: float | None, text: str) -> None:
+    evidence = MetricEvidence(metric="logs", availability=Availability.ENOUGH, value_canary=canary, value_stable=stable)
+    assert words.metric_clause(evidence, MetricRule(name="logs", kind=MetricKind.VALUE, required=False)) == text
 
 
 def test_a_pages_title_stands_alone_in_its_first_eighty_characters() -> None:
