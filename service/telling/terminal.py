@@ -25,7 +25,14 @@ STYLES = {
     Phase.PROMOTED: "green",
     Phase.PROMOTING: "green",
 }
-SHAPES = {Phase.PAUSED: "||", Phase.HELD: "||", Phase.ROLLED_BACK: "<<", Phase.ROLLING_BACK: "<<", Phase.PROMOTED: "++"}
+SHAPES = {
+    Phase.PAUSED: "||",
+    Phase.HELD: "||",
+    Phase.ROLLED_BACK: "<<",
+    Phase.ROLLING_BACK: "<<",
+    Phase.PROMOTED: "++",
+    Phase.ENDED: "--",
+}
 FINDINGS = {
     Finding.SAFE: ("(v) safe", "green"),
     Finding.UNDECIDED: ("(-) undecided", "default"),
@@ -43,9 +50,11 @@ METER_COLUMNS = 36
 
 
 def phase_word(row: RowView) -> str:
-    """The state as one word, with what a blind rollout really is."""
+    """The state as one word, with what a blind rollout and one that a gate ended really are."""
     if row.phase is Phase.HELD and row.waiting is Waiting.DATA:
         return "BLIND"
+    if row.phase is Phase.ENDED and row.ended_as == words.REFUSED:
+        return "REFUSED"
     return row.phase.value.replace("_", " ").upper()
 
 
@@ -63,9 +72,12 @@ def rollout(view: RolloutView, now: datetime) -> RenderableType:
         Text(view.sentence, overflow="fold"),
     ]
     if view.gates:
-        lines.append(_gates(view.gates))
+        lines.append(_gates(view))
     if not view.phase.terminal:
         lines.append(Text(f"Do nothing: {view.if_nothing}", style="dim", overflow="fold"))
+    elif not view.window:
+        # It ended before anything was compared: rows that say so of each metric would only hide why.
+        return Group(*lines, *(Text(f"note: {note}", style="dim", overflow="fold") for note in view.notes))
     lines.append(Text(f"evidence  {_meter(view)}  {view.evidence}"))
     if view.harmless_one_in > 1:
         one_in = words.count(view.harmless_one_in)
@@ -125,16 +137,24 @@ def _named_rows() -> Table:
     return table
 
 
-def _gates(gates: tuple[GateView, ...]) -> Table:
+def _gates(view: RolloutView) -> Table:
     table = _named_rows()
-    for gate in gates:
+    for gate in view.gates:
         word, style = GATES[gate.state]
-        report = gate.report
-        said = [] if report is None else [report.sentence, *([report.to_do] if report.to_do else [])]
-        if report is not None and report.facts:
-            said.append("; ".join(f"{name} {value}" for name, value in report.facts.items()))
-        table.add_row(gate.gate, Text(word, style=style), Text(" ".join(said)))
+        if gate.state == "waiting" and view.phase.terminal:
+            word = "--  no answer"
+        table.add_row(gate.gate, Text(word, style=style), Text("\n".join(_gate_lines(gate))))
     return table
+
+
+def _gate_lines(gate: GateView) -> list[str]:
+    """What a gate found, what to do, and what it read: each begins a line of its own."""
+    report = gate.report
+    if report is None:
+        return []
+    facts = "; ".join(f"{name} {value}" for name, value in report.facts.items())
+    to_do = f"To do: {words.ended(report.to_do)}" if report.to_do else ""
+    return [line for line in (words.ended(report.sentence), to_do, facts) if line]
 
 
 def _metrics(metrics: tuple[MetricView, ...]) -> Table:

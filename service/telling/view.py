@@ -110,6 +110,8 @@ class RowView(Value):
     if_nothing: str
     since: Utc
     started_at: Utc
+    ended_as: str = ""
+    """How it ends or has ended, as ``refused before any traffic`` or ``superseded``; empty while it goes on."""
 
 
 class RolloutView(RowView):
@@ -199,6 +201,7 @@ def _row(state: RolloutState) -> dict[str, object]:
         "if_nothing": words.if_nothing(state),
         "since": state.phase_since,
         "started_at": state.event_at,
+        "ended_as": state.ended_as,
     }
 
 
@@ -243,10 +246,10 @@ def rollout_view(
 def metric_views(state: RolloutState) -> tuple[MetricView, ...]:
     """A row for each metric of the policy."""
     found = {e.metric: e for e in state.evidence}
+    broken = {g.metric for g in state.policy.guards if _fired(state, g)}
     rows = []
     for rule in state.policy.metrics:
         unseen = MetricEvidence(metric=rule.name, availability=Availability.FEW)
-    broken = {g.metric for g in state.policy.guards if _fired(state, g)}
         evidence = found.get(rule.name, unseen)
         rows.append(
             MetricView(

@@ -267,10 +267,11 @@ def gate_sentence(report: GateReport) -> str:
         GateFinding.FAILED: "fails",
         GateFinding.COULD_NOT_LOOK: "could not look",
     }[report.finding]
-    return f"Gate {report.gate} {verb}: {_ended(report.sentence)}"
+    return f"Gate {report.gate} {verb}: {ended(report.sentence)}"
 
 
-def _ended(sentence: str) -> str:
+def ended(sentence: str) -> str:
+    """A sentence of a gate with its full stop, which some leave to whoever shows them."""
     return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
 
 
@@ -282,7 +283,7 @@ def gate_detail(report: GateReport) -> str:
 
 def refused_sentence(report: GateReport) -> str:
     """A failed gate ends the release before any traffic."""
-    return f"Refuse before any traffic: gate {report.gate} fails, {_ended(report.sentence)}"
+    return f"Refuse before any traffic: gate {report.gate} fails, {ended(report.sentence)}"
 
 
 def was_refused_sentence(refusal: str, stands: str) -> str:
@@ -293,7 +294,7 @@ def was_refused_sentence(refusal: str, stands: str) -> str:
 def held_by_gate_sentence(report: GateReport) -> str:
     """Held before any traffic, by a gate that failed or could not look."""
     what = "fails" if report.finding is GateFinding.FAILED else "could not look"
-    return f"Hold at 0 %: gate {report.gate} {what}, {_ended(report.sentence)}"
+    return f"Hold at 0 %: gate {report.gate} {what}, {ended(report.sentence)}"
 
 
 def continue_sentence(state: RolloutState) -> str:
@@ -502,7 +503,7 @@ def page_details(state: RolloutState, now: datetime) -> dict[str, str]:
 def _gate_details(state: RolloutState) -> dict[str, str]:
     """What the gates have said, and what changed from one image to the other."""
     out = {
-        f"gate {one.gate}": f"{one.finding.value.replace('_', ' ')}: {one.sentence} {one.to_do}".rstrip()
+        f"gate {one.gate}": f"{one.finding.value.replace('_', ' ')}: {ended(one.sentence)} {one.to_do}".rstrip()
         for one in state.gates
     }
     for report in state.gates:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from service.model.gates.report import Finding, GateReport
 from service.model.instruction import Page
+from service.model.rollout import Phase
 from service.model.stimulus import GateAnswered, Verb
 from service.telling import terminal
 from service.telling.view import rollout_view
@@ -43,8 +44,30 @@ def test_the_terminal_shows_the_gates_in_eighty_columns() -> None:
     text = out.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, text.splitlines())) <= 80
     rows = [" ".join(line.split()) for line in text.splitlines()]
-    assert "image (v) passed 2 known risks. TensorFlow 2.12.0 -> 2.13.0; CUDA" in rows
+    assert "image (v) passed 2 known risks." in rows
+    assert "TensorFlow 2.12.0 -> 2.13.0; CUDA 11.8" in rows
     assert "golden (.) waiting" in rows
+
+
+def refused() -> Story:
+    """A model gate fails while the golden requests are still replayed, and the mesh confirms that nothing is served."""
+    story = Story(policy=FOUR)
+    report = GateReport(gate="model", finding=Finding.FAILED, sentence="op X has no kernel (y)", to_do="Replace X")
+    return story.tell(GateAnswered(id="m", at=story.at, report=report)).written()
+
+
+def test_a_refused_release_is_called_so_and_shows_what_to_do_and_no_row_of_what_was_never_compared() -> None:
+    story = refused()
+    view = rollout_view(story.state, (), (), START)
+    assert (view.phase, view.ended_as) == (Phase.ENDED, "refused before any traffic")
+    out = Console(file=io.StringIO(), width=80)
+    out.print(terminal.rollout(view, START))
+    rows = [" ".join(line.split()) for line in out.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert any(row.startswith("-- REFUSED at 0 %") for row in rows)
+    assert "model <!> failed op X has no kernel (y)." in rows
+    assert "To do: Replace X." in rows
+    assert "golden -- no answer" in rows
+    assert not any(row.startswith(("evidence", "latency", "guard")) for row in rows)
 
 
 def test_a_page_before_any_traffic_says_what_the_gates_found_and_what_has_changed() -> None:
