@@ -25,6 +25,7 @@ import aiohttp
 import yaml
 from rich.console import Console
 from rich.live import Live
+from rich.padding import Padding
 from rich.text import Text
 
 from service.events.connection import Connection
@@ -55,6 +56,21 @@ EXPECTED = {
     "incompatible-model": "ended",
 }
 """The right outcome for each fault."""
+
+WRONG = {
+    "none": "Nothing is wrong with it.",
+    "latency": "Its answers take half as long again as stable's.",
+    "tail": "6 % of its answers take eight times as long, and 1 % of stable's.",
+    "errors": "4 % of its requests fail, and 0.5 % of stable's.",
+    "drift": "It answers 'dog' more often, and 'cat' less.",
+    "blackout": "Nothing is wrong with it, but the metric store goes away.",
+    "opkernel": "It serves a model that no gate saw: an op of it has no kernel, says its log.",
+    "memory": "Each of its pods leaks 40 MiB of memory a second.",
+    "gpu-memory": "Its pods take 3,000 MiB more GPU memory after 8 s of traffic.",
+    "scan": "Its scan report has a critical vulnerability.",
+    "incompatible-model": "Its model has an op for which TensorFlow 2.13.0 has no kernel on a CPU.",
+}
+"""What is wrong with each candidate, for who watches."""
 
 REQUESTS_PER_S = 3000.0
 STEP_S = 0.25
@@ -176,6 +192,9 @@ async def _play(acts: list[str], *, quiet: bool, seed: int) -> list[Outcome]:
         outcomes = []
         for number, fault in enumerate(acts):
             outcomes.append(await stage.act(number, fault))
+        if len(acts) > 1:
+            others = ", ".join(sorted(EXPECTED.keys() - {*acts}))
+            console.print(Text(f"One other fault alone: serinus demo --fault, with {others}."))
         return outcomes
 
 
@@ -351,7 +370,9 @@ class _Stage:
         served_before = self._world.served["v2"]
         paged_before = len(self._pagerduty.events)
         self._console.print(
-            Text(f"Act {number + 1}: TensorFlow {stable} -> {version}, fault of the candidate: {fault}")
+            Text(
+                f"Act {number + 1}: TensorFlow {stable} -> {version}, fault of the candidate: {fault}\n{WRONG[fault]}\n"
+            )
         )
         began = asyncio.get_running_loop().time()
         await self._announce(stable, version)
@@ -372,9 +393,10 @@ class _Stage:
             seconds=round(asyncio.get_running_loop().time() - began, 1),
         )
         verdict = "as it should" if outcome.right else f"but {EXPECTED[fault]} was expected"
-        self._console.print(Text(f"=> {outcome.outcome.replace('_', ' ')} after {outcome.seconds} s, {verdict}."))
+        ended = (view.ended_as if view else "") or outcome.outcome.replace("_", " ")
+        self._console.print(Text(f"\n=> {ended} after {outcome.seconds} s, {verdict}."))
         for page in pages:
-            self._console.print(Text(f"   paged: {page}"))
+            self._console.print(Padding(Text(f"paged: {page}"), (0, 0, 0, 3)))
         self._console.print()
         return outcome
 
