@@ -32,7 +32,9 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="A new file; gzipped when it ends in .gz")] = Path("-"),
     config: Annotated[Path | None, typer.Option("--config", "-c", help="The settings file")] = None,
 ) -> None:
-    """Write rollouts with journal and windows as JSON Lines, one rollout a line. Nothing is changed.
+    """Write rollouts with journal and windows as JSON Lines.
+
+    One rollout a line. Nothing is changed.
 
     serinus export r-7k2mqx3p4a -c serinus.yaml > one.jsonl
 

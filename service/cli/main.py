@@ -25,7 +25,9 @@ app = typer.Typer(
     help=(
         "Judges a new release by a small share of its real traffic, with a kept error rate.\n\n"
         "Try it:            serinus demo\n\n"
+        "Before traffic:    serinus preflight image CANDIDATE --stable IMAGE\n\n"
         "Plan it:           serinus plan --requests 600 --weight 10 --slower 1.1\n\n"
+        "Check it:          serinus doctor --config serinus.yaml\n\n"
         "Run it:            serinus serve --config serinus.yaml\n\n"
         "Look:              serinus get, serinus watch ROLLOUT\n\n"
         "Act:               serinus rollback ROLLOUT, serinus pause ROLLOUT --reason TEXT\n\n"
@@ -104,7 +106,11 @@ def demo(
 
 @app.command()
 def doctor(config: ConfigOption = None, output: OutputOption = Output.TABLE) -> None:
-    """Check broker, metric store, API server rights, database and PagerDuty key. Exit 1 when anything is wrong."""
+    """Check all that Serinus asks, and the labels of your metrics.
+
+    Broker, metric and log stores, API server rights, database, where gates look, PagerDuty key. Exit 1 when anything is
+    wrong.
+    """
     from service.app.doctor import run
 
     findings = run(config)
@@ -118,7 +124,10 @@ def doctor(config: ConfigOption = None, output: OutputOption = Output.TABLE) -> 
 
 @config_app.command("validate")
 def config_validate(config: ConfigOption = None) -> None:
-    """Check the settings and every policy, target and preset; says each fault with its path."""
+    """Check the settings and every policy, target and preset.
+
+    Says each fault with its path. Exit 1 when there is any.
+    """
     from service.settings import load, load_catalog
 
     catalog, presets = load_catalog(load(config))
@@ -130,7 +139,7 @@ def config_validate(config: ConfigOption = None) -> None:
 
 @config_app.command("schema")
 def config_schema(
-    what: Annotated[str, typer.Argument(help="settings, policy, target or metrics")] = "settings",
+    what: Annotated[str, typer.Argument(help="settings, policy, target, metrics or logs")] = "settings",
 ) -> None:
     """Print the JSON Schema of a configuration file."""
     from service.cli.schemas import configuration_schemas
@@ -143,7 +152,10 @@ def config_schema(
 
 @config_app.command("print")
 def config_print(config: ConfigOption = None, output: OutputOption = Output.YAML) -> None:
-    """Print the settings as they are after file and environment. Secrets are files, so none is shown."""
+    """Print the settings after file and environment.
+
+    Secrets are files, so none is shown.
+    """
     from service.settings import load
 
     _print(load(config).model_dump(mode="json"), Output.YAML if output is Output.TABLE else output)
@@ -267,13 +279,13 @@ def rollback(
     url: UrlOption = None,
     token_file: TokenOption = None,
 ) -> None:
-    """Take all traffic back to stable; also confirms a rollback that waits for a person."""
+    """Take all traffic back to stable; confirms a waiting rollback."""
     _order("rollback", rollout, reason, url, token_file)
 
 
 @app.command()
 def freeze(reason: ReasonOption, url: UrlOption = None, token_file: TokenOption = None) -> None:
-    """The kill switch: no weight of any rollout moves until `serinus thaw`."""
+    """The kill switch: no weight at all moves until `serinus thaw`."""
     Client(url, token_file).send("PUT", "/kill-switch", {"frozen": True, "reason": reason})
     typer.echo("Frozen: no weight moves.")
 
@@ -297,7 +309,7 @@ def send_event(
     config: ConfigOption = None,
     print_only: Annotated[bool, typer.Option("--print", help="Print the message, send nothing")] = False,
 ) -> None:
-    """Send a deployment event to the bus, as a deployment tool would."""
+    """Send a deployment event, as a deployment tool would."""
     import asyncio
     from datetime import UTC, datetime
 

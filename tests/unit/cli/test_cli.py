@@ -93,6 +93,17 @@ def test_help_teaches_and_imports_nothing_heavy() -> None:
     assert out.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("command", [(), ("preflight",), ("config",)])
+def test_a_list_of_commands_says_whole_sentences_in_eighty_columns(command: tuple[str, ...]) -> None:
+    done = serinus(*command, "--help")
+    assert done.returncode == 0
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    _, _, listed = done.stdout.partition("Commands:\n")
+    assert listed
+    assert [line for line in listed.splitlines() if not line.endswith((".", "`"))] == []
+    assert "..." not in listed
+
+
 @pytest.mark.parametrize(
     "command",
     ["serve", "demo", "doctor", "config", "get", "watch", "pause", "resume", "advance", "promote", "rollback", "wait",
