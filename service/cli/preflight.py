@@ -12,7 +12,10 @@ from service.cli.preflight_security import security
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Look at a candidate before it gets any traffic. Exit 0 passed, 1 failed, 3 could not look.",
+    help=(
+        "Look at a candidate before it gets any traffic.\n\n"
+        "Exit 0 passed, 1 failed, 2 wrong arguments, 3 could not look."
+    ),
 )
 
 app.command()(golden)

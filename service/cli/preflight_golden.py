@@ -8,12 +8,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.gate_report import refuse, tell
+from service.cli.gate_report import fault, refuse, tell
 
 if TYPE_CHECKING:
     from service.model.gates.golden import GoldenGate, GoldenSubject
     from service.model.gates.report import GateReport
     from service.preflight.golden.requests import GoldenRequest
+
+OPTIONS = {
+    "stable_url": "--stable",
+    "canary_url": "--canary",
+    "protocol": "--protocol",
+    "absolute": "--absolute",
+    "relative": "--relative",
+    "top_k": "--top-k",
+    "output": "--ignore",
+    "min_requests": "--min-requests",
+    "concurrency": "--concurrency",
+    "timeout_s": "--timeout",
+    "ready_within_s": "--ready-within",
+}
 
 
 def golden(
@@ -21,7 +35,8 @@ def golden(
     stable: Annotated[str, typer.Option(metavar="URL", help="Where stable answers, such as http://host:8501")],
     canary: Annotated[str, typer.Option(metavar="URL", help="Where the candidate alone answers")],
     protocol: Annotated[
-        str | None, typer.Option(help="tensorflow-serving, kserve-v2 or http-json; without it each path tells")
+        str | None,
+        typer.Option(metavar="NAME", help="tensorflow-serving, kserve-v2 or http-json; without it each path tells"),
     ] = None,
     absolute: Annotated[float, typer.Option(help="Numbers may differ by this much")] = 1e-5,
     relative: Annotated[float, typer.Option(help="and by this part of stable's value")] = 1e-4,
@@ -34,7 +49,7 @@ def golden(
     ready_within: Annotated[float, typer.Option(help="Seconds to wait until both are ready")] = 300.0,
     json_output: Annotated[bool, typer.Option("--json", help="The report as JSON")] = False,
 ) -> None:
-    """Replay recorded requests to both versions and compare their answers.
+    """Replay recorded requests to both versions; compare the answers.
 
     Each line of REQUESTS is one request to TensorFlow Serving, a server of the v2 protocol, or anything that answers
     JSON over HTTP:
@@ -44,13 +59,15 @@ def golden(
     Every request is sent twice to either side, so it must be safe to repeat; where stable's own answers differ, it is
     counted apart. Errors, NaN, missing outputs, other shapes and types, on the candidate alone, always fail.
 
-    Exit 0 passed, 1 failed, 3 could not look.
+    Exit 0 passed, 1 failed, 2 wrong arguments, 3 could not look.
     """
     from pydantic import ValidationError
 
     from service.model.gates.golden import GoldenGate, GoldenSubject, Tolerance
     from service.preflight.golden import requests
 
+    if not 0 <= max_rate < 100:
+        refuse(f"--max-rate: expected a percentage of at least 0 and below 100, found {max_rate:g}")
     try:
         rule = GoldenGate(
             tolerances=(
@@ -71,10 +88,11 @@ def golden(
         )
         recorded = requests.read(file, subject.protocol)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        refuse(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
+        refuse(fault(error, options=OPTIONS))
     except requests.RequestsError as error:
         refuse(str(error))
+    if stable.rstrip("/") == canary.rstrip("/"):
+        refuse(f"--stable and --canary are both {stable}: the same server would be compared with itself")
     tell(asyncio.run(_replayed(rule, subject, recorded)), json_output=json_output)
 
 
@@ -83,6 +101,7 @@ async def _replayed(rule: GoldenGate, subject: GoldenSubject, recorded: tuple[Go
 
     from service.preflight.golden.gate import replayed
 
+    if not sys.stderr.isatty():
+        return await replayed(rule, subject, recorded)
     with typer.progressbar(length=len(recorded), label="golden requests", file=sys.stderr) as bar:
-        shown = sys.stderr.isatty()
-        return await replayed(rule, subject, recorded, lambda done, _: bar.update(done - bar.pos) if shown else None)
+        return await replayed(rule, subject, recorded, lambda done, _: bar.update(done - bar.pos))

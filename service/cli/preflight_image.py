@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.cli.gate_report import refuse, tell
+from service.cli.gate_report import fault, refuse, tell
 
 if TYPE_CHECKING:
     from service.model.gates.image import ImageGate
@@ -23,7 +23,7 @@ WITHIN_S = 60.0
 def image(
     reference: Annotated[str, typer.Argument(metavar="REF", help="The candidate, as tensorflow/serving:2.13.0-gpu")],
     stable: Annotated[str | None, typer.Option(metavar="REF", help="What stable runs, to compare with")] = None,
-    platform: Annotated[str, typer.Option(help="Which one of a multi-arch image")] = "linux/amd64",
+    platform: Annotated[str, typer.Option(metavar="OS/ARCH", help="Which one of a multi-arch image")] = "linux/amd64",
     fail_on: Annotated[
         list[str] | None, typer.Option(metavar="RISK", help="Fail for this risk, as keras_2_to_3; may be repeated")
     ] = None,
@@ -39,7 +39,7 @@ def image(
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="The report as JSON")] = False,
 ) -> None:
-    """Say what is in an image, and what changes from the one that stable runs.
+    """Say what an image holds, and what changes from stable's.
 
     serinus preflight image tensorflow/tensorflow:2.13.0-gpu
 
@@ -54,13 +54,19 @@ def image(
 
     A registry with an address inside is read only with --allow. Without a login only public images can be read.
 
-    Exit 0 passed, 1 failed, 3 could not look.
+    Exit 0 passed, 1 failed, 2 wrong arguments, 3 could not look.
     """
-    from service.model.gates.image import ImageGate, Risk
+    from pydantic import ValidationError
+
+    from service.model.gates.image import ImageGate, ImageSubject, Risk
     from service.preflight.image.reference import ImageReference
     from service.preflight.outside import Allowed
-    from service.settings import PreflightSettings, load
+    from service.settings import PreflightSettings, SettingsError, load
 
+    try:
+        platform = ImageSubject(canary="image", stable="image", platform=platform).platform
+    except ValidationError as error:
+        refuse(f"{fault(error, options={'platform': '--platform'})}; write it as linux/amd64")
     try:
         references = [ImageReference.parse(text) for text in (reference, stable) if text is not None]
         rule = ImageGate(fail_on=tuple(Risk(name) for name in fail_on or ()), within_s=WITHIN_S)
@@ -70,7 +76,10 @@ def image(
         refuse(f"{error}{known}")
     if rule.fail_on and stable is None:
         refuse("--fail-on compares; name what stable runs with --stable")
-    settings = load(config).preflight if config else PreflightSettings()
+    try:
+        settings = load(config).preflight if config else PreflightSettings()
+    except SettingsError as error:
+        refuse(str(error))
     settings = settings.model_copy(
         update={
             "allowed_hosts": (*settings.allowed_hosts, *(allow or ())),

@@ -19,17 +19,19 @@ class DeviceChoice(StrEnum):
 
 
 def model(
-    path: Annotated[Path, typer.Argument(help="A SavedModel's folder, a checkpoint or a .keras file")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A SavedModel's folder, a checkpoint or a .keras file")],
     runtime: Annotated[Path, typer.Option(help="A Python with the candidate's TensorFlow, or a dump of it")],
     stable: Annotated[Path | None, typer.Option(help="The model that is served now")] = None,
     device: Annotated[DeviceChoice, typer.Option(help="Where it is to run")] = DeviceChoice.CPU,
     functions: Annotated[bool, typer.Option("--functions", help="Python calls it, not only by signatures")] = False,
-    tags: Annotated[str, typer.Option(help="Tags of the graph that is loaded")] = "serve",
-    imports: Annotated[list[str] | None, typer.Option("--import", help="Module with more ops; repeat")] = None,
+    tags: Annotated[str, typer.Option(metavar="TAGS", help="Tags of the graph that is loaded")] = "serve",
+    imports: Annotated[
+        list[str] | None, typer.Option("--import", metavar="MODULE", help="Module with more ops; repeat")
+    ] = None,
     data: Annotated[bool, typer.Option("--data/--no-data", help="Hold the variables to checksums")] = True,
     json_output: Annotated[bool, typer.Option("--json", help="The gate's report as JSON")] = False,
 ) -> None:
-    """Whether a TensorFlow can load and run a model, before any traffic.
+    """Say whether a TensorFlow can load and run a model.
 
     The model is read without TensorFlow. --runtime is asked what it has
     registered: an interpreter in a subprocess, or a file written by
@@ -40,7 +42,7 @@ def model(
       serinus preflight model models/7 --runtime venv-2.13/bin/python
         --stable models/6
 
-    Exit 0 passed, 1 failed, 3 could not look.
+    Exit 0 passed, 1 failed, 2 wrong arguments, 3 could not look.
     """
     import asyncio
     import os
@@ -64,9 +66,11 @@ def model(
 
 
 def runtime(
-    python: Annotated[Path | None, typer.Argument(help="A Python with TensorFlow")] = None,
+    python: Annotated[Path | None, typer.Argument(metavar="PYTHON", help="A Python with TensorFlow")] = None,
     script: Annotated[bool, typer.Option("--script", help="Print the script that asks, for an image")] = False,
-    imports: Annotated[list[str] | None, typer.Option("--import", help="Module with more ops; repeat")] = None,
+    imports: Annotated[
+        list[str] | None, typer.Option("--import", metavar="MODULE", help="Module with more ops; repeat")
+    ] = None,
 ) -> None:
     """Print the ops and kernels that a TensorFlow has, as JSON.
 

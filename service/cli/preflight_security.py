@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.cli.gate_report import refuse, tell
+from service.cli.gate_report import fault, refuse, tell
 
 if TYPE_CHECKING:
     from service.model.gates.report import GateReport
@@ -30,14 +30,17 @@ def security(
         Path | None, typer.Option(metavar="FILE", help="YAML with the gate's limits; else the defaults")
     ] = None,
     stable_report: Annotated[Path | None, typer.Option(metavar="FILE", help="Stable's report, for only_new")] = None,
-    container: Annotated[str | None, typer.Option(help="The candidate's container; else all")] = None,
-    image: Annotated[str, typer.Option(help="The image, best with @sha256:..., which the report must be of")] = "",
+    container: Annotated[str | None, typer.Option(metavar="NAME", help="The candidate's container; else all")] = None,
+    image: Annotated[
+        str, typer.Option(metavar="REF", help="The image, best with @sha256:..., which the report must be of")
+    ] = "",
     image_user: Annotated[
-        str | None, typer.Option(help="USER of the image; '' for none. Else as the report says, if it does")
+        str | None,
+        typer.Option(metavar="USER", help="USER of the image; '' for none. Else as the report says, if it does"),
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="The report as JSON")] = False,
 ) -> None:
-    """Hold a scan report and a Deployment against the policy's limits.
+    """Hold a scan report and a Deployment against limits.
 
     trivy image --format json -o scan.json ghcr.io/ml/tf:2.13.0
 
@@ -53,7 +56,7 @@ def security(
     allow: [{id: CVE-2024-1, reason: not reachable, until: 2026-12-31}],
     posture: {runtime_classes: [gvisor]}}
 
-    Exit 0 passed, 1 failed, 3 could not look.
+    Exit 0 passed, 1 failed, 2 wrong arguments, 3 could not look.
     """
     if report is None and deployment is None:
         raise typer.BadParameter("name --report, --deployment or both")
@@ -154,8 +157,7 @@ def _rule(file: Path | None) -> SecurityGate:
     try:
         return SecurityGate.model_validate(found)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        refuse(f"{file}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}")
+        refuse(f"{file}: {fault(error, known=SecurityGate.model_fields)}")
 
 
 def _deployment(file: Path) -> Any:

@@ -34,6 +34,7 @@ async def test_the_same_model_passes_with_exit_0_in_eighty_columns(file: Path) -
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("PASSED  None of 40 golden requests differ")
     assert "difference rate          0 of 40 (at most 7.2 %)" in done.stdout
+    assert done.stderr == ""
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
@@ -65,11 +66,14 @@ async def test_wrong_arguments_are_exit_2_with_a_sentence(file: Path, tmp_path: 
     good = "http://127.0.0.1:1"
     for done, said in (
         (await asked(tmp_path / "missing", good, good), "cannot read the golden requests"),
-        (await asked(file, "127.0.0.1:8501", good), "stable_url"),
-        (await asked(file, good, good, "--protocol", "grpc"), "protocol"),
+        (await asked(file, "127.0.0.1:8501", good), "--stable: expected an address such as http://host:8501, found"),
+        (await asked(file, good, good, "--protocol", "grpc"), "--protocol: "),
+        (await asked(file, good, good, "--relative", "-1"), "--relative: "),
+        (await asked(file, good, good, "--max-rate", "100"), "--max-rate: expected a percentage"),
+        (await asked(file, good, f"{good}/"), "compared with itself"),
     ):
         assert (done.returncode, done.stdout) == (2, "")
-        assert said in done.stderr
+        assert said in " ".join(done.stderr.split())
         assert "Traceback" not in done.stderr
 
 
@@ -77,5 +81,5 @@ async def test_the_help_teaches_the_form_of_a_request_in_eighty_columns() -> Non
     done = await asyncio.to_thread(serinus, "preflight", "golden", "--help")
     assert done.returncode == 0
     assert '"path": "/v1/models/ranker:predict"' in done.stdout
-    assert "Exit 0 passed, 1 failed, 3 could not look." in done.stdout
+    assert "Exit 0 passed, 1 failed, 2 wrong arguments, 3 could not look." in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -80,6 +81,8 @@ def test_one_image_is_told_with_where_each_value_stood(registry: LoopbackRegistr
     assert fits(done.stdout)
     assert "TensorFlow               2.13.0" in done.stdout
     assert "Source of TensorFlow: build step 8." in done.stdout
+    # A digest is there to be copied.
+    assert re.search(r"^ +sha256:[0-9a-f]{64}$", done.stdout, re.MULTILINE)
 
 
 def test_two_images_are_compared_and_a_listed_risk_fails(registry: LoopbackRegistry, logins: Path) -> None:
@@ -113,7 +116,7 @@ def test_settings_may_hold_hosts_and_logins(registry: LoopbackRegistry, logins: 
     assert done.returncode == 0, done.stdout + done.stderr
     config.write_text("api: {auth: 'off'}\npreflight: {allowed_hosts: ['http://a/b']}\n")
     wrong = serinus("preflight", "image", "a", "--config", str(config))
-    assert wrong.returncode == 1
+    assert wrong.returncode == 2  # 1 is a gate that failed
     assert "preflight.allowed_hosts" in wrong.stderr
     assert "has not the form" in wrong.stderr
 
@@ -125,6 +128,8 @@ def test_settings_may_hold_hosts_and_logins(registry: LoopbackRegistry, logins: 
         (("a:1", "--fail-on", "keras_2_to_3"), "--stable"),
         (("a:1", "--stable", "b:1", "--fail-on", "nothing"), "known risks: framework_changed"),
         (("a:1", "--allow", "http://a/b"), "allowed host"),
+        (("a:1", "--platform", "arm64"), "found 'arm64'; write it as linux/amd64"),
+        (("a:1", "--config", "no-such.yaml"), "cannot read no-such.yaml"),
     ],
 )
 def test_a_wrong_argument_says_what_was_found(arguments: tuple[str, ...], said: str) -> None:

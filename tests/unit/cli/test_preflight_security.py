@@ -138,7 +138,7 @@ def test_a_manifest_that_cannot_be_used_is_refused(tmp_path: Path, text: str, wh
         ("limits: {hihg: {total: 0}}", "hihg"),
         ("limits: {high: {total: -1}}", "greater than or equal to 0"),
         ("allow: [{id: CVE-1, reason: because}]", "allow.0.until: Field required"),
-        ("colour: red", "colour: Extra inputs are not permitted"),
+        ("colour: red", "colour is not known; known: gate, limits, secrets, allow"),
         ("[]", "holds no mapping"),
         ("preflight: [{gate: image}]", "has no security gate"),
     ],
@@ -152,7 +152,7 @@ def test_a_policy_that_cannot_be_used_is_refused(scan: Path, tmp_path: Path, tex
 def test_the_help_teaches_within_eighty_columns() -> None:
     done = serinus("preflight", "security", "--help")
     assert "serinus preflight security --report scan.json" in done.stdout
-    assert "Exit 0 passed, 1 failed, 3 could not look." in done.stdout
+    assert "Exit 0 passed, 1 failed, 2 wrong arguments, 3 could not look." in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert security().exit_code == 2
 
