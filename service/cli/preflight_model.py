@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.gate_report import EXIT, tell
+from service.cli.gate_report import EXIT, refuse, tell, wrapped
 
 
 class DeviceChoice(StrEnum):
@@ -53,7 +53,12 @@ def model(
     rule = ModelGate.model_validate(
         {"device": device.value, "entry": Entry.FUNCTIONS if functions else Entry.SIGNATURES, "data": data}
     )
-    if os.access(runtime, os.X_OK) and not runtime.is_dir():
+    if runtime.is_dir():
+        refuse(
+            f"--runtime {runtime} is a folder; name an interpreter, as {runtime}/bin/python of a virtual environment, "
+            "or a file that `serinus preflight runtime` wrote"
+        )
+    if os.access(runtime, os.X_OK):
         # Not resolved: a virtual environment is known by the link's own place.
         ask = by_python(runtime.absolute(), device=device.value, imports=imports or ())
     else:
@@ -94,6 +99,6 @@ def runtime(
     try:
         said = asyncio.run(run(python.absolute(), asking, within_s=WITHIN_S))
     except NoAnswer as error:
-        typer.echo(f"serinus: {error}. {error.to_do}.", err=True)
+        typer.echo(wrapped(f"serinus: {error}. {error.to_do}."), err=True)
         raise typer.Exit(EXIT["could_not_look"]) from error
     typer.echo(said.decode())

@@ -303,8 +303,8 @@ class Outside:
             raise NotAllowed(f"{what} holds a user name; credentials come from files, never from addresses")
         if url.scheme == "http" and not self._allowed.is_plain(host, port):
             raise NotAllowed(
-                f"{what} {shown!r} is without TLS; list http://{readable(host)}:{port} among the allowed hosts if that "
-                f"is meant"
+                f"{what} {shown!r} is without TLS; list http://{readable(host)}:{port} among the allowed hosts "
+                f"(preflight.allowed_hosts; by hand: --allow) if that is meant"
             )
         if _looks_numeric(host):
             # Literal addresses pass the resolver by.
@@ -381,8 +381,8 @@ def _named(entries: frozenset[str], host: str, port: int) -> bool:
 
 def _inside_sentence(what: str, address: str, host: str, port: int) -> str:
     return (
-        f"{what} leads to {address}, an address inside; list {readable(_bare(host))}:{port} among the allowed hosts if "
-        f"that is meant"
+        f"{what} leads to {address}, an address inside; list {readable(_bare(host))}:{port} among the allowed hosts "
+        f"(preflight.allowed_hosts; by hand: --allow) if that is meant"
     )
 
 

@@ -12,6 +12,7 @@ from service.model.gates.report import Finding, GateReport
 from service.preflight.golden.compare import DEFAULT, Difference, Distance, Kind, shown
 from service.preflight.golden.tally import Tally
 from service.preflight.report import gate_report
+from service.telling.words import ratio
 
 CONFIDENCE = 0.95
 SHOWN_N = 20
@@ -199,7 +200,7 @@ def _largest(tally: Tally) -> str:
 def _where(distance: Distance, request_id: str) -> str:
     if not distance.absolute:
         return "none"
-    of = "" if distance.of_tolerance == inf else f", {distance.of_tolerance:.2g} times the tolerance"
+    of = "" if distance.of_tolerance == inf else f", {ratio(distance.of_tolerance)} the tolerance"
     return f"{distance.absolute:.2g} in {shown(distance.output)} of {request_id} ({distance.said}{of})"
 
 

@@ -249,7 +249,8 @@ class Registry:
                 raise Refused(f"{reference.registry} refuses without saying how to log in (no Bearer, no Basic)")
             if login is None:
                 raise Refused(
-                    f"{reference.registry} wants a login, and none is given; add it to the file of registry logins"
+                    f"{reference.registry} wants a login, and none is given; add it to the file of registry logins "
+                    f"(preflight.registry_logins_file; by hand: --logins)"
                 )
             return login.basic
         try:

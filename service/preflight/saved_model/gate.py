@@ -232,7 +232,10 @@ def _read(
                 )
     except Unreadable as error:
         findings.unseen.append(
-            (f"reading the candidate's model failed: {error}", "Look whether the model was copied whole")
+            (
+                f"reading the candidate's model failed: {error}",
+                "Look whether the path is right, and the model copied whole",
+            )
         )
     return None
 
@@ -268,7 +271,7 @@ def _read_saved_model(
 
 
 def _graphs(path: Path) -> list[MetaGraph]:
-    with FileSource(path / "saved_model.pb") as source:
+    with FileSource(path / "saved_model.pb", name=f"{path.name}/saved_model.pb") as source:
         return read_saved_model(Reader(source))
 
 

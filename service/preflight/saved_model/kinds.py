@@ -71,7 +71,7 @@ def kind_of(path: Path) -> Kind:
                 return kind
         if names and all(name.isdecimal() for name in names):
             return Kind.VERSIONS
-        raise Unreadable(f"the folder {path.name} holds no saved_model.pb")
+        raise Unreadable(f"the folder {path.name} holds no saved_model.pb; name the folder that does")
     if path.with_name(path.name + ".index").is_file():
         return Kind.CHECKPOINT
     with FileSource(path, limit_bytes=MAX_ARCHIVE_BYTES) as source:
@@ -82,6 +82,8 @@ def kind_of(path: Path) -> Kind:
         return Kind.HDF5
     if beginning[4:] == b"TFL3":
         return Kind.TFLITE
+    if path.name == "saved_model.pb":
+        raise Unreadable(f"{path.name} is a part of a model; name the folder that it lies in")
     raise Unreadable(f"{path.name} is neither a SavedModel's folder nor a checkpoint, .keras, HDF5 or TFLite file")
 
 

@@ -169,7 +169,9 @@ class SecurityLook:
         held = limits.hold(report, rule, today=now.date(), stable=stable, no_stable=no_stable)
         answer.checks += [*held.checks, ours, fresh]
         answer.lines += [*held.lines, *report.remarks]
-        answer.facts |= held.facts | {"report": f"{report.scanner}: {len(report.found)} findings"}
+        answer.facts |= held.facts | {
+            "report": f"{report.scanner}: {len(report.found)} finding{'s' * (len(report.found) != 1)}"
+        }
         if report.digests or report.config_digest:
             answer.facts["scanned image"] = short(min(report.digests, default=report.config_digest))
         return report

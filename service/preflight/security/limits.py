@@ -72,7 +72,7 @@ def hold(
     if known_n:
         held.lines.append(f"{known_n} that stable's image has too are not counted")
     if report.suppressed_n:
-        held.lines.append(f"{report.suppressed_n} taken out by the scanner's own configuration are not counted")
+        held.lines.append(f"not counted, because the scanner's own configuration takes them out: {report.suppressed_n}")
     return held
 
 
@@ -101,7 +101,7 @@ def _hold_secrets(held: Held, report: Report, rule: SecurityGate) -> None:
         held.facts["secrets"] = str(len(secrets))
     held.lines += [f"secret {readable(one.id, 100)} in {readable(one.where, 150)}" for one in secrets[:5]]
     if rule.secrets is not None and len(secrets) > rule.secrets:
-        said = f"{len(secrets)} secrets in the image (limit {rule.secrets})"
+        said = f"{len(secrets)} secret{'s' * (len(secrets) != 1)} in the image (limit {rule.secrets})"
         held.checks.append(
             Check(Outcome.BAD, said, "take them out of every layer, and replace them where they are used")
         )

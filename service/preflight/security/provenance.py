@@ -94,7 +94,9 @@ def of_today(report: Report, rule: SecurityGate, *, now: datetime, written: date
 
 
 def _ago(days: float) -> str:
-    return f"{days:.0f} d ago" if days >= 2 else f"{days * 24:.0f} h ago"
+    if days >= 2:
+        return f"{days:.0f} d ago"
+    return f"{days * 24:.0f} h ago" if days * 24 >= 1 else "less than 1 h ago"
 
 
 def _tagged(reference: str) -> str | None:

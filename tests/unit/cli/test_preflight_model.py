@@ -46,6 +46,18 @@ def test_a_gate_that_could_not_look_exits_with_3(folder: Path):
     assert output.startswith("COULD NOT LOOK  ")
 
 
+def test_a_folder_as_runtime_is_a_wrong_argument_that_names_its_interpreter(folder: Path):
+    code, output = run("model", folder / "good", "--runtime", folder)
+    assert code == 2
+    assert f"{folder.name}/bin/python" in "".join(output.split())
+
+
+def test_a_stable_model_that_is_not_there_is_named(folder: Path):
+    code, output = run("model", folder / "good", "--runtime", folder / "runtime.json", "--stable", folder / "gone")
+    assert code == 3
+    assert "gone/saved_model.pb cannot be opened" in " ".join(output.split())
+
+
 def test_the_report_comes_as_json(folder: Path):
     code, output = run("model", folder / "bad", "--runtime", folder / "runtime.json", "--json")
     assert code == 1

@@ -78,7 +78,7 @@ def test_one_difference_fails_where_none_is_allowed_and_names_request_output_and
     report = judged(*same(199), *differing(1))
     assert report.finding is Finding.FAILED
     assert "1 of 200 golden requests differ beyond the tolerance (0.5 %, limit 0 %)" in report.sentence
-    largest = "0.25 in 'y' of d-0 (0.5 -> 0.75 at [0], 4.2e+03 times the tolerance)"
+    largest = "0.25 in 'y' of d-0 (0.5 -> 0.75 at [0], 4,200 times the tolerance)"
     assert f"largest difference of numbers: {largest}" in report.sentence
     assert report.facts["largest difference"] == largest
     assert report.lines == ("value in 'y': 1 request, first d-0: 1 of 1 values, most 0.5 -> 0.75 at [0]",)

@@ -136,7 +136,9 @@ async def test_a_stable_model_that_cannot_be_read_is_no_pass(tmp_path: Path):
     write_model(tmp_path / "new", simple())
     report = await look(tmp_path, path="new", stable_path="gone")
     assert report.finding is Finding.COULD_NOT_LOOK
-    assert report.sentence.startswith("reading the stable model's signatures failed: saved_model.pb cannot be opened")
+    assert report.sentence.startswith(
+        "reading the stable model's signatures failed: gone/saved_model.pb cannot be opened"
+    )
 
 
 async def test_a_graph_without_the_tags_that_are_served_fails(tmp_path: Path):

@@ -70,6 +70,10 @@ def test_what_is_none_of_them_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
         kind_of(tmp_path)
     with pytest.raises(Unreadable, match="cannot be opened"):
         kind_of(tmp_path / "nothing")
+    (tmp_path / "saved_model.pb").write_bytes(b"a part of one")
+    with pytest.raises(Unreadable, match="name the folder that it lies in"):
+        kind_of(tmp_path / "saved_model.pb")
+    (tmp_path / "saved_model.pb").unlink()
     monkeypatch.setattr(kinds, "MAX_FOLDER_ENTRIES_N", 0)
     with pytest.raises(Unreadable, match="more than 0 entries"):
         kind_of(tmp_path)

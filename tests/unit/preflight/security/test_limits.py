@@ -158,7 +158,7 @@ def test_secrets_have_a_limit_of_their_own_and_are_no_vulnerabilities() -> None:
     secret = Found("aws-key", Severity.CRITICAL, where="/app/key", kind=Kind.SECRET)
     other = Found("DS-2", Severity.CRITICAL, kind=Kind.OTHER)
     of = held(secret, other)
-    assert [check.said for check in of.checks if check.outcome is Outcome.BAD] == ["1 secrets in the image (limit 0)"]
+    assert [check.said for check in of.checks if check.outcome is Outcome.BAD] == ["1 secret in the image (limit 0)"]
     assert of.lines[0] == "secret aws-key in /app/key"
     assert of.lines[1].startswith("1 findings that are no vulnerabilities")
     assert outcomes(held(secret, other, secrets=None)) == outcomes(held(secret, secrets=1)) == {Outcome.GOOD}

@@ -105,7 +105,7 @@ async def test_the_gate_counts_by_severity_and_fixability(name: str, tmp_path: P
     only_mendable = await look(name, tmp_path, limits={"critical": {"fixable": 0}})
     assert only_mendable.sentence == "1 critical with a fix (limit 0)."
     secrets = await look(name, tmp_path, limits={}, secrets=0)
-    assert secrets.sentence == "1 secrets in the image (limit 0)."
+    assert secrets.sentence == "1 secret in the image (limit 0)."
 
 
 @pytest.mark.parametrize("name", SCANS)
