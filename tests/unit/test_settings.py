@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,21 @@ def test_the_shipped_settings_and_catalogue_are_valid(monkeypatch: pytest.Monkey
     assert gates["tensorflow-image"] == ["image", "security", "model", "golden"]
     assert gates["model-version"] == ["model", "golden"]
     assert gates["feature-change"] == gates["quick"] == []
+
+
+def test_every_setting_that_the_shipped_file_only_mentions_is_one(tmp_path: Path) -> None:
+    """In comments, settings follow the # without a space, as they would stand without it."""
+    text = (ROOT / "config" / "serinus.yaml").read_text()
+    settings = load(write(tmp_path, re.sub(r"^#(?! \S)", "", text, flags=re.MULTILINE)))
+    assert settings.predictions.topic
+    assert settings.predictions.learn
+    assert settings.loki is not None
+    assert settings.preflight.allowed_hosts
+    folders = settings.preflight.models_dir, settings.preflight.requests_dir, settings.preflight.reports_dir
+    assert all(folder is not None for folder in folders)
+    # And what is not a comment there is the default, as it says.
+    shipped, bare = load(ROOT / "config" / "serinus.yaml"), load(write(tmp_path, "api: {auth: 'off'}"))
+    assert shipped == bare
 
 
 def test_a_preset_gets_the_patterns_of_its_sets_and_an_unknown_set_stops_the_start_up(tmp_path: Path) -> None:
