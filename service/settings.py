@@ -294,7 +294,9 @@ def load(file: Path | None) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        raise SettingsError(_explain(error, str(file or "environment"), sorted(Settings.model_fields))) from error
+        raise SettingsError(
+            _explain(error, str(file or "the environment alone (name a file with --config)"), _keys(Settings))
+        ) from error
 
 
 def read_secret(file: Path | None) -> SecretStr | None:
@@ -394,7 +396,12 @@ def _parse(model: type[_Model], file: Path, given: Any) -> _Model:
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise SettingsError(_explain(error, str(file), sorted(model.model_fields))) from error
+        raise SettingsError(_explain(error, str(file), _keys(model))) from error
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    """The keys as they are written in a file."""
+    return sorted(field.alias or name for name, field in model.model_fields.items())
 
 
 def _explain(error: ValidationError, where: str, known: list[str]) -> str:

@@ -158,7 +158,7 @@ def config_print(config: ConfigOption = None, output: OutputOption = Output.YAML
     """
     from service.settings import load
 
-    _print(load(config).model_dump(mode="json"), Output.YAML if output is Output.TABLE else output)
+    _print(load(config).model_dump(mode="json", by_alias=True), Output.YAML if output is Output.TABLE else output)
 
 
 @app.command()

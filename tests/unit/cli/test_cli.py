@@ -169,9 +169,20 @@ def test_a_bad_configuration_is_one_sentence(tmp_path: Path) -> None:
 
 def test_the_shipped_configuration_is_valid_and_prints() -> None:
     assert serinus("config", "validate", "-c", "config/serinus.yaml").stdout.startswith("ok: 5 policies")
-    assert "bootstrap_servers" in serinus("config", "print", "-c", "config/serinus.yaml").stdout
     assert json.loads(serinus("config", "schema", "policy").stdout)["title"] == "Policy"
     assert serinus("config", "schema", "nonsense").returncode == 2
+
+
+def test_settings_are_printed_as_they_may_be_written(tmp_path: Path) -> None:
+    first = serinus("config", "print", "-c", "config/serinus.yaml")
+    assert "bootstrap_servers" in first.stdout
+    (tmp_path / "s.yaml").write_text(first.stdout)
+    assert serinus("config", "print", "-c", str(tmp_path / "s.yaml")).stdout == first.stdout
+    (tmp_path / "s.yaml").write_text("stop_s: 3\napi: {auth: 'off'}\n")
+    refused = serinus("config", "print", "-c", str(tmp_path / "s.yaml"))
+    assert refused.returncode == 1
+    assert "rollbacks_per_hour, stop_within, tracing" in refused.stderr
+    assert "--config" in serinus("config", "validate").stderr
 
 
 def test_an_event_can_be_printed_instead_of_sent() -> None:
