@@ -48,7 +48,8 @@ async def connect(kubeconfig: Path | None, context: str | None = None) -> client
             await config.load_kube_config(str(kubeconfig), context=context, client_configuration=configuration)
     except (config.ConfigException, OSError, ValueError) as error:
         where = f"kubeconfig {kubeconfig}" if kubeconfig else "the pod's ServiceAccount"
-        raise Refused(f"cannot use {where}: {error}") from error
+        to_do = "" if kubeconfig else "; outside of a cluster set kubernetes.kubeconfig"
+        raise Refused(f"cannot use {where}: {str(error).rstrip('.')}{to_do}") from error
     # The client repeats PUT, DELETE and GET by itself otherwise, and then mistakes its own success for a conflict.
     configuration.retries = False
     return client.ApiClient(configuration)

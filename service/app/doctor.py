@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fnmatch
+import logging
 import re
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -64,6 +65,8 @@ class Finding:
 
 def run(config: Path | None) -> list[Finding]:
     """Look at everything; raises SettingsError only when the settings themselves cannot be read."""
+    # The client says on standard error by itself what the finding about the bus says.
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
     return asyncio.run(_run(load(config)))
 
 

@@ -115,8 +115,10 @@ def doctor(config: ConfigOption = None, output: OutputOption = Output.TABLE) -> 
 
     findings = run(config)
     if output is Output.TABLE:
+        from service.cli.gate_report import wrapped
+
         for one in findings:
-            typer.echo(f"{'ok  ' if one.ok else 'FAIL'}  {one.name}: {one.detail}")
+            typer.echo(wrapped(f"{'ok  ' if one.ok else 'FAIL'}  {one.name}: {one.detail}", hanging=6))
     else:
         _print([{"name": f.name, "ok": f.ok, "detail": f.detail} for f in findings], output)
     raise typer.Exit(0 if all(one.ok for one in findings) else 1)

@@ -247,3 +247,20 @@ def test_a_plan_for_what_cannot_be_says_what_was_found_in_eighty_columns(options
     assert said in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert max(map(len, done.stderr.splitlines())) <= 80
+
+
+def test_the_doctor_says_in_eighty_columns_what_to_set_where_nothing_answers(tmp_path: Path) -> None:
+    config = tmp_path / "s.yaml"
+    config.write_text(
+        f"config_dir: {ROOT / 'config'}\napi: {{auth: 'off'}}\ndatabase: {{url: 'sqlite:///{tmp_path / 's.db'}'}}\n"
+        "kafka: {bootstrap_servers: '127.0.0.1:1'}\nprometheus: {url: 'http://127.0.0.1:1'}\n"
+    )
+    done = serinus("doctor", "-c", str(config))
+    assert done.returncode == 1
+    assert done.stderr == ""
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    said = " ".join(done.stdout.split())
+    assert "outside of a cluster set kubernetes.kubeconfig" in said
+    assert "preflight.models_dir is not set" in said
+    as_json = json.loads(serinus("doctor", "-c", str(config), "-o", "json").stdout)
+    assert {one["name"] for one in as_json if not one["ok"]} >= {"event bus", "metric store of default", "gates"}
