@@ -154,7 +154,8 @@ def _gate_lines(gate: GateView) -> list[str]:
         return []
     facts = "; ".join(f"{name} {value}" for name, value in report.facts.items())
     to_do = f"To do: {words.ended(report.to_do)}" if report.to_do else ""
-    return [line for line in (words.ended(report.sentence), to_do, facts) if line]
+    found = [f"- {line}" for line in words.gate_findings(report)]
+    return [line for line in (words.ended(report.sentence), to_do, *found, facts) if line]
 
 
 def _metrics(metrics: tuple[MetricView, ...]) -> Table:

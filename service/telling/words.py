@@ -275,6 +275,15 @@ def ended(sentence: str) -> str:
     return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
 
 
+def gate_findings(report: GateReport, most: int = 3) -> list[str]:
+    """The first lines of a gate that did not pass which say what is amiss, such as a vulnerability's id."""
+    if report.finding is GateFinding.PASSED:
+        return []
+    amiss = [line for line in report.lines if not line.startswith("fine: ")]
+    more = [f"and {len(amiss) - most} more"] if len(amiss) > most else []
+    return amiss[:most] + more
+
+
 def gate_detail(report: GateReport) -> str:
     """Everything else that a gate says, a line each."""
     facts = [f"{name}: {value}" for name, value in report.facts.items()]
@@ -506,6 +515,7 @@ def _gate_details(state: RolloutState) -> dict[str, str]:
         f"gate {one.gate}": f"{one.finding.value.replace('_', ' ')}: {ended(one.sentence)} {one.to_do}".rstrip()
         for one in state.gates
     }
+    out |= {f"gate {one.gate} found": "; ".join(found) for one in state.gates if (found := gate_findings(one))}
     for report in state.gates:
         out |= {name: value for name, value in report.facts.items() if "->" in value}
     return out

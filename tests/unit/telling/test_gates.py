@@ -49,6 +49,21 @@ def test_the_terminal_shows_the_gates_in_eighty_columns() -> None:
     assert "golden (.) waiting" in rows
 
 
+def test_what_a_failed_gate_found_is_named_in_the_terminal_and_in_the_page() -> None:
+    story = Story(policy=FOUR)
+    lines = ("critical: CVE-1 in a 1", "fine: 0 high (limit 0)", *(f"critical: CVE-{n} in a 1" for n in range(2, 6)))
+    report = GateReport(gate="security", finding=Finding.FAILED, sentence="5 critical (limit 0).", lines=lines)
+    story.tell(GateAnswered(id="s", at=story.at, report=report))
+    (page,) = [one for one in story.last.orders if isinstance(one, Page)]
+    first = "critical: CVE-1 in a 1; critical: CVE-2 in a 1; critical: CVE-3 in a 1"
+    assert page.details["gate security found"] == f"{first}; and 2 more"
+    out = Console(file=io.StringIO(), width=80)
+    out.print(terminal.rollout(rollout_view(story.state, (), (), START), START))
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert "- critical: CVE-1 in a 1" in text
+    assert "fine: " not in text
+
+
 def refused() -> Story:
     """A model gate fails while the golden requests are still replayed, and the mesh confirms that nothing is served."""
     story = Story(policy=FOUR)
