@@ -219,7 +219,10 @@ def wait(
     url: UrlOption = None,
     token_file: TokenOption = None,
 ) -> None:
-    """Wait for the end. Exit 0 promoted, 3 rolled back, 4 paused, held or waiting for a person, 5 timed out."""
+    """Wait for the end.
+
+    Exit 0 promoted, 3 rolled back, refused or withdrawn, 4 paused, held or waiting for a person, 5 timed out.
+    """
     client = Client(url, token_file)
     deadline = time.monotonic() + timeout
     while True:

@@ -14,6 +14,7 @@ from service.model.preset import MetricsPreset, PredictionRecords
 from service.model.target import Target
 from service.predictions.decode import Prediction, decode
 from service.preflight.golden.requests import read
+from tests.stories import policy
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -38,6 +39,12 @@ def test_the_prediction_record_counts_for_the_shipped_target_by_the_preset_besid
     labels = {**target.labels, **target.canary_labels}
     names = found.namespace, found.service, found.version
     assert names == (target.namespace, labels[series.service_label], labels[series.version_label])
+
+
+def test_the_guard_on_pairs_is_one_of_a_policy() -> None:
+    (guard,) = re.findall(r"`(\{name: pairs.*?\})`", README)
+    metrics = [{"name": "errors", "kind": "errors"}, {"name": "pairs", "kind": "value", "required": False}]
+    assert policy(metrics=metrics, guards=[yaml.safe_load(guard)]).guards[0].above == 4.6
 
 
 def test_the_golden_request_is_one(tmp_path: Path) -> None:
