@@ -85,6 +85,8 @@ def runtime(
       serinus preflight runtime --script > ask.py
 
       docker run --rm -i IMAGE python - < ask.py > runtime.json
+
+    Exit 0 printed, 2 wrong arguments, 3 could not be asked.
     """
     import asyncio
 

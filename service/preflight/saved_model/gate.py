@@ -219,7 +219,10 @@ def _read(
                 _read_checkpoint(rule, path, stable, findings, stop)
             case Kind.VERSIONS:
                 findings.unseen.append(
-                    (f"{path.name} is a folder of versions and no model", f"Name one: {path.name}/${{canary_version}}")
+                    (
+                        f"{path.name} is a folder of versions and no model",
+                        f"Name one of them; in a target as {path.name}/${{canary_version}}",
+                    )
                 )
             case Kind.HDF5 | Kind.TFLITE | Kind.CHUNKED | Kind.TEXT:
                 findings.unseen.append(
