@@ -229,6 +229,19 @@ async def test_records_deleted_before_they_were_read_degrade_the_windows_of_thei
     assert START_S - 1 <= state.lost_from_s < state.lost_until_s <= clock.now_s
 
 
+async def test_a_service_named_with_a_line_break_is_poison_and_the_rest_is_counted(store: SqlPredictions) -> None:
+    clock, topic, stopping = Clock(), Topic(1), Stopping()
+    for name in ("tf-model", "tf-model\n", "tf-model"):
+        topic.put(0, START_S, service=name, **{"class": "a"})
+    task = asyncio.ensure_future(live(store, clock, Client(topic, clock, [0]), stopping=stopping))
+    while not task.done() and await done_n(store) < 3:
+        await asyncio.sleep(0)
+    stopping.ask()
+    await task
+    (state,) = await store.partitions(TOPIC)
+    assert (state.counted_n, state.poison_n) == (2, 1)
+
+
 async def test_services_beyond_the_bound_are_not_counted_and_a_silent_one_gives_its_place(
     store: SqlPredictions,
 ) -> None:
