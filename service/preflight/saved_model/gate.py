@@ -372,7 +372,14 @@ def _judge_runtime(read: _Read, answered: Answered, findings: _Findings) -> None
             findings.unseen.append((words.line(one), words.to_do(one)))
         elif one["code"] not in FAILS:
             findings.notes.append(words.line(one))
-    if answered.found_n > len(answered.found):
+    if answered.found_n and not answered.found:
+        findings.unseen.append(
+            (
+                f"{name} answers that there are {answered.found_n:,} findings and names none",
+                "Ask it by `python` or `dump`",
+            )
+        )
+    elif answered.found_n > len(answered.found):
         findings.notes.append(f"and {answered.found_n - len(answered.found)} findings that the answer had no room for")
     findings.good = f"{name} has every op and kernel that the model uses"
 

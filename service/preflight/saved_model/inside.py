@@ -124,7 +124,16 @@ def answer(needs: Any, device: str, imports: list[str], check: Any, path: str, l
     runtime = describe(imports)
     found = check(needs, runtime, device)
     said = {"format": 1, "versions": runtime["versions"], "found_n": len(found), "found": found}
-    while len(json.dumps(said, separators=(",", ":")).encode()) > limit_bytes:
+
+    def too_long() -> bool:
+        return len(json.dumps(said, separators=(",", ":")).encode()) > limit_bytes
+
+    while len(said["found"]) > 1 and too_long():
         said["found"] = said["found"][:-1]
+    longest = 256
+    # The gravest is told, however long the model's names are: an answer without it would look like a pass.
+    while longest > 32 and too_long():
+        longest //= 2
+        said["found"] = [{key: text[:longest] for key, text in one.items()} for one in said["found"]]
     with open(path, "w", encoding="utf-8") as file:
         file.write(json.dumps(said, separators=(",", ":")))

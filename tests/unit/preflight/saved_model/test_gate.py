@@ -268,6 +268,14 @@ async def test_a_job_is_asked_and_what_it_finds_decides(tmp_path: Path):
     assert (await look(tmp_path, path="m", job=job, jobs=good)).finding is Finding.PASSED
 
 
+async def test_a_job_that_counts_findings_and_names_none_that_fails_is_no_pass(tmp_path: Path):
+    write_model(tmp_path / "m", simple("Gone"))
+    job = RuntimeJob(image="tensorflow:2", namespace="serinus")
+    report = await look(tmp_path, path="m", job=job, jobs=FakeJobs(said(json.dumps(ANSWER | {"found_n": 3}))))
+    assert report.finding is Finding.COULD_NOT_LOOK
+    assert "3 findings" in report.sentence
+
+
 async def test_a_cluster_that_is_away_or_not_set_is_no_pass(tmp_path: Path):
     class Away(FakeJobs):
         async def create(self, namespace: str, manifest: Any) -> None:

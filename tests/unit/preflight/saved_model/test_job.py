@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from service.model.gates.model import RuntimeJob
-from service.preflight.saved_model.check import Needs, check
+from service.preflight.saved_model.check import Needs, Runtime, check
 from service.preflight.saved_model.job import MESSAGE_BYTES, Ended, Standing, asked_in_job, manifest, source
 from service.preflight.saved_model.runtime import NoAnswer
 from tests.unit.preflight.saved_model.test_check import RELU, kernel, needs, runtime, use
@@ -105,11 +105,9 @@ def test_more_needs_than_a_variable_holds_are_told_and_not_cut():
         manifest(needs(*uses), OF, device="CPU")
 
 
-def test_what_the_job_runs_gives_the_answer_that_is_given_here(tmp_path: Path):
-    """The text that is sent is run by a real interpreter, with a stand-in for what TensorFlow has registered."""
-    wanted = needs(use("Relu", T=["type", "int16"]), *(use(f"Gone{n}") for n in range(200)))
-    has = runtime({"Relu": RELU}, {"Relu": [kernel()]})
-    path = tmp_path / "message"
+def answered_inside(wanted: Needs, has: Runtime, path: Path) -> Any:
+    """What the text that is sent writes when a real interpreter runs it, with a stand-in for what TensorFlow has
+    registered."""
     asked = {"device": "CPU", "imports": [], "path": str(path), "limit_bytes": MESSAGE_BYTES - 96}
     script = source(asked).replace("\nimport base64", f"\ndescribe = lambda imports: {has!r}\nimport base64", 1)
     packed = next(
@@ -119,11 +117,27 @@ def test_what_the_job_runs_gives_the_answer_that_is_given_here(tmp_path: Path):
     )
     subprocess.run([sys.executable, "-I", "-c", script], check=True, env={"SERINUS_NEEDS": packed}, timeout=60)
     assert path.stat().st_size <= MESSAGE_BYTES
-    answer = json.loads(path.read_text())
+    return json.loads(path.read_text())
+
+
+def test_what_the_job_runs_gives_the_answer_that_is_given_here(tmp_path: Path):
+    wanted = needs(use("Relu", T=["type", "int16"]), *(use(f"Gone{n}") for n in range(200)))
+    has = runtime({"Relu": RELU}, {"Relu": [kernel()]})
+    answer = answered_inside(wanted, has, tmp_path / "message")
     here = check(wanted, has, "CPU")
     assert answer["found_n"] == len(here) == 201
     assert 10 < len(answer["found"]) < 201
     assert answer["found"] == here[: len(answer["found"])]
+
+
+def test_a_finding_too_long_for_the_message_is_cut_and_not_left_out(tmp_path: Path):
+    """An op's name and a node's may be of signs that JSON writes in twelve bytes each."""
+    gone = use("\N{DROMEDARY CAMEL}" * 64)
+    gone["where"] = "\N{DROMEDARY CAMEL}" * 300
+    answer = answered_inside(needs(gone), runtime({"Relu": RELU}), tmp_path / "message")
+    (found,) = answer["found"]
+    assert found["code"] == "op_unknown"
+    assert found["op"].startswith("\N{DROMEDARY CAMEL}")
 
 
 async def test_the_answer_is_taken_from_the_termination_message_and_the_job_taken_away():
