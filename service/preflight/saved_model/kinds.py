@@ -29,6 +29,9 @@ MAX_CONFIG_BYTES = 8 << 20
 MAX_LAYERS_N = 200_000
 CHUNK_BYTES = 1 << 20
 WEIGHTS = "model.weights.h5"
+CODE = ("Lambda", "__lambda__")
+"""Classes that carry Python's bytecode: the layer, and a function that was written as a lambda, say for an activation.
+Keras of all versions refuses either."""
 END_BYTES = 22
 MAX_COMMENT_BYTES = 65_535
 MAX_FOLDER_ENTRIES_N = 10_000
@@ -174,7 +177,7 @@ def _json(content: bytes, path: Path) -> Any:
 
 
 def _lambdas(config: Any) -> Iterator[str]:
-    """Names of Lambda layers, wherever they are."""
+    """Names of what carries code, wherever it is."""
     waiting, seen_n, found_n = [config], 0, 0
     while waiting and found_n < 20:
         one = waiting.pop()
@@ -182,7 +185,7 @@ def _lambdas(config: Any) -> Iterator[str]:
         if seen_n > MAX_LAYERS_N * 10:
             raise Unreadable("the model's description has too many parts to be read")
         if isinstance(one, dict):
-            if one.get("class_name") == "Lambda":
+            if one.get("class_name") in CODE:
                 inner = one.get("config")
                 name = inner.get("name") if isinstance(inner, dict) else None
                 found_n += 1

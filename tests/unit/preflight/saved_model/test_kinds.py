@@ -90,6 +90,13 @@ def test_layers_with_code_of_their_own_are_found_wherever_they_are(tmp_path: Pat
     assert read_keras(archive(tmp_path / "m.keras", config=config), NEVER).lambdas == ("twice",)
 
 
+def test_a_lambda_that_is_no_layer_is_code_of_its_own_too(tmp_path: Path):
+    activation = {"class_name": "__lambda__", "config": {"value": ["4wEAAAA=", None, None]}}
+    layer = {"class_name": "Dense", "config": {"name": "dense", "activation": activation}}
+    config = {"class_name": "Sequential", "config": {"layers": [layer]}}
+    assert read_keras(archive(tmp_path / "m.keras", config=config), NEVER).lambdas == ("lambda",)
+
+
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/passwd", "..\\evil", "C:/evil"])
 def test_a_member_that_leads_outside_is_refused(tmp_path: Path, name: str):
     with pytest.raises(Unreadable, match="leads outside"):
