@@ -395,6 +395,14 @@ def _judge_keras(archive: KerasArchive, versions: Mapping[str, str], findings: _
                 "Replace Lambda layers by registered ones",
             )
         )
+    if archive.foreign:
+        findings.unseen.append(
+            (
+                f"the file names classes that are not of Keras ({', '.join(archive.foreign)}), and whether the "
+                "server's code registers them is not known",
+                "Export a SavedModel, which holds what they compute",
+            )
+        )
     if not here:
         findings.unseen.append(("the candidate's image does not say which Keras it has", "Install Keras there"))
     elif _parts(here)[:1] < _parts(archive.keras_version)[:1]:

@@ -32,6 +32,9 @@ WEIGHTS = "model.weights.h5"
 CODE = ("Lambda", "__lambda__")
 """Classes that carry Python's bytecode: the layer, and a function that was written as a lambda, say for an activation.
 Keras of all versions refuses either."""
+PACKAGES = ("keras", "tf_keras", "builtins")
+"""Where Keras' own classes are; functions such as ``relu`` were written as of builtins."""
+MAX_NAMED_N = 20
 END_BYTES = 22
 MAX_COMMENT_BYTES = 65_535
 MAX_FOLDER_ENTRIES_N = 10_000
@@ -58,6 +61,8 @@ class KerasArchive:
     keras_version: str
     lambdas: tuple[str, ...]
     """Layers that carry code of their own; Keras refuses them unless it is told to run foreign code."""
+    foreign: tuple[str, ...]
+    """Classes and functions of other modules than Keras', which only a server that registers them can load."""
 
 
 def kind_of(path: Path) -> Kind:
@@ -132,7 +137,7 @@ def read_keras(path: Path, stop: threading.Event, *, data: bool = True) -> Keras
     version = metadata.get("keras_version") if isinstance(metadata, dict) else None
     if not isinstance(version, str):
         raise Unreadable(f"{path.name} does not say which Keras wrote it")
-    return KerasArchive(version[:32], tuple(_lambdas(config)))
+    return _described(version, config)
 
 
 def _bounded_list(path: Path) -> None:
@@ -176,20 +181,28 @@ def _json(content: bytes, path: Path) -> Any:
         raise Unreadable(f"the description in {path.name} is no JSON: {str(error)[:100]}") from error
 
 
-def _lambdas(config: Any) -> Iterator[str]:
-    """Names of what carries code, wherever it is."""
-    waiting, seen_n, found_n = [config], 0, 0
-    while waiting and found_n < 20:
+def _described(version: str, config: Any) -> KerasArchive:
+    """What the description says, wherever it stands: what carries code, and what is not Keras' own."""
+    lambdas: list[str] = []
+    foreign: dict[str, None] = {}
+    waiting, seen_n = [config], 0
+    while waiting:
         one = waiting.pop()
         seen_n += 1
         if seen_n > MAX_LAYERS_N * 10:
             raise Unreadable("the model's description has too many parts to be read")
         if isinstance(one, dict):
-            if one.get("class_name") in CODE:
+            kind, module = one.get("class_name"), one.get("module")
+            if kind in CODE and len(lambdas) < MAX_NAMED_N:
                 inner = one.get("config")
                 name = inner.get("name") if isinstance(inner, dict) else None
-                found_n += 1
-                yield str(name or "lambda")[:60]
+                lambdas.append(str(name or "lambda")[:60])
+            elif isinstance(kind, str) and isinstance(module, str):
+                # Names in underscores are of values that Keras writes in a form of its own.
+                own = module.partition(".")[0] in PACKAGES or kind.startswith("__")
+                if not own and len(foreign) < MAX_NAMED_N:
+                    foreign[f"{module[:60]}.{kind[:60]}"] = None
             waiting.extend(one.values())
         elif isinstance(one, list):
             waiting.extend(one)
+    return KerasArchive(version[:32], tuple(lambdas), tuple(foreign))

@@ -216,6 +216,15 @@ async def test_a_keras_file_is_said_to_be_supported_or_not(tmp_path: Path, wrote
     assert wrote in report.sentence or not has
 
 
+async def test_a_keras_file_with_classes_that_keras_does_not_have_is_no_pass(tmp_path: Path):
+    layer = {"module": "shop.layers", "class_name": "Crossed", "registered_name": "shop>Crossed", "config": {}}
+    archive(tmp_path / "m.keras", config={"class_name": "Sequential", "config": {"layers": [layer]}})
+    dump(tmp_path, HAS, Keras="3.15.1")
+    report = await look(tmp_path, path="m.keras", dump="runtime.json")
+    assert report.finding is Finding.COULD_NOT_LOOK
+    assert "shop.layers.Crossed" in report.sentence
+
+
 async def test_a_keras_file_with_code_of_its_own_fails(tmp_path: Path):
     archive(tmp_path / "m.keras", config={"class_name": "Lambda", "config": {"name": "twice"}})
     dump(tmp_path, Keras="3.15.1")

@@ -97,6 +97,14 @@ def test_a_lambda_that_is_no_layer_is_code_of_its_own_too(tmp_path: Path):
     assert read_keras(archive(tmp_path / "m.keras", config=config), NEVER).lambdas == ("lambda",)
 
 
+def test_classes_that_are_not_of_keras_are_named(tmp_path: Path):
+    own = {"module": "shop.layers", "class_name": "Crossed", "registered_name": "shop>Crossed", "config": {}}
+    known = {"module": "keras.layers", "class_name": "Dense", "registered_name": None, "config": {}}
+    inner = {"module": "builtins", "class_name": "function", "config": "relu", "registered_name": "function"}
+    config = {"module": "keras", "class_name": "Sequential", "config": {"layers": [known, own, own, inner]}}
+    assert read_keras(archive(tmp_path / "m.keras", config=config), NEVER).foreign == ("shop.layers.Crossed",)
+
+
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/etc/passwd", "..\\evil", "C:/evil"])
 def test_a_member_that_leads_outside_is_refused(tmp_path: Path, name: str):
     with pytest.raises(Unreadable, match="leads outside"):
