@@ -87,7 +87,12 @@ class SecurityLook:
                 answer.checks.append(_ambiguous(there, runs, asked))
             report = await self._report(rule, subject, of, asked, runs, there, known, deadline, answer)
         if there is not None and rule.posture is not None:
-            users = {name: known[image].user for name, image in named.items() if image in known}
+            users = {
+                name: known[image].user
+                for name, image in named.items()
+                # A tag may have been moved since the pods got what it named.
+                if image in known and _by_tag(there, {name: image}) <= known[image].digests
+            }
             if report is not None and report.image_user is not None:
                 # The report repeats the configuration of the image that it names.
                 users |= {
@@ -164,7 +169,9 @@ class SecurityLook:
                 no_stable = str(error)
         now = self._now()
         references, digests = _image_of([*runs.values(), *_pulled(there, runs)], asked, of.artifact, known)
-        ours = provenance.of_this_image(report, rule, references=references, digests=digests)
+        ours = provenance.of_this_image(
+            report, rule, references=references, digests=digests, pulled=_by_tag(there, runs)
+        )
         fresh = provenance.of_today(report, rule, now=now, written=written)
         held = limits.hold(report, rule, today=now.date(), stable=stable, no_stable=no_stable)
         answer.checks += [*held.checks, ours, fresh]
@@ -285,6 +292,11 @@ def _image_of(
 
 def _pulled(there: Workload | None, names: Collection[str]) -> list[str]:
     return [image for name in names for image in _ids(there, name)] if there else []
+
+
+def _by_tag(there: Workload | None, images: Mapping[str, str]) -> frozenset[str]:
+    """The digests of what pods got for containers whose image is named by a tag alone."""
+    return digests_of(*_pulled(there, [name for name, image in images.items() if not digests_of(image)]))
 
 
 def _ids(there: Workload, container: str) -> list[str]:

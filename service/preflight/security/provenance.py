@@ -21,16 +21,27 @@ SCAN_AGAIN = "scan the image again, by the digest that the Deployment names"
 
 
 def of_this_image(
-    report: Report, rule: SecurityGate, *, references: Collection[str], digests: Collection[str]
+    report: Report,
+    rule: SecurityGate,
+    *,
+    references: Collection[str],
+    digests: Collection[str],
+    pulled: frozenset[str] = frozenset(),
 ) -> Check:
     """Whether the report is of the candidate's image.
 
     references : how the image is called
     digests : its registry's: of its manifest, its index and its configuration; empty: the registry was not asked
+    pulled : of what pods got by a tag. A tag may be moved between two pulls, or between a pull and the scan, so the
+        report must be of each
     """
     known = digests_of(*references) | frozenset(digests)
     theirs_all = report.digests | ({report.config_digest} - {""})
     if same := theirs_all & known:
+        covered = theirs_all if theirs_all.isdisjoint(digests) else theirs_all | frozenset(digests)
+        if strangers := pulled - covered:
+            said = f"pods run image {_shorts(strangers)}, got by the same tag, and the report is of {_shorts(same)}"
+            return Check(Outcome.UNSEEN, said, f"{SCAN_AGAIN}, and let it name one, since a tag can be moved")
         return Check(Outcome.GOOD, f"the report is of this image ({short(min(same))})")
     if report.part:
         said = f"the report is of {readable(report.part, 160)}, where no operating system was looked at"
@@ -64,11 +75,12 @@ def of_this_image(
 
 
 def names_it(report: Report, references: Collection[str]) -> bool:
-    """Whether the report names one of these images, by digest or by the same tag."""
+    """Whether the report names one of these images, by digest; by the same tag where no digest can be compared."""
+    digests = digests_of(*references)
+    if not digests.isdisjoint({*report.digests, report.config_digest}):
+        return True
     ours = {_tagged(one) for one in references} - {None}
-    return not digests_of(*references).isdisjoint({*report.digests, report.config_digest}) or not ours.isdisjoint(
-        map(_tagged, report.names)
-    )
+    return not (digests and report.digests) and not ours.isdisjoint(map(_tagged, report.names))
 
 
 def of_today(report: Report, rule: SecurityGate, *, now: datetime, written: datetime | None) -> Check:

@@ -199,6 +199,27 @@ async def test_the_image_that_the_pods_pulled_tells_whether_the_report_is_of_it(
     assert other.finding is Finding.COULD_NOT_LOOK
 
 
+async def test_pods_that_pulled_another_image_by_the_same_tag_are_not_covered_by_the_report(folder: Path) -> None:
+    images = Registry({IMAGE: KnownImage(frozenset({DIGEST, CONFIG}), "1000")})
+    old, new = pod("a", SAFE, f"ghcr.io/ml/tf@{OTHER}"), pod("b", SAFE, f"ghcr.io/ml/tf@{DIGEST}")
+    for pods, registry in (((old,), images), ((old, new), images), ((new, old), None)):
+        report = await look(folder, deployed(*pods), images=registry)
+        assert report.finding is Finding.COULD_NOT_LOOK
+        assert "c3c3c3c3c3c3" in report.sentence
+    # By its configuration, which the registry knows for the same image.
+    same = pod("c", SAFE, CONFIG)
+    assert (await look(folder, deployed(new, same), images=images)).finding is Finding.PASSED
+
+
+async def test_the_user_of_the_image_that_a_tag_names_now_is_not_taken_for_that_of_the_pods(folder: Path) -> None:
+    context = SAFE | {"runAsUser": None}
+    there = deployed(pod("a", context, f"ghcr.io/ml/tf@{OTHER}"), context=context)
+    for registry in (Registry({IMAGE: KnownImage(frozenset({DIGEST, CONFIG}), "1000")}), None):
+        report = await look(folder, there, images=registry)
+        assert report.finding is Finding.COULD_NOT_LOOK
+        assert "not known" in report.facts["user"]
+
+
 async def test_a_report_of_a_proxy_beside_the_candidate_does_not_pass_for_the_candidates(folder: Path) -> None:
     proxy = {"name": "proxy", "image": "ghcr.io/ml/proxy:1", "securityContext": SAFE}
     init = {"name": "init", "image": "ghcr.io/ml/init:1", "securityContext": SAFE}
