@@ -166,6 +166,7 @@ class MetaGraph:
             if body.implements and body.prefers.upper() == device:
                 twins.setdefault(body.implements, []).append(name)
         reach: dict[str, str] = {}
+        exchanged: set[tuple[str, str]] = set()
         while waiting:
             name, how = waiting.pop()
             called = self.functions.get(name)
@@ -177,5 +178,8 @@ class MetaGraph:
                 continue
             reach[name] = how
             waiting += [(one, how) for one in called.calls]
-            waiting += [(one, how) for one in twins.get(called.implements, ()) if called.implements]
+            if called.implements and (called.implements, how) not in exchanged:
+                # Once for all twins: each leads to every other.
+                exchanged.add((called.implements, how))
+                waiting += [(one, how) for one in twins.get(called.implements, ())]
         return reach

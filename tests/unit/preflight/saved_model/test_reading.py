@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tracemalloc
 
 import pytest
 
@@ -130,6 +131,18 @@ def test_the_twin_that_keras_exchanges_by_device_is_reached_on_that_device():
     content = simple("PartitionedCall", attrs={"f": func("usual")}, functions=twins)
     assert reach_of(needs_of(content, device="CPU"), "Quick") == {"dead"}
     assert reach_of(needs_of(content, device="GPU"), "Quick") == {"run"}
+
+
+def test_many_twins_of_one_another_take_no_more_than_their_number():
+    """Each of n functions leads to all n; a walk that waits for each pair would take gigabytes of a small file."""
+    twins = {"api_implements": text("x"), "api_preferred_device": text("CPU")}
+    graph = graph_of(simple("f0", functions=[function(f"f{n}", attrs=twins) for n in range(1500)]))
+    tracemalloc.start()
+    reached = graph.needs(entry=Entry.SIGNATURES, device="CPU")
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert reached["functions"] == ["f0"]
+    assert peak_bytes < 10 << 20
 
 
 def test_functions_that_only_python_can_call_count_where_python_does():
