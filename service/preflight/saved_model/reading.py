@@ -28,9 +28,14 @@ MAX_FUNCTIONS_N = 100_000
 MAX_META_GRAPHS_N = 64
 MAX_SIGNATURES_N = 1_000
 MAX_OBJECTS_N = 500_000
+MAX_CHILDREN_N = 1_000_000
 MAX_OP_DEFS_N = 10_000
 MAX_ATTRS_N = 200
 MAX_LIST_N = 100_000
+MAX_NUMBERS_N = 1_000
+"""Whole numbers of one list. A list of more is no value that an op knows: it is noted as set and not compared."""
+MAX_ELEMENTS_N = 1_000_000
+"""Elements of all lists that are kept."""
 MAX_TENSORS_N = 100_000
 """In one checkpoint."""
 MAX_TEXT_BYTES = 32
@@ -64,6 +69,8 @@ class _GraphReader:
         self._graph = MetaGraph()
         self._index: dict[object, int] = {}
         self._nodes_n = 0
+        self._elements_n = 0
+        """Of the lists that are kept."""
 
     def read(self, message: Span) -> MetaGraph:
         graph = self._graph
@@ -97,6 +104,8 @@ class _GraphReader:
                     if m == 1:
                         name, definition = _op_def(span(inner))
                         _bound(len(graph.op_defs), MAX_OP_DEFS_N, "op definitions")
+                        for attr in definition["attrs"].values():
+                            self._keep(attr["default"], ["list", attr["allowed"]])
                         graph.op_defs[name] = definition
             elif n == 4:
                 tags.add(span(value).text())
@@ -134,8 +143,8 @@ class _GraphReader:
             elif n == 2:
                 graph.min_consumer_n = signed(value)
             elif n == 3:
-                _bound(len(graph.bad_consumers), 1000, "bad consumers")
-                graph.bad_consumers += tuple(numbers(value))
+                graph.bad_consumers += tuple(numbers(value, MAX_NUMBERS_N))
+                _bound(len(graph.bad_consumers), MAX_NUMBERS_N, "bad consumers")
 
     def _saver(self, message: Span) -> None:
         for n, value in message.fields():
@@ -207,7 +216,8 @@ class _GraphReader:
         if op == "Const" and constant is not None and attrs.get("dtype") == ["type", "string"]:
             names.keep(name, constant)
         if op == "RestoreV2":
-            names.restores.append((inputs, attrs.get("dtypes", ["list", []])[1]))
+            dtypes = attrs.get("dtypes", ["list", []])[1]
+            names.restores.append((inputs, dtypes if isinstance(dtypes, list) else []))
         kept = {key: _kept(key, one, definition) for key, one in attrs.items()}
         return name, op, tuple(inputs), self._use(op, _device_kind(device), kept), tuple(calls)
 
@@ -216,9 +226,15 @@ class _GraphReader:
         index = self._index.get(key)
         if index is None:
             _bound(len(self._index), MAX_USES_N, "different uses of ops")
+            self._keep(*attrs.values())
             index = self._index[key] = len(self._graph.uses)
             self._graph.uses.append(Use(op=op, device=device, attrs=attrs, reach="", where=""))
         return index
+
+    def _keep(self, *values: AttrValue | None) -> None:
+        """Count the elements of lists among these, before they are kept."""
+        self._elements_n += sum(len(one[1]) for one in values if one is not None and isinstance(one[1], list))
+        _bound(self._elements_n, MAX_ELEMENTS_N, "elements of attributes")
 
     def _v1_variable(self, name: str, message: Span) -> None:
         """A variable of the main graph by the name that a V1 saver gives it: the node's."""
@@ -314,22 +330,23 @@ def _list_value(message: Span, calls: list[str]) -> AttrValue:
     kind = "list"
     found: list[str | int | bool | None] = []
     for n, value in message.fields():
-        _bound(len(found), MAX_LIST_N, "elements of one attribute")
         if n == 2:
             text = span(value)
             found.append(text.text() if text.size_bytes <= MAX_TEXT_BYTES else None)
-        elif n == 3:
-            found.extend(one - (1 << 64) if one >= 1 << 63 else one for one in numbers(value))
-        elif n == 5:
-            found.extend(bool(one) for one in numbers(value))
+        elif n in (3, 5):
+            more = numbers(value, MAX_NUMBERS_N)
+            found.extend(bool(one) if n == 5 else one - (1 << 64) if one >= 1 << 63 else one for one in more)
+            if len(found) > MAX_NUMBERS_N:
+                return ["list", None]
         elif n == 6:
-            found.extend(type_name(one) for one in numbers(value))
+            found.extend(type_name(one) for one in numbers(value, MAX_LIST_N))
         elif n in (4, 7, 8):
             # Not compared: lists of floats, shapes and tensors.
             kind = "shape"
         elif n == 9:
             kind = "func"
             _call(span(value), calls)
+        _bound(len(found), MAX_LIST_N, "elements of one attribute")
     return [kind, found if kind == "list" else None]
 
 
@@ -460,7 +477,7 @@ def read_shape(message: Span) -> tuple[int, ...] | None:
 
 def _objects(message: Span) -> SavedObjects:
     found = SavedObjects()
-    index = -1
+    index, children_n = -1, 0
     for n, value in message.fields():
         if n != 1:
             continue
@@ -469,6 +486,8 @@ def _objects(message: Span) -> SavedObjects:
         for m, inner in span(value).fields():
             if m == 1:
                 name, child = _reference(span(inner))
+                _bound(children_n, MAX_CHILDREN_N, "children of objects")
+                children_n += 1
                 found.children.setdefault(index, {})[name] = child
             elif m in (6, 8):
                 found.functions.update(span(one).text() for k, one in span(inner).fields() if k == 1)

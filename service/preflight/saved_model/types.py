@@ -23,4 +23,5 @@ ELEMENT_BYTES = {
 
 def type_name(code: int) -> str:
     """``float`` for 1; a number that is not known is shown as one."""
-    return TYPES.get(code, f"type {code}")
+    # A file may hold millions of numbers that are no types; they are not worth a text each.
+    return TYPES.get(code) or (f"type {code}" if code < 1000 else "a type of no known number")

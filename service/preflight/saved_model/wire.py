@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -22,6 +24,8 @@ MAX_FILE_BYTES = (1 << 31) + (1 << 20)
 """A protobuf message has less than 2 GiB."""
 MAX_FIELDS_N = 20_000_000
 """About 40 s of reading. A large model (50,000 nodes) has 1.5 million fields."""
+MAX_TEXTS_BYTES = 256 << 20
+"""Memory that the texts of one file may take, kept or not. A large model's names take 70 MB."""
 MAX_DEPTH_N = 48
 MAX_VARINT_BYTES = 10
 
@@ -90,6 +94,7 @@ class Reader:
     def __init__(self, source: Source, *, max_fields_n: int = MAX_FIELDS_N) -> None:
         self.source = source
         self.fields_left_n = max_fields_n
+        self.texts_left_bytes = MAX_TEXTS_BYTES
         self.window = b""
         self.window_at = 0
 
@@ -203,7 +208,12 @@ class Span:
 
     def text(self, limit_bytes: int = 1024) -> str:
         """As UTF-8; what is none is replaced."""
-        return self.content(limit_bytes).decode(errors="replace")
+        found = self.content(limit_bytes).decode(errors="replace")
+        reader = self._reader
+        reader.texts_left_bytes -= sys.getsizeof(found)
+        if reader.texts_left_bytes < 0:
+            raise reader.fault(self._start, f"names and other texts that take more than {MAX_TEXTS_BYTES:,} bytes")
+        return found
 
     def float32(self) -> float:
         """A fixed number of 4 bytes."""
@@ -240,9 +250,9 @@ def signed(value: int | Span) -> int:
     return found - (1 << 64) if found >= 1 << 63 else found
 
 
-def numbers(value: int | Span) -> list[int]:
-    """A repeated whole number, packed or not."""
-    return [value] if isinstance(value, int) else list(value.numbers())
+def numbers(value: int | Span, limit_n: int) -> list[int]:
+    """A repeated whole number, packed or not; of more than ``limit_n`` one more than these."""
+    return [value] if isinstance(value, int) else list(islice(value.numbers(), limit_n + 1))
 
 
 def _reason(error: Exception) -> str:

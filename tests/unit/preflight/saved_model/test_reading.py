@@ -9,7 +9,7 @@ import tracemalloc
 import pytest
 
 from service.model.gates.model import Entry
-from service.preflight.saved_model import reading
+from service.preflight.saved_model import reading, wire
 from service.preflight.saved_model.check import Needs
 from service.preflight.saved_model.graph import MetaGraph, Tensor
 from service.preflight.saved_model.reading import read_saved_model
@@ -218,6 +218,15 @@ def test_what_the_checkpoint_must_hold_is_read_from_the_constants_of_restoring()
     assert graph_of(content).restored(entry=Entry.SIGNATURES, device="CPU") == [("a/b", "float"), ("c", "int32")]
 
 
+@pytest.mark.parametrize("odd", [num(3, 5), msg(1, msg(7, shape(1))), dtype(FLOAT)], ids=["int", "shapes", "type"])
+def test_restoring_with_types_that_are_no_list_of_types_names_no_tensors(odd: bytes):
+    restore = [
+        node("names", "Const", attrs={"dtype": dtype(STRING), "value": strings("a/b", "c")}, field=3),
+        node("it", "RestoreV2", "p", "names:output:0", "s", attrs={"dtypes": odd}, field=3),
+    ]
+    assert graph_of(simple(functions=[function("load", *restore)])).functions["load"].restored == []
+
+
 def test_op_definitions_of_the_writer_are_read_whatever_their_place():
     definition = op_def("Relu", inputs=["T"], outputs=["T"], attrs={"T": ("type", dtype(FLOAT), dtypes(FLOAT, INT32))})
     whole = simple(op_defs=[definition])
@@ -318,12 +327,35 @@ def test_what_holds_no_graph_is_no_saved_model():
         ("MAX_FUNCTIONS_N", simple(functions=[function("f"), function("g")]), "functions"),
         ("MAX_SIGNATURES_N", simple(), "inputs or outputs|signatures"),
         ("MAX_ATTRS_N", simple(attrs={"a": flag(True), "b": flag(True)}), "attributes of one node"),
+        ("MAX_CHILDREN_N", simple(objects=msg(1, *(msg(1, msg(2, one)) for one in "ab"))), "children of objects"),
+        ("MAX_ELEMENTS_N", simple(attrs={"n": msg(1, msg(3, varint(1), varint(2)))}), "elements of attributes"),
     ],
 )
 def test_counts_are_bounded(monkeypatch: pytest.MonkeyPatch, bound: str, content: bytes, what: str):
     monkeypatch.setattr(reading, bound, 1 if bound != "MAX_SIGNATURES_N" else 0)
     with pytest.raises(Unreadable, match=f"the model has more than .*({what})"):
         graph_of(content)
+
+
+def test_the_texts_of_a_model_are_bounded_by_the_memory_that_they_take(monkeypatch: pytest.MonkeyPatch):
+    """One sign beyond ASCII makes every sign of a text take four bytes, so that bytes of the file are no measure."""
+    wide = saved_model(meta_graph(*(node("\N{DROMEDARY CAMEL}" + f"{n:01000}", "Relu") for n in range(40))))
+    monkeypatch.setattr(wire, "MAX_TEXTS_BYTES", 100_000)
+    with pytest.raises(Unreadable, match="names and other texts that take more than 100,000 bytes"):
+        graph_of(wide)
+    assert len(graph_of(saved_model(meta_graph(*(node(f"{n:0100}", "Relu") for n in range(40))))).nodes) == 40
+
+
+def test_long_lists_of_numbers_are_no_values_and_are_not_kept():
+    """No op has them as an attribute; in one field a model may have as many as it has bytes."""
+    many = msg(1, msg(3, *(varint(n) for n in range(2000))))
+    (use,) = needs_of(saved_model(meta_graph(node("it", "Op", attrs={"n": many}))))["uses"]
+    assert use["attrs"]["n"] == ["list", None]
+    few = msg(1, msg(3, *(varint(n) for n in range(3))))
+    (use,) = needs_of(saved_model(meta_graph(node("it", "Op", attrs={"n": few}))))["uses"]
+    assert use["attrs"]["n"] == ["list", [0, 1, 2]]
+    with pytest.raises(Unreadable, match="bad consumers"):
+        graph_of(saved_model(meta_graph(versions=num(1, 1) + msg(3, *(varint(n) for n in range(2000))))))
 
 
 def rich_model() -> bytes:

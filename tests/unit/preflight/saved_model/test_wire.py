@@ -35,7 +35,7 @@ def test_numbers_texts_and_packed_numbers_are_read():
     assert found[0] == (1, 300)
     assert signed(found[1][1]) == -5
     assert span(found[2][1]).text() == "äß"
-    assert numbers(found[3][1]) == [7, 1 << 40]
+    assert numbers(found[3][1], 2) == [7, 1 << 40]
     assert span(found[4][1]).float32() == 1.0
 
 
@@ -83,7 +83,7 @@ def test_fields_are_paid_from_a_budget():
     with pytest.raises(Unreadable, match="more fields than"):
         list(Reader(BytesSource(num(1, 1) * 100, name="m"), max_fields_n=99).message().fields())
     with pytest.raises(Unreadable, match="more fields than"):
-        numbers(next(Reader(BytesSource(msg(1, b"\1" * 100), name="m"), max_fields_n=99).message().fields())[1])
+        numbers(next(Reader(BytesSource(msg(1, b"\1" * 100), name="m"), max_fields_n=99).message().fields())[1], 100)
 
 
 def test_a_wrong_kind_of_field_is_no_number_and_no_text():
