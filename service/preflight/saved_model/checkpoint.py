@@ -18,7 +18,7 @@ from pathlib import Path
 import google_crc32c
 
 from service.preflight.saved_model.graph import MetaGraph, Tensor, Variable
-from service.preflight.saved_model.reading import MAX_TENSORS_N, read_shape
+from service.preflight.saved_model.reading import MAX_CHILDREN_N, MAX_OBJECTS_N, MAX_TENSORS_N, read_shape
 from service.preflight.saved_model.types import ELEMENT_BYTES, type_name
 from service.preflight.saved_model.wire import (
     BytesSource,
@@ -40,6 +40,8 @@ MAX_BLOCK_BYTES = 16 << 20
 """TensorFlow writes blocks of 256 KiB."""
 MAX_BLOCKS_N = 100_000
 MAX_KEY_BYTES = 8192
+MAX_NAMES_BYTES = 32 << 20
+"""Of all tensors together. In the file a name takes only what it does not share with the one before."""
 MAX_SHARDS_N = 10_000
 MAX_OPEN_SHARDS_N = 256
 MAX_DATA_BYTES = 1 << 44
@@ -74,9 +76,12 @@ class Index:
 
 def read_index(source: Source) -> Index:
     """The index. Raises Unreadable for a damaged one, or beyond the bounds."""
-    shards_n = 0
+    shards_n = names_bytes = 0
     tensors: dict[str, Stored] = {}
     for key, value in _table(source):
+        names_bytes += len(key)
+        if names_bytes > MAX_NAMES_BYTES:
+            raise Unreadable(f"{source.name} has names of more than {MAX_NAMES_BYTES:,} bytes")
         reader = Reader(BytesSource(value, name=source.name), max_fields_n=100_000)
         if key == b"":
             shards_n = _header(reader.message(), source)
@@ -101,14 +106,19 @@ def _table(source: Source) -> Iterator[tuple[bytes, bytes]]:
         _, position = _varint(footer, position, source)
     start, position = _varint(footer, position, source)
     size, _ = _varint(footer, position, source)
-    last = b""
+    last: bytes | None = None
+    blocks_bytes = 0
     for blocks_n, (_, handle) in enumerate(_block(source, start, size)):
         if blocks_n >= MAX_BLOCKS_N:
             raise Unreadable(f"{source.name} has more than {MAX_BLOCKS_N:,} blocks")
         block_start, at = _varint(handle, 0, source)
         block_size, _ = _varint(handle, at, source)
+        blocks_bytes += block_size + BLOCK_TRAILER_BYTES
+        if blocks_bytes > source.size_bytes:
+            # Each of 100,000 entries could name the same block of 16 MiB.
+            raise Unreadable(f"{source.name} has blocks that lie over one another; it is damaged")
         for key, value in _block(source, block_start, block_size):
-            if key <= last and last:
+            if last is not None and key <= last:
                 raise Unreadable(f"{source.name} has keys out of order; it is damaged")
             last = key
             yield key, value
@@ -231,7 +241,8 @@ class Checkpoint:
                 )
             wanted = _plain_bytes(one.tensor)
             if wanted is not None and wanted != one.size_bytes:
-                lines.append(f"{name} is {_shown(one.tensor)} and has {one.size_bytes:,} bytes instead of {wanted:,}")
+                least = f"{wanted:,}" if wanted <= MAX_DATA_BYTES else "more than any file has"
+                lines.append(f"{name} is {_shown(one.tensor)} and has {one.size_bytes:,} bytes instead of {least}")
         return lines
 
     def damaged(self, stop: threading.Event) -> list[str]:
@@ -305,21 +316,33 @@ def _checksum_of_strings(file: FileSource, one: Stored, stop: threading.Event) -
 
 
 def _trackables(message: Span) -> Iterator[tuple[dict[str, int], dict[str, str]]]:
+    objects_n = children_n = 0
     for n, value in message.fields():
         if n != 1:
             continue
+        objects_n += 1
+        if objects_n > MAX_OBJECTS_N:
+            raise Unreadable(f"the checkpoint has more than {MAX_OBJECTS_N:,} objects, the most that are read")
         children: dict[str, int] = {}
         keys: dict[str, str] = {}
         for m, inner in span(value).fields():
+            children_n += 1
+            if children_n > MAX_CHILDREN_N:
+                raise Unreadable(f"the checkpoint's objects have more than {MAX_CHILDREN_N:,} children and values")
             if m == 1:
-                pair = dict(span(inner).fields())
+                pair = _picked(inner, 1, 2)
                 if 2 in pair:
                     children[span(pair[2]).text(MAX_KEY_BYTES)] = number(pair.get(1, 0))
             elif m == 2:
-                one = dict(span(inner).fields())
+                one = _picked(inner, 1, 3)
                 if 1 in one and 3 in one:
                     keys[span(one[1]).text()] = span(one[3]).text(MAX_KEY_BYTES)
         yield children, keys
+
+
+def _picked(message: int | Span, *wanted: int) -> dict[int, int | Span]:
+    """The last of each of these fields."""
+    return {n: value for n, value in span(message).fields() if n in wanted}
 
 
 def unmet(graph: MetaGraph, restored: Sequence[tuple[str, str]], checkpoint: Checkpoint) -> list[str]:

@@ -122,6 +122,9 @@ def test_keys_that_share_their_beginning_are_put_together():
         (b"a" * 100, "does not end as"),
         (table([(b"b", num(1, 1)), (b"a", num(1, 1))]), "out of order"),
         (table([(b"a", num(1, 1)), (b"a", num(1, 1))]), "out of order"),
+        (table([(b"", num(1, 1)), (b"", num(1, 1))]), "out of order"),
+        (table_of(sealed_block([]), times=50), "over one another"),
+        (table_of(sealed_block([(0, b"", num(1, 1))]), times=2), "out of order"),
         (table([(b"a", num(1, FLOAT))]), "has no header"),
         (table([(b"", num(1, 1))], kind=1), "compressed"),
         (table([(b"", num(1, 20_000))]), "20000 shards"),
@@ -129,7 +132,21 @@ def test_keys_that_share_their_beginning_are_put_together():
         (table([(b"", num(1, 1))])[-48:], "past its end"),
         (table([(b"", num(1, 1)), (b"a" * 9000, b"")]), "past its block"),
     ],
-    ids=["empty", "noise", "order", "twice", "header", "packed", "shards", "endian", "cut", "key"],
+    ids=[
+        "empty",
+        "noise",
+        "order",
+        "twice",
+        "headers",
+        "nothing",
+        "again",
+        "header",
+        "packed",
+        "shards",
+        "endian",
+        "cut",
+        "key",
+    ],
 )
 def test_a_damaged_index_is_told(content: bytes, what: str):
     with pytest.raises(Unreadable, match=what):
@@ -148,6 +165,35 @@ def test_the_number_of_tensors_is_bounded(monkeypatch: pytest.MonkeyPatch):
     one = bundle_entry(FLOAT, (), 0, b"\0" * 4)
     with pytest.raises(Unreadable, match="more than 1 tensors"):
         index_of(table([(b"", num(1, 1)), (b"a", one), (b"b", one)]))
+
+
+def test_names_that_share_their_beginnings_are_bounded_by_what_they_take_when_put_together(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    entries = [(0, b"", num(1, 1)), (0, b"a" * 8000, b"")] + [(7990, b"b%09d" % n, b"") for n in range(20)]
+    content = table_of(sealed_block(entries))
+    assert len(content) < 10_000
+    monkeypatch.setattr(checkpoint, "MAX_NAMES_BYTES", 100_000)
+    with pytest.raises(Unreadable, match="names of more than 100,000 bytes"):
+        index_of(content)
+
+
+def test_objects_of_a_checkpoint_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    graph = packed_strings(msg(1) * 20)
+    read = opened(write_checkpoint(tmp_path / "v", {checkpoint.OBJECT_GRAPH: (STRING, (), graph)}))
+    assert len(read.object_keys()) == 20
+    monkeypatch.setattr(checkpoint, "MAX_OBJECTS_N", 19)
+    with pytest.raises(Unreadable, match="more than 19 objects"):
+        read.object_keys()
+
+
+def test_a_shape_beyond_all_numbers_is_told_and_raises_nothing_else(tmp_path: Path):
+    sizes = (2**62,) * 255
+    entries = [(b"", num(1, 1)), (b"w", bundle_entry(FLOAT, sizes, 0, ONES))]
+    (tmp_path / "v.index").write_bytes(table(entries))
+    (tmp_path / "v.data-00000-of-00001").write_bytes(ONES)
+    (line,) = opened(tmp_path / "v").misplaced()
+    assert "48 bytes instead of" in line
 
 
 def test_a_thousand_mutations_of_an_index_raise_the_one_error_or_nothing(

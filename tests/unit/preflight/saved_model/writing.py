@@ -180,14 +180,14 @@ def sealed_block(entries: Iterable[tuple[int, bytes, bytes]], kind: int = 0) -> 
     return content + struct.pack("<I", masked(google_crc32c.value(content)))
 
 
-def table_of(data: bytes) -> bytes:
-    """A LevelDB table of one block of data."""
+def table_of(data: bytes, *, times: int = 1) -> bytes:
+    """A LevelDB table of one block of data, which its index may name several times."""
 
     def handle(start: int, whole: bytes) -> bytes:
         return varint(start) + varint(len(whole) - 5)
 
     meta = sealed_block([])
-    index = sealed_block([(0, b"~", handle(0, data))])
+    index = sealed_block([(0, b"~", handle(0, data))] * times)
     footer = handle(len(data), meta) + handle(len(data) + len(meta), index)
     return data + meta + index + footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
 
