@@ -36,6 +36,7 @@ PACKAGES = ("keras", "tf_keras", "builtins")
 """Where Keras' own classes are; functions such as ``relu`` were written as of builtins."""
 MAX_NAMED_N = 20
 END_BYTES = 22
+LONG_END_BYTES, LOCATOR_BYTES = 56, 20
 MAX_COMMENT_BYTES = 65_535
 MAX_FOLDER_ENTRIES_N = 10_000
 
@@ -149,12 +150,15 @@ def _bounded_list(path: Path) -> None:
         if at < 0 or len(tail) - at < END_BYTES:
             raise Unreadable(f"{path.name} does not end as an archive does; it is damaged or cut off")
         members_n, list_bytes = struct.unpack_from("<HI", tail, at + 10)
-        if b"PK\6\7" in tail[max(0, at - 20) : at]:
-            # Beyond 4 GB the numbers are in a longer record.
-            record = source.at(struct.unpack_from("<Q", tail, at - 12)[0], 56)
-            if len(record) < 56:
+        # Beyond 4 GB the numbers are in a longer record. Some readers take it from right before its locator, some from
+        # where that points to; so it must be the same, or another list would be read than the one that is bounded.
+        before_at = tail_at + at - LONG_END_BYTES - LOCATOR_BYTES
+        before = source.at(max(0, before_at), LONG_END_BYTES + LOCATOR_BYTES + min(0, before_at))
+        locator = before[-LOCATOR_BYTES:]
+        if locator[:4] == b"PK\6\7":
+            if before[:4] != b"PK\6\6" or struct.unpack_from("<Q", locator, 8)[0] != before_at:
                 raise Unreadable(f"{path.name} does not end as an archive does; it is damaged or cut off")
-            members_n, list_bytes = struct.unpack_from("<QQ", record, 32)
+            members_n, list_bytes = struct.unpack_from("<QQ", before, 32)
     if members_n > MAX_MEMBERS_N or list_bytes > MAX_LIST_BYTES:
         raise Unreadable(f"{path.name} lists {members_n:,} members in {list_bytes:,} bytes; a model has a handful")
 

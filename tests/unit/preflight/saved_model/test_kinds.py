@@ -145,6 +145,34 @@ def test_a_list_in_the_long_form_is_bounded_too(tmp_path: Path):
         read_keras(path, NEVER)
 
 
+@pytest.mark.parametrize("comment_n", [0, 65_510, 65_535])
+@pytest.mark.parametrize("decoy", ["elsewhere", "in the locator"])
+def test_the_list_that_is_bounded_is_the_one_that_is_read(tmp_path: Path, decoy: str, comment_n: int):
+    """Readers of archives differ in where they look for the longer record of the end."""
+    path = tmp_path / "m.keras"
+
+    def record(size_bytes: int) -> bytes:
+        return b"PK\6\6" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 1, 1, size_bytes, 0)
+
+    hole_bytes = 32 << 20
+    locator = b"PK\6\7" + struct.pack("<IQI", 0, 4, 1)
+    end = b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 1, 1, 46, 0, comment_n)
+    if decoy == "in the locator":
+        # Looks like a locator and is none: the sizes of the end itself count.
+        locator = b"PK\6\7".rjust(12, b"x") + struct.pack("<Q", 4)
+        end = b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, 1, 1, hole_bytes, 0, comment_n)
+    with path.open("wb") as file:
+        file.write(b"PK\3\4" + record(46))
+        file.seek(hole_bytes, os.SEEK_CUR)
+        file.write(record(hole_bytes) + locator + end + b"c" * comment_n)
+    tracemalloc.start()
+    with pytest.raises(Unreadable, match=r"lists 1 members in 33,554,432 bytes|does not end as an archive does"):
+        read_keras(path, NEVER)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 4 << 20
+
+
 def test_what_is_damaged_incomplete_or_packed_otherwise_is_told(tmp_path: Path):
     path = archive(tmp_path / "m.keras")
     whole = path.read_bytes()
