@@ -39,6 +39,9 @@ _TRIVY, _SYSTEM_RULE = "Trivy", "OsPackageVulnerability"
 _OTHER_RULES = frozenset({"Misconfiguration", "License"})
 _TEXT = Text(4000)
 
+MAX_RUNS_N = 100
+"""Scanners print one, and tools that put several reports together some."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Told:
@@ -198,6 +201,8 @@ class SarifReader:
         )
 
     def _end_of_run(self, run: dict[str, Any]) -> None:
+        if len(self._scanners) >= MAX_RUNS_N:
+            raise Malformed(f"more than {MAX_RUNS_N} runs")
         driver = run.get("tool", {}).get("driver", {})
         name = driver.get("name", "an unnamed tool")
         self._scanners.append(f"{name} {driver.get('version') or driver.get('semanticVersion', '')}".strip())

@@ -358,6 +358,15 @@ def test_of_two_members_with_one_name_neither_is_believed(raw: str) -> None:
         read(raw.encode())
 
 
+def test_the_runs_of_a_sarif_report_are_bounded() -> None:
+    """An empty run is three bytes in the file and some eighty in memory."""
+    one = b'{"results":[],"tool":{"driver":{"name":"x"}}}'
+    whole = b'{"version":"2.1.0","runs":[' + b",".join([one] * 100) + b"]}"
+    assert read(whole).scanner == "x"
+    with pytest.raises(Malformed, match="more than 100 runs"):
+        read(whole.replace(b"[{", b"[{},{", 1))
+
+
 def test_words_for_severities() -> None:
     assert [severity_of(word) for word in ("Critical", "moderate", "Important", "Negligible", "", None, "x")] == [
         "critical", "medium", "high", "negligible", "unknown", "unknown", "unknown",
