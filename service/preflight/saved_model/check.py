@@ -98,6 +98,10 @@ GRAVITY = (
 )  # fmt: skip
 """All codes, the gravest first."""
 
+TOLD_CHARACTERS_N = 300
+TYPE_CHARACTERS_N = 60
+"""Of names and values that a model brings."""
+
 FAILS = frozenset(GRAVITY[: GRAVITY.index("gpu_unseen")])
 BLIND = frozenset({"gpu_unseen", "jit_unseen"})
 
@@ -107,6 +111,7 @@ def check(needs: Needs, runtime: Runtime, device: str) -> list[Found]:
     found: dict[Any, Found] = {}
 
     def tell(code: str, op: str = "", attr: str = "", seen: str = "", wanted: str = "", where: str = "") -> None:
+        attr, seen, wanted = attr[:TOLD_CHARACTERS_N], seen[:TOLD_CHARACTERS_N], wanted[:TOLD_CHARACTERS_N]
         found.setdefault(
             (code, op, attr, seen), Found(code=code, op=op, attr=attr, seen=seen, wanted=wanted, where=where)
         )
@@ -198,7 +203,8 @@ def _resolved(arg: str, given: dict[str, AttrValue], definition: OpDef) -> str:
         return arg
     known = definition["attrs"].get(name[1:])
     value = given.get(name[1:]) or (known["default"] if known is not None else None)
-    return many + star + (str(value[1]) if value is not None else name)
+    # A type; whatever else a model writes there may be long.
+    return many + star + (str(value[1])[:TYPE_CHARACTERS_N] if value is not None else name)
 
 
 def _has_kernel(use: Use, definition: OpDef, rows: list[Kernel], devices: Any) -> bool:

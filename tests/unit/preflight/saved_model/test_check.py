@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -79,6 +80,20 @@ def test_an_op_that_is_not_registered_is_found_wherever_it_lies(reach: str):
     assert [(one["code"], one["op"], one["where"]) for one in found] == [
         ("op_unknown", "SegmentMaxV2", "a in segmentmaxv2")
     ]
+
+
+def test_what_is_told_of_a_model_is_cut_however_long_its_names_and_lists_are():
+    """Two hundred arguments of one long list each would be megabytes of text for one use of an op."""
+    long = OpDef(attrs={"T": attr()}, inputs=["$T"] * 200, outputs=[], removed_n=0)
+    strange = use("Relu", **{"x" * 8000: FLOAT, "T": ["list", list(range(10**9, 10**9 + 1000))]})
+    wanted = needs(strange, op_defs={"Relu": long})
+    tracemalloc.start()
+    found = check(wanted, runtime({"Relu": RELU}), "CPU")
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert {"types_changed", "attr_unknown"} <= set(codes(found))
+    assert max(len(text) for one in found for text in one.values()) <= 300
+    assert peak_bytes < 500_000
 
 
 def test_a_function_of_the_model_is_no_missing_op():
