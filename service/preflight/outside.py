@@ -40,11 +40,24 @@ NEVER_BY_NAME = tuple(
         "169.254.0.0/16",  # link-local, and most clouds' metadata
         "fe80::/10",
         "fd00:ec2::/32",  # AWS' metadata over IPv6
+        "fd20:ce::254/128",  # Google's over IPv6
         "100.100.100.200/32",  # Alibaba's
         "168.63.129.16/32",  # Azure's, a public address by its number
+        "192.0.0.192/32",  # Oracle's older one
     )
 )
 """Where credentials of the machine are handed out. Listing a name does not open these; listing the address does."""
+
+NOT_GLOBAL = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "192.0.0.0/24",  # special purposes of the IETF
+        "192.88.99.0/24",  # relays of 6to4, given up
+        "fec0::/10",  # site-local, given up and still used
+        "3fff::/20",  # documentation
+    )
+)
+"""What the library of some Python versions takes for global."""
 
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 SIX_TO_FOUR = ipaddress.ip_network("2002::/16")
@@ -350,7 +363,7 @@ class _GuardedResolver(AbstractResolver):
 def is_public(address: Address) -> bool:
     """Whether an address is one of the internet at large: not private, local, shared, reserved, multicast, metadata."""
     address = _embedded(address)
-    if any(address in network for network in NEVER_BY_NAME) or address in SIX_TO_FOUR:
+    if any(address in network for network in (*NEVER_BY_NAME, *NOT_GLOBAL, SIX_TO_FOUR)):
         return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 

@@ -321,6 +321,19 @@ def test_an_entry_of_another_form_stops_the_start_up(entry: str) -> None:
         Allowed.listed([entry])
 
 
+@pytest.mark.parametrize("address", ["192.0.0.192", "192.88.99.1", "fec0::1", "3fff::1", "::ffff:192.0.0.192"])
+def test_addresses_of_special_purpose_are_not_public_whatever_the_library_knows_of_them(address: str) -> None:
+    assert not is_public(ip_address(address))
+
+
+@pytest.mark.parametrize("address", ["192.0.0.192", "fd20:ce::254"])
+async def test_a_listed_name_does_not_open_where_machines_get_their_credentials(address: str) -> None:
+    names = Names(registry_internal=[address])
+    async with Outside(Allowed.listed(["registry.internal"]), resolver=lambda: names) as outside:
+        with pytest.raises(NotAllowed, match="credentials"):
+            await outside.get("https://registry.internal/v2/", **QUICK)
+
+
 @SEEDED
 @given(st.ip_addresses(v=4))
 def test_an_ipv4_address_is_judged_the_same_in_every_ipv6_coat(address: object) -> None:
