@@ -416,4 +416,6 @@ def _speaking_of(shown: str) -> Iterator[None]:
     except PortError:
         raise
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise Unavailable(f"{shown} cannot be read: {readable(str(error) or type(error).__name__)}") from error
+        # The client's errors may repeat the address with its query, which may hold a signature.
+        said = re.sub(r"\?[^\s'\"]*", "", str(error)) or type(error).__name__
+        raise Unavailable(f"{shown} cannot be read: {readable(said)}") from error

@@ -118,6 +118,22 @@ async def test_an_address_that_nobody_listed_is_not_even_connected_to(url: str) 
     assert "word" not in str(caught.value)
 
 
+async def test_what_a_signed_address_is_signed_with_is_in_no_error() -> None:
+    """The client's own errors repeat the whole address where a server does not speak HTTP."""
+
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000 + b"\r\n")
+        writer.close()
+
+    babbling = await asyncio.start_server(babble, "127.0.0.1", 0)
+    async with babbling:
+        port = babbling.sockets[0].getsockname()[1]
+        async with Outside(Allowed.listed([f"http://127.0.0.1:{port}"])) as outside:
+            with pytest.raises(Unavailable, match="Too many headers") as told:
+                await outside.get(f"http://127.0.0.1:{port}/a?sig=SECRET", **QUICK)
+    assert "SECRET" not in str(told.value)
+
+
 @pytest.mark.parametrize(
     "addresses", ["127.0.0.1", "169.254.169.254", "93.184.215.14 10.0.0.7", "::1", "fd00:ec2::254", "::ffff:10.0.0.1"]
 )
