@@ -106,24 +106,30 @@ def compare(stable: Identity, canary: Identity) -> Difference:
     }
     concerns = sorted(_concerns(stable, canary, changes), key=lambda concern: list(Risk).index(concern.risk))
     named = {concern.risk for concern in concerns}
+    same_image = bool(stable.digest) and stable.digest == canary.digest
+    # Where an image tells of no framework at all, that it tells of no NumPy either means nothing.
+    silent = not same_image and not (stable.framework and canary.framework)
     have = {layer.digest for layer in stable.layers}
     sizes = {layer.digest: layer.size for layer in canary.layers}
     old, new = stable.environment, canary.environment
     return Difference(
-        same_image=bool(stable.digest) and stable.digest == canary.digest,
+        same_image=same_image,
         changes=tuple(changes.values()),
         concerns=tuple(concerns),
-        undecided=tuple(risk for risk in Risk if risk not in named and _is_open(risk, changes)),
+        undecided=tuple(risk for risk in Risk if risk not in named and _is_open(risk, changes, silent=silent)),
         shared_layers_n=len(have & sizes.keys()),
         new_bytes=sum(size for digest, size in sizes.items() if digest not in have),
         environment_changed=tuple(sorted(name for name in {*old, *new} if old.get(name) != new.get(name))),
     )
 
 
-def _is_open(risk: Risk, changes: dict[str, Change]) -> bool:
+def _is_open(risk: Risk, changes: dict[str, Change], *, silent: bool) -> bool:
     """Whether an exact value is missing that the risk depends on. Where neither image has TensorFlow or NumPy at all
-    the question does not come up."""
-    change = changes.get(KNOWN[risk].needs)
+    the question does not come up, unless one is silent about what it is."""
+    needs = KNOWN[risk].needs
+    change = changes.get(needs)
+    if change is None and silent and needs in (TENSORFLOW, KERAS, NUMPY, PYTHON):
+        return True
     if change is None or (risk is Risk.NUMPY_2 and _stays_below_2(change.canary)):
         return False
     return any(seen is None or not seen.exact for seen in (change.stable, change.canary))

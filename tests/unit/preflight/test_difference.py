@@ -123,6 +123,12 @@ def test_a_version_told_more_exactly_by_one_image_is_no_change() -> None:
         (Risk.NUMPY_MINOR, numpy("1.24.3"), numpy("1.24.4"), Finding.PASSED),
         (Risk.NUMPY_MINOR, numpy("1.24.3"), environment(), Finding.COULD_NOT_LOOK),
         (Risk.NUMPY_MINOR, environment(), environment(), Finding.PASSED),
+        # Built from a file of requirements: neither image tells anything, and so rules nothing out.
+        (Risk.TENSORFLOW_OLDER, image("r.example/a:1"), image("r.example/a:2"), Finding.COULD_NOT_LOOK),
+        (Risk.NUMPY_2, image("r.example/a:1"), image("r.example/a:2"), Finding.COULD_NOT_LOOK),
+        (Risk.NUMPY_2, image("r.example/a:1"), serving("2.13.0"), Finding.COULD_NOT_LOOK),
+        (Risk.NUMPY_2, serving("2.12.0"), serving("2.13.0"), Finding.PASSED),
+        (Risk.TENSORFLOW_OLDER, triton_2502(), triton_2502(), Finding.PASSED),
         (Risk.PYTHON_MINOR, environment(PYTHON_VERSION="3.11.1"), environment(), Finding.COULD_NOT_LOOK),
         (Risk.BECAME_ROOT, image("a:1", user="1000"), image("a:2"), Finding.FAILED),
         (Risk.CUDA_GONE, environment(CUDA_VERSION="12.3.2"), environment(), Finding.FAILED),
