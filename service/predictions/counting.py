@@ -29,6 +29,13 @@ LATENESS_S: Final = 10.0
 SERVICES_N: Final = 2_000
 """Services counted at most; one that was silent for an hour gives its place to another."""
 
+SERIES_N: Final = 500
+"""Outputs of models' versions that are counted apart for one service; each takes rows of its own in every slot. One
+that was silent for an hour gives its place to another."""
+
+ALL_SERIES_N: Final = 50_000
+"""The same of all services together, which bounds what is remembered of them to some 20 MB."""
+
 SERVICE_SILENT_S: Final = 3600.0
 FULL_S: Final = 10.0
 """Once all places are taken, so long nobody looks whether one is free again, which costs a look at each."""
@@ -97,7 +104,8 @@ class Part:
 class Counting:
     """Counts records of all partitions that are ours.
 
-    cluster : where records ran that name no cluster. services_n : services counted at most. waiting_n : answers to
+    cluster : where records ran that name no cluster. services_n : services counted at most. series_n : outputs of
+    models' versions counted at most for one of them. waiting_n : answers to
     mirrored requests that may wait for the other version's; 0: no pairs are joined. samples : whether some embeddings
     are kept whole, for ``learned``.
     """
@@ -111,6 +119,7 @@ class Counting:
         cluster: str,
         lateness_s: float = LATENESS_S,
         services_n: int = SERVICES_N,
+        series_n: int = SERIES_N,
         waiting_n: int = 0,
         samples: bool = False,
     ) -> None:
@@ -119,11 +128,16 @@ class Counting:
         self._cluster = cluster
         self.lateness_s = lateness_s
         self._services_n = services_n
+        self._most_series_n = series_n
         self._samples = samples
         self._joiner = Joiner(waiting_n) if waiting_n else None
         self._centroids = Centroids(store)
         self._services: dict[Service, float] = {}
         self._full_until_s = 0.0
+        self._series: dict[tuple[Service, str, str, str], float] = {}
+        """When each (service, model, version, output) was counted last."""
+        self._series_n: Counter[Service] = Counter()
+        self._series_full_until_s = 0.0
         self._told_s = -TELL_S
 
     async def count(self, part: Part, records: Sequence[ConsumerRecord]) -> None:
@@ -153,7 +167,7 @@ class Counting:
             return
         part.watermark_s = max(part.watermark_s, min(said.time_s, now_s) - self.lateness_s)
         service = (said.cluster or self._cluster, said.namespace, said.service)
-        if not self._admitted(service, now_s):
+        if not (self._admitted(service, now_s) and self._told_apart(service, said, now_s)):
             part.refused_n += 1
             return
         part.counted_n += 1
@@ -184,6 +198,46 @@ class Counting:
                 return False
         self._services[service] = now_s
         return True
+
+    def _told_apart(self, service: Service, said: Prediction, now_s: float) -> bool:
+        """Whether this record's outputs are among those that are counted, of this model and version."""
+        outputs = [output for output, _, _ in said.counted]
+        if said.embeddings:
+            outputs += [output for output, _ in said.embeddings]
+        fresh: dict[tuple[Service, str, str, str], float] = {}
+        before = None
+        for output in outputs:
+            # The views of one output follow each other; this runs for every record.
+            if output != before:
+                before = output
+                name = (service, said.model, said.version, output)
+                if name in self._series:
+                    self._series[name] = now_s
+                else:
+                    fresh[name] = now_s
+        if not fresh:
+            return True
+        if not self._room(service, len(fresh)):
+            if now_s < self._series_full_until_s:
+                return False
+            for silent in [name for name, at in self._series.items() if now_s - at > SERVICE_SILENT_S]:
+                del self._series[silent]
+                self._series_n[silent[0]] -= 1
+            self._series_n = +self._series_n
+            if not self._room(service, len(fresh)):
+                self._series_full_until_s = now_s + FULL_S
+                self._tell(
+                    now_s,
+                    f"service {'/'.join(service)} sends more than {self._most_series_n} outputs of models and "
+                    "versions; the rest is not counted",
+                )
+                return False
+        self._series_n[service] += len(fresh)
+        self._series |= fresh
+        return True
+
+    def _room(self, service: Service, more_n: int) -> bool:
+        return self._series_n[service] + more_n <= self._most_series_n and len(self._series) + more_n <= ALL_SERIES_N
 
     def _poison(self, part: Part, said: Poison, record: ConsumerRecord) -> None:
         part.poison[said.code] += 1

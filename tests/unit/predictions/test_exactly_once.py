@@ -262,6 +262,28 @@ async def test_services_beyond_the_bound_are_not_counted_and_a_silent_one_gives_
     await task
 
 
+@pytest.mark.parametrize("name", ["version", "model"])
+async def test_versions_and_models_beyond_the_bound_are_not_counted_and_a_silent_one_gives_its_place(
+    store: SqlPredictions, name: str
+) -> None:
+    """Each takes rows of its own in every slot, so whoever writes to the topic could fill memory and database."""
+    clock, topic, stopping = Clock(), Topic(1), Stopping()
+    for n in range(5):
+        said = {"version": "v1", "outputs": {"a": {"class": "x"}, "b": {"class": "x"}}, name: f"v{n}"}
+        topic.put(0, START_S, **said)
+    task = asyncio.ensure_future(live(store, clock, Client(topic, clock, [0]), stopping=stopping, series_n=4))
+    while await done_n(store) < 2:
+        await asyncio.sleep(0)
+    (state,) = await store.partitions(TOPIC)
+    assert (state.counted_n, state.refused_n) == (2, 3)
+    clock.now_s += 3700
+    topic.put(0, clock.now_s, **{"version": "v1", "class": "x", name: "v9"})
+    while await done_n(store) < 3:
+        await asyncio.sleep(0)
+    stopping.ask()
+    await task
+
+
 async def test_after_a_rebalance_partitions_that_stayed_are_read_on_from_where_the_store_stands(
     store: SqlPredictions,
 ) -> None:
