@@ -232,12 +232,17 @@ class Registry:
                 accept=accept,
                 headers={"Authorization": known} if known else {},
             )
-            if answer.status != 401 or attempt:
+            if answer.status != 401 or attempt or not self._is_of(reference, answer):
                 break
             self._authorization[reference.name] = await self._log_in(reference, answer)
         if answer.status == 200:
             return answer
         raise _refusal(reference, answer, logged_in=self._credentials.of(reference) is not None)
+
+    def _is_of(self, reference: ImageReference, answer: Answer) -> bool:
+        """Whether the registry itself answered: a host that it redirects to may not say where its login goes."""
+        ours, theirs = URL(self._address(reference, "")), URL(answer.url)
+        return (ours.scheme, ours.host, ours.port) == (theirs.scheme, theirs.host, theirs.port)
 
     async def _log_in(self, reference: ImageReference, answer: Answer) -> str:
         """The Authorization header that the registry's challenge asks for."""

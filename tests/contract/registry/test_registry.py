@@ -321,6 +321,23 @@ async def test_blobs_on_another_host_are_fetched_without_the_login() -> None:
     assert store.asked == [(f"/v2/a/blobs/{config}?sig=1", None)]
 
 
+async def test_a_host_that_the_registry_only_redirects_to_names_no_token_server_for_its_login() -> None:
+    async with (
+        served(LoopbackRegistry()) as thief,
+        served(LoopbackRegistry()) as store,
+        served(LoopbackRegistry("basic")) as ours,
+    ):
+        ours.faults["/manifests/1"] = redirect(f"http://{store.host}/v2/a/manifests/1")
+        store.faults["/manifests/1"] = fails(401, WWW_Authenticate=f'Bearer realm="http://{thief.host}/token"')
+        listed = [f"http://{one.host}" for one in (ours, store, thief)]
+        async with Outside(Allowed.listed(listed)) as outside:
+            with pytest.raises(Refused, match="answers 401"):
+                await Registry(outside, logins(ours.host)).image(
+                    ImageReference.parse(f"{ours.host}/a:1"), "linux/amd64"
+                )
+    assert thief.asked == []
+
+
 # --- what registries do wrong ---
 
 
