@@ -13,6 +13,7 @@ from service.preflight.image.registry import Registry
 from service.preflight.outside import Outside
 from service.preflight.report import readable
 from service.preflight.security.sources import Attached, KnownImage
+from service.preflight.threads import in_thread
 from service.ring.ports import Refused
 
 
@@ -28,13 +29,14 @@ class RegistryImages:
 
     async def known(self, reference: str, platform: str) -> KnownImage:
         """See ``Images.known``."""
-        image = await Registry(self._outside, self._logins()).image(_parsed(reference), platform)
+        registry = Registry(self._outside, await in_thread(self._logins))
+        image = await registry.image(_parsed(reference), platform)
         digests = (image.digest, image.index_digest, image.config_digest)
         return KnownImage(frozenset(digest for digest in digests if digest), image.user)
 
     async def attached(self, reference: str, platform: str, media_type: str, *, limit_bytes: int) -> Attached:
         """See ``Images.attached``."""
-        registry = Registry(self._outside, self._logins())
+        registry = Registry(self._outside, await in_thread(self._logins))
         found = await registry.attached(_parsed(reference), media_type, platform, limit_bytes=limit_bytes)
         return Attached(found.body, found.created)
 

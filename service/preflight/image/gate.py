@@ -83,7 +83,9 @@ class ImageLook:
         try:
             async with asyncio.timeout(within_s):
                 credentials = await in_thread(self._logins)
-                return identify(await Registry(self._outside, credentials).image(reference, platform))
+                found = await Registry(self._outside, credentials).image(reference, platform)
+                # Build steps that are full of versions take a second.
+                return await in_thread(identify, found)
         except NoSuchPlatform as error:
             to_do = f"Build it for {platform}, or correct the platform of the target."
             return _report(Finding.FAILED, f"It does not run on the nodes: {error}", to_do, notes, facts)

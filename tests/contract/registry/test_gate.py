@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,8 +12,11 @@ from pydantic import SecretStr
 from service.model.gates.image import ImageGate, ImageSubject, Risk
 from service.model.gates.report import Candidate, Finding, GateReport
 from service.model.names import ServiceKey
+from service.preflight.image import gate
 from service.preflight.image.credentials import Credentials, Login
 from service.preflight.image.gate import ImageLook
+from service.preflight.image.identity import Identity, identify
+from service.preflight.image.manifest import Image
 from service.preflight.image.reference import ImageReference
 from service.preflight.outside import Allowed, Outside
 from service.ring.ports import Refused
@@ -66,6 +70,20 @@ async def test_a_risk_that_the_policy_forbids_fails_with_what_to_do(registry: Lo
     assert report.finding is Finding.FAILED
     assert "TensorFlow 2.12.0 -> 2.13.0" in report.sentence
     assert "model gate" in report.to_do
+
+
+async def test_versions_are_looked_for_in_a_thread(registry: LoopbackRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build steps that are full of versions take a second, in which nothing else of the service would move."""
+    seen: set[int] = set()
+
+    def noted(found: Image) -> Identity:
+        seen.add(threading.get_ident())
+        return identify(found)
+
+    monkeypatch.setattr(gate, "identify", noted)
+    assert (await look(registry)).finding is Finding.PASSED
+    assert seen
+    assert threading.get_ident() not in seen
 
 
 async def test_an_image_for_another_platform_fails(registry: LoopbackRegistry) -> None:
