@@ -12,6 +12,7 @@ a count, and without one nothing is known.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -345,7 +346,10 @@ def _ns(at_s: float, more: int = 0) -> str:
 
 def _parse_counts(body: bytes, status: int, max_series: int) -> Answer:
     """A vector, as Prometheus writes it. Errors are plain text."""
-    return _said(body, status) or parse(body, status, max_series, called=LOG_STORE)
+    answer = _said(body, status) or parse(body, status, max_series, called=LOG_STORE)
+    if all(0 <= n < math.inf for _, n in answer.numbers):
+        return answer
+    return Answer(failure=f"{LOG_STORE} answered with what is no number of lines", outcome=Outcome.MALFORMED)
 
 
 def _parse_index(body: bytes, status: int, max_series: int) -> Answer:
