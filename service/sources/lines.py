@@ -100,7 +100,8 @@ def counted(
     before : how far back stable was looked at, in words
     notes : what else people should know
     """
-    names = [name for name, _ in canary.most_common(MOST_NAMES)]
+    apart = Counter({name: n for name, n in canary.items() if name != OTHERS})
+    names = [name for name, _ in apart.most_common(MOST_NAMES)]
     rows = [tuple(arm[name] for name in names) for arm in (canary, stable, stable_before)]
     left = sum(canary.values()) - sum(rows[0])
     if left:

@@ -44,6 +44,9 @@ MAX_LOG_BYTES = 32 * 1024 * 1024
 MAX_ARM_BYTES = 128 * 1024 * 1024
 """Read of all logs of an arm."""
 
+MOST_KINDS = 1000
+"""Kinds of lines told apart in one log; beyond them they are counted together."""
+
 PIECE_BYTES = 256 * 1024
 """Matched at once."""
 
@@ -144,6 +147,11 @@ class Search:
     kinds: set[str] | None = None
     """Kinds that were not found yet; None: every line counts."""
     left_bytes: int = field(default_factory=lambda: MAX_ARM_BYTES)
+    wanted: frozenset[str] | None = field(init=False)
+    """All that are looked for, found or not; None: every kind is."""
+
+    def __post_init__(self) -> None:
+        self.wanted = None if self.kinds is None else frozenset(self.kinds)
 
     @property
     def done(self) -> bool:
@@ -187,6 +195,9 @@ class Scan:
                 at_s = datetime.fromisoformat(stamp).timestamp()
             except ValueError:
                 continue  # the tail of a line that was cut, or no log of a kubelet
+            kind = self._counted_as(kind)
+            if kind is None:
+                continue
             if start_s < at_s <= end_s:
                 out.inside[kind] += 1
                 out.sample = out.sample or text[: lines.LONGEST_LINE]
@@ -196,6 +207,16 @@ class Scan:
                 continue
             if search.kinds is not None:
                 search.kinds.discard(kind)
+
+    def _counted_as(self, kind: str) -> str | None:
+        """The kind, or that of all beyond the bound; None for one that is not looked for."""
+        wanted = self._search.wanted
+        if wanted is None:
+            inside = self.found.inside
+            return kind if kind in inside or len(inside) < MOST_KINDS else lines.OTHERS
+        if kind in wanted:
+            return kind
+        return lines.OTHERS if lines.OTHERS in wanted else None
 
 
 class PodLogSource:

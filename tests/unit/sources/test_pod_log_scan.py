@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from collections import Counter
 
 import pytest
 
 from service.model.lines import LinePattern
+from service.model.observation import LineCounts
 from service.sources import lines
-from service.sources.pod_logs import LINE_BYTES, Scan, Search
+from service.sources.pod_logs import LINE_BYTES, MOST_KINDS, Scan, Search
 
 TOLD = lines.kinds(
     (
@@ -21,7 +23,7 @@ AT = "2026-11-26T08:00:0{}.5Z "
 SPAN = (1_795_680_002.0, 1_795_680_008.0)
 
 
-def search(**more: float) -> Search:
+def search(**more: object) -> Search:
     return Search(TOLD, SPAN, **more)  # type: ignore[arg-type]
 
 
@@ -80,3 +82,28 @@ def test_a_search_for_what_the_canary_has_is_over_once_each_kind_was_seen_in_its
     scan.take(f"{AT.format(1)}much worse\n{AT.format(2)}much worse\n".encode())
     assert wanted.done
     assert not search().done
+
+
+def test_kinds_beyond_the_bound_are_counted_together_on_both_arms() -> None:
+    """What a line is about is the candidate's own text, so it may write as many kinds as it writes lines."""
+    log = "".join(f"{AT.format(5)}bad thing '{n}'\n" for n in range(MOST_KINDS + 500)).encode()
+    canary = Scan(search())
+    canary.take(log)
+    assert len(canary.found.inside) == MOST_KINDS + 1
+    assert canary.found.inside[lines.OTHERS] == 500
+    wanted = search(kinds=set(canary.found.inside))
+    stable = Scan(wanted)
+    stable.take(log)
+    assert stable.found.inside == canary.found.inside
+    assert wanted.done
+    reading = lines.counted("m", canary.found.inside, stable.found.inside, Counter(), before="for 1 h")
+    assert isinstance(reading.counts, LineCounts)
+    assert len(set(reading.counts.names)) == len(reading.counts.names) == lines.MOST_NAMES + 1
+    assert sum(reading.counts.canary) == MOST_KINDS + 500
+    assert not any(reading.counts.only_on_canary())
+
+
+def test_of_stable_only_what_the_canary_has_is_kept() -> None:
+    scan = Scan(search(kinds={"worse"}))
+    scan.take(f"{AT.format(5)}bad thing 'a'\n{AT.format(5)}much worse\n".encode())
+    assert counts(scan) == {"worse": 1}
