@@ -165,7 +165,10 @@ def _metrics(metrics: tuple[MetricView, ...]) -> Table:
         if metric.leaning and metric.finding is Finding.UNDECIDED:
             word, style = "<> leaning", "yellow"
         table.add_row(
-            metric.metric, Text(word, style=style), metric.sentence + ("" if metric.required else " (optional)")
+            metric.metric,
+            Text(word, style=style),
+            # May hold a line of a log; as a plain string its brackets would be markup.
+            Text(metric.sentence + ("" if metric.required else " (optional)")),
         )
     return table
 
