@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from service.preflight.report import readable
 from service.preflight.saved_model.check import Runtime
 from service.preflight.saved_model.wire import FileSource, Unreadable
 
@@ -118,7 +119,7 @@ async def run(python: Path, script: Script, *, within_s: float, environment: Map
     if process.returncode or len(said.result()) > MAX_DUMP_BYTES:
         last = next((line for line in reversed(noise.result().splitlines()) if line.strip()), "it said nothing")
         raise NoAnswer(
-            f"the candidate's Python {python} ended with {process.returncode}: {last[:200]}",
+            f"the candidate's Python {python} ended with {process.returncode}: {readable(last)}",
             "Look whether `import tensorflow` works with that interpreter",
         )
     return said.result()

@@ -99,6 +99,13 @@ async def test_one_that_fails_or_says_something_else_is_told(tmp_path: Path, scr
     assert told.value.to_do
 
 
+async def test_what_an_interpreter_says_before_it_ends_reaches_no_terminal_as_a_command(tmp_path: Path):
+    fails = shell(tmp_path / "python", r"printf 'bad\033]0;title\007' >&2; exit 1")
+    with pytest.raises(NoAnswer) as told:
+        await asked(fails)
+    assert str(told.value).isprintable()
+
+
 async def test_one_that_talks_without_end_is_read_to_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(runtime, "MAX_DUMP_BYTES", 1000)
     with pytest.raises(NoAnswer, match="ended with 0"):
