@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from service.sources.counter import Series
+from service.sources.lines import shown
 
 METRIC_STORE = "the metric store"
 
@@ -114,7 +115,7 @@ def parse(body: bytes, status: int, max_series: int, *, called: str = METRIC_STO
         answer = _BODY.decode(body)
         if answer.status == "error":
             return Answer(
-                failure=f"{called} says {status}, {f'{answer.error_kind}: {answer.error}'[:300]}",
+                failure=f"{called} says {status}, {shown(f'{answer.error_kind}: {answer.error}', 300)}",
                 divisible=status in DIVISIBLE_STATUS,
                 outcome=Outcome.AWAY if away else Outcome.REJECTED,
             )
@@ -160,4 +161,4 @@ def _success(data: _Data, warning: str, max_series: int, called: str) -> Answer:
 def _warning(given: Any) -> str:
     if not given:
         return ""
-    return "; ".join(str(w) for w in given)[:500] if isinstance(given, list) else str(given)[:500]
+    return shown("; ".join(str(w) for w in given) if isinstance(given, list) else str(given), 500)

@@ -121,3 +121,13 @@ def test_any_result_is_read_or_refused_without_an_exception(result: Any, kind: s
 @given(st.binary(max_size=200), st.integers(100, 599))
 def test_any_bytes_are_read_or_refused_without_an_exception(given: bytes, status: int) -> None:
     assert parse(given, status, max_series=10).failure
+
+
+def test_what_a_store_says_is_no_command_to_a_terminal() -> None:
+    """Its errors and warnings quote what others wrote, and are shown on the page, in pages and in the terminal."""
+    said = "bad\x1b]0;title\x07\nsecond line"
+    error = json.dumps({"status": "error", "errorType": "bad_data", "error": said}).encode()
+    assert parse(error, 400, max_series=1).failure.isprintable()
+    warned = parse(body([], "vector", warnings=[said]), 200, max_series=1)
+    assert warned.warning.isprintable()
+    assert "second line" in warned.warning
