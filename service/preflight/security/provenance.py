@@ -60,9 +60,8 @@ def of_this_image(
         return Check(
             Outcome.UNSEEN if rule.require_digest else Outcome.GOOD, said, to_do if rule.require_digest else ""
         )
-    others = theirs - ours
-    if theirs and not theirs & ours and {_name(one) for one in others} & {_name(one) for one in ours}:
-        said = f"the report is of {called}, another tag of the candidate's image"
+    if theirs and ours and not theirs & ours:
+        said = f"the report is of {called}, and the candidate is {readable(min(one for one in ours if one), 120)}"
         return Check(Outcome.UNSEEN, said, SCAN_AGAIN)
     said = (
         f"the report is of {called} and names no digest to compare"
@@ -116,10 +115,6 @@ def _tagged(reference: str) -> str | None:
     last = reference.partition("@")[0].rpartition("/")[2]
     name, colon, tag = last.partition(":")
     return f"{name}:{tag}" if name and colon and tag else None
-
-
-def _name(tagged: str | None) -> str:
-    return (tagged or "").partition(":")[0]
 
 
 def _shorts(digests: Collection[str]) -> str:

@@ -197,6 +197,7 @@ def test_a_scan_before_the_push_is_told_by_the_images_configuration_where_the_re
         (("ghcr.io/ml/tf:2.13.0",), "ghcr.io/ml/tf:2.13.0", Outcome.GOOD, Outcome.UNSEEN),
         (("mirror:5000/tf:2.13.0",), "ghcr.io/ml/tf:2.13.0", Outcome.GOOD, Outcome.UNSEEN),
         (("ghcr.io/ml/tf:2.12.0",), "ghcr.io/ml/tf:2.13.0", Outcome.UNSEEN, Outcome.UNSEEN),
+        (("ghcr.io/ml/nginx:1.29",), "ghcr.io/ml/tf:2.13.0", Outcome.UNSEEN, Outcome.UNSEEN),
         (("ghcr.io/ml/tf:2.12.0", "tf:2.13.0"), "ghcr.io/ml/tf:2.13.0", Outcome.GOOD, Outcome.UNSEEN),
         (("image.tar",), "ghcr.io/ml/tf:2.13.0", Outcome.GOOD, Outcome.UNSEEN),
         ((), "ghcr.io/ml/tf:2.13.0", Outcome.GOOD, Outcome.UNSEEN),
