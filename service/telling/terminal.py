@@ -45,6 +45,7 @@ GATES = {
     "failed": ("<!> failed", "red"),
     "could_not_look": ("(/) not seen", "magenta"),
     "overruled": ("--  overruled", "yellow"),
+    "unanswered": ("--  no answer", "dim"),
 }
 METER_COLUMNS = 36
 
@@ -141,8 +142,6 @@ def _gates(view: RolloutView) -> Table:
     table = _named_rows()
     for gate in view.gates:
         word, style = GATES[gate.state]
-        if gate.state == "waiting" and view.phase.terminal:
-            word = "--  no answer"
         table.add_row(gate.gate, Text(word, style=style), Text("\n".join(_gate_lines(gate))))
     return table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from service.model.gates.report import GateReport
 from service.model.journal import JournalEntry
@@ -69,11 +69,15 @@ class GuardView(Value):
     fired: bool
 
 
+GateState: TypeAlias = Literal["waiting", "passed", "failed", "could_not_look", "overruled", "unanswered"]
+
+
 class GateView(Value):
     """One gate's row: what must be passed before any traffic."""
 
     gate: str
-    state: Literal["waiting", "passed", "failed", "could_not_look", "overruled"]
+    state: GateState
+    """``unanswered``: the rollout ended before there was an answer, for another reason."""
     report: GateReport | None
     """The last answer; None before there is one."""
 
@@ -271,9 +275,13 @@ def gate_views(state: RolloutState) -> tuple[GateView, ...]:
     rows = []
     for rule in state.policy.preflight:
         report = answers.get(rule.gate)
-        now: Literal["waiting", "passed", "failed", "could_not_look", "overruled"] = (
-            "overruled" if rule.gate in state.overruled_gates else "waiting" if report is None else report.finding.value
-        )
+        now: GateState
+        if rule.gate in state.overruled_gates:
+            now = "overruled"
+        elif report is not None:
+            now = report.finding.value
+        else:
+            now = "unanswered" if state.phase.terminal else "waiting"
         rows.append(GateView(gate=rule.gate, state=now, report=report))
     return tuple(rows)
 

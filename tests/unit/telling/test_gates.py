@@ -75,6 +75,7 @@ def test_a_refused_release_is_called_so_and_shows_what_to_do_and_no_row_of_what_
     story = refused()
     view = rollout_view(story.state, (), (), START)
     assert (view.phase, view.ended_as) == (Phase.ENDED, "refused before any traffic")
+    assert {gate.state for gate in view.gates if gate.gate != "model"} == {"unanswered"}
     out = Console(file=io.StringIO(), width=80)
     out.print(terminal.rollout(view, START))
     rows = [" ".join(line.split()) for line in out.file.getvalue().splitlines()]  # type: ignore[attr-defined]
