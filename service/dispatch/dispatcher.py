@@ -122,7 +122,10 @@ class Dispatcher:
         finally:
             self._news[lane].remove(news)
             for chain in chains:
-                chain.cancel()
+                # Once: a second time would cut off how it lets go of the database.
+                if not chain.cancelling():
+                    chain.cancel()
+            await asyncio.gather(*chains, return_exceptions=True)
 
     async def _given_back(self, chains: Collection[asyncio.Task[None]]) -> None:
         """Looks at gates take minutes and change nothing: a stop cuts them off and leaves them to others at once."""

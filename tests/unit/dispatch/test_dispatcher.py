@@ -27,6 +27,7 @@ from service.ring.breaker import Breaker
 from service.ring.door import Door, Told
 from service.ring.ports import Refused, Unavailable, WeightsSeen
 from service.ring.seen import Unseen
+from service.ring.stopping import Stopping
 from service.ring.store import LONGEST_HIDDEN_S, Conflict, Damaged, KillSwitch
 from service.rollout import machine
 from service.rollout.turn import Step
@@ -431,6 +432,41 @@ async def test_one_target_that_hangs_does_not_delay_the_others_of_its_lane(store
     running.cancel()
     stuck.set()
     await asyncio.wait([running])
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+async def test_a_lane_that_is_cut_off_cuts_what_is_under_way_once_and_waits_for_its_clean_up(
+    store: SqlStore, stopping: bool
+) -> None:
+    """It left that to itself, so that connections were still in use when the store was closed."""
+    outside, stop = Outside(), Stopping()
+    door = Door(store, Catalog(), outside)
+    ports = {"meshes": {"default": outside}, "gates": outside, "pager": outside, "bus": outside}
+    dispatcher = Dispatcher(store, door, outside, **ports, stopping=stop)  # type: ignore[arg-type]
+    begun, told = asyncio.Event(), []
+
+    async def hanging(place: Place, **asked: Any) -> WeightsSeen:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            told.append("cut off")
+            for _ in range(5):
+                await asyncio.sleep(0)
+            told.append("cleaned up")
+        raise AssertionError
+
+    outside.set_weights = hanging  # type: ignore[method-assign,assignment]
+    running = asyncio.create_task(dispatcher.run(Lane.WEIGHTS))
+    await keep(store, Story().ready())
+    async with asyncio.timeout(20):
+        await begun.wait()
+    if stopping:
+        stop.ask()
+        await asyncio.sleep(0.05)
+    running.cancel()
+    await asyncio.wait([running])
+    assert told == ["cut off", "cleaned up"]
 
 
 async def test_a_mesh_that_is_away_is_asked_once_a_pause_and_not_by_every_instruction(store: SqlStore) -> None:
