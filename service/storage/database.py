@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from typing import IO, Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.pool import QueuePool
 
 from service.model.names import ServiceKey
 from service.storage.errors import reaching
@@ -20,6 +21,9 @@ CHUNK = 500
 
 KEY_BYTES = 1024
 """A longer source or id of an event is kept as its digest."""
+
+CLOSING_S = 0.01
+"""Between looks at whether a connection that is in use has come back."""
 
 _T = TypeVar("_T")
 
@@ -63,7 +67,13 @@ class Database:
         return (sqlite if self.one_writer else postgresql).insert(table)
 
     async def close(self) -> None:
-        """Let go of every connection, and of the lock file."""
+        """Let go of every connection, and of the lock file; whoever is still within a transaction may end it first."""
+        # One that comes back to a pool that is disposed of is closed by nobody.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience_s):
+                # A pool tells nobody of what comes back.
+                while isinstance(pool := self._engine.pool, QueuePool) and pool.checkedout():  # noqa: ASYNC110
+                    await asyncio.sleep(CLOSING_S)
         await self._engine.dispose()
         if self._lock_file is not None:
             self._lock_file.close()

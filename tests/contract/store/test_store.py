@@ -416,6 +416,24 @@ async def test_the_kill_switch_is_kept(store: SqlStore) -> None:
     assert await store.kill_switch() == switch
 
 
+async def test_closing_waits_for_a_transaction_that_is_under_way(store: SqlStore) -> None:
+    """Its connection came back to a pool that was gone, and was closed by nobody."""
+    inside, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        async with store.writing("hold a connection"):
+            inside.set()
+            await goes_on.wait()
+
+    holding = asyncio.create_task(hold())
+    await inside.wait()
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0.05)
+    assert not closing.done()
+    goes_on.set()
+    await asyncio.gather(holding, closing)
+
+
 async def test_a_list_pages_by_cursor_and_filters_text_as_data(store: SqlStore) -> None:
     for n in range(5):
         service = SERVICE.model_copy(update={"name": f"svc-{n}"})

@@ -116,6 +116,7 @@ async def ring(
         for task in tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await dispatcher.settled()
 
 
 async def until(true: Callable[[], Any], *, within_s: float = 60.0) -> None:
