@@ -52,7 +52,12 @@ def fault(
         return f"{name} is not known; known: {', '.join(known)}"
     given = f", found {first['input']!r:.80}" if isinstance(first["input"], str | int | float) else ""
     said = "expected an address such as http://host:8501" if name.endswith("_url") else first["msg"]
-    return f"{options.get(name, name)}: {said}{given}"
+    said = said.removeprefix("Value error, ")
+    if name:
+        return f"{options.get(name, name)}: {said}{given}"
+    for field, option in options.items():
+        said = said.replace(field, option)
+    return said
 
 
 def _lines(report: GateReport) -> Iterator[str]:

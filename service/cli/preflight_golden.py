@@ -91,8 +91,6 @@ def golden(
         refuse(fault(error, options=OPTIONS))
     except requests.RequestsError as error:
         refuse(str(error))
-    if stable.rstrip("/") == canary.rstrip("/"):
-        refuse(f"--stable and --canary are both {stable}: the same server would be compared with itself")
     tell(asyncio.run(_replayed(rule, subject, recorded)), json_output=json_output)
 
 

@@ -102,9 +102,10 @@ async def test_what_a_server_says_of_a_failure_is_in_the_report(stable: Server, 
 
 async def test_kserve_is_ready_for_requests_of_its_v1_protocol(tmp_path: Path) -> None:
     """Its path is TensorFlow Serving's; what it says of a model is not."""
-    with running(KServeServer(tmp_path), KServeServer(tmp_path, "one-weight")) as (server, changed):
+    versions = KServeServer(tmp_path), KServeServer(tmp_path), KServeServer(tmp_path, "one-weight")
+    with running(*versions) as (server, again, changed):
         await asyncio.to_thread(server.wait)
-        same = await look(record(tmp_path, "v1"), server, server, tolerances=EXACT)
+        same = await look(record(tmp_path, "v1"), server, again, tolerances=EXACT)
         other = await look(tmp_path, server, changed)
     assert same.finding is Finding.PASSED
     assert other.finding is Finding.FAILED
@@ -114,7 +115,8 @@ async def test_kserve_is_ready_for_requests_of_its_v1_protocol(tmp_path: Path) -
 async def test_a_model_that_is_not_there_is_not_ready(stable: Server, tmp_path: Path) -> None:
     asked = {"path": "/v2/models/other/infer", "body": {"inputs": [tensor([[1.0, 1.0, 1.0, 1.0]])]}}
     (tmp_path / "golden.jsonl").write_text(json.dumps(asked) + "\n")
-    subject = GoldenSubject(requests="golden.jsonl", stable_url=stable.url, canary_url=stable.url, ready_within_s=0.0)
+    canary_url = stable.url.replace("127.0.0.1", "localhost")
+    subject = GoldenSubject(requests="golden.jsonl", stable_url=stable.url, canary_url=canary_url, ready_within_s=0.0)
     report = await GoldenReplay(tmp_path).look(GoldenGate(), subject, OF)
     assert report.finding is Finding.COULD_NOT_LOOK
     assert "was not ready after" in report.sentence

@@ -115,3 +115,12 @@ class GoldenSubject(Value):
                 "out, or with ${service} and ${namespace}"
             )
         return url
+
+    @model_validator(mode="after")
+    def _two_servers(self) -> Self:
+        if self.stable_url.rstrip("/") == self.canary_url.rstrip("/"):
+            raise ValueError(
+                f"stable_url and canary_url are both {self.stable_url}, so the same server would be compared with "
+                "itself"
+            )
+        return self

@@ -63,14 +63,14 @@ async def test_a_version_that_is_away_is_exit_3(file: Path) -> None:
 
 
 async def test_wrong_arguments_are_exit_2_with_a_sentence(file: Path, tmp_path: Path) -> None:
-    good = "http://127.0.0.1:1"
+    good, other = "http://127.0.0.1:1", "http://127.0.0.1:2"
     for done, said in (
-        (await asked(tmp_path / "missing", good, good), "cannot read the golden requests"),
-        (await asked(file, "127.0.0.1:8501", good), "--stable: expected an address such as http://host:8501, found"),
-        (await asked(file, good, good, "--protocol", "grpc"), "--protocol: "),
-        (await asked(file, good, good, "--relative", "-1"), "--relative: "),
-        (await asked(file, good, good, "--max-rate", "100"), "--max-rate: expected a percentage"),
-        (await asked(file, good, f"{good}/"), "compared with itself"),
+        (await asked(tmp_path / "missing", good, other), "cannot read the golden requests"),
+        (await asked(file, "127.0.0.1:8501", other), "--stable: expected an address such as http://host:8501, found"),
+        (await asked(file, good, other, "--protocol", "grpc"), "--protocol: "),
+        (await asked(file, good, other, "--relative", "-1"), "--relative: "),
+        (await asked(file, good, other, "--max-rate", "100"), "--max-rate: expected a percentage"),
+        (await asked(file, good, f"{good}/"), "--stable and --canary are both http://127.0.0.1:1, so the same server"),
     ):
         assert (done.returncode, done.stdout) == (2, "")
         assert said in " ".join(done.stderr.split())

@@ -330,6 +330,7 @@ async def test_a_missing_file_could_not_be_looked_at_and_is_named_without_its_fo
         ("stable_url", "file:///etc/passwd"),
         ("stable_url", "http://user:password@host"),
         ("canary_url", "http://host/?x=1"),
+        ("canary_url", "http://s:8501/prefix/"),
         ("canary_url", "http://host/../x y"),
         ("canary_url", "http://m-${canary_version}.ml:8501"),
         ("canary_url", "http://m-$stable_version/prefix"),
