@@ -608,9 +608,8 @@ class ResourceMonitor:
         level = np.take_along_axis(points, last[:, None, None], axis=2)[:, :, 0]
         above = _student(level, counted & np.isfinite(level), 0.0, SPREAD[True], FLOOR[True])[2]
         no_fill = _together(rising, above)
-        of_row = np.full(self.rows, np.nan)
-        of_row[due], at_most = log_p, np.full(self.rows, np.inf)
-        at_most[due] = no_fill - math.log(FILL_LOOKS)
+        of_row, at_most = np.full(self.rows, np.nan), np.full(self.rows, np.inf)
+        of_row[due], at_most[due] = log_p, no_fill - math.log(FILL_LOOKS)
         looks = _looks_growing(config.planned_windows, BLOCK * LEAST_BLOCKS)
         self._look(st, LEAK, np.isfinite(of_row), of_row, looks, at_most)
         st["looked"][due, LEAK] = st["t"][due]

@@ -6,6 +6,8 @@ import os
 import random
 import socket
 import subprocess
+import time
+import urllib.request
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -43,6 +45,18 @@ def end(process: subprocess.Popen[bytes], within_s: float = 20.0) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def answers(url: str, process: subprocess.Popen[bytes], within_s: float) -> bool:
+    """Wait until a GET of ``url`` succeeds; False where the process ends before, or the time is over."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return True
+        except OSError:
+            time.sleep(0.05)
+    return False
 
 
 def status_kb(pid: int, name: str) -> int:

@@ -55,9 +55,8 @@ def fault(
     said = said.removeprefix("Value error, ")
     if name:
         return f"{options.get(name, name)}: {said}{given}"
-    for field, option in options.items():
-        said = said.replace(field, option)
-    return said
+    # Whole words alone: what was given may hold the name of a field.
+    return " ".join(options.get(word, word) for word in said.split(" "))
 
 
 def _lines(report: GateReport) -> Iterator[str]:

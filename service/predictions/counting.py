@@ -105,9 +105,8 @@ class Counting:
     """Counts records of all partitions that are ours.
 
     cluster : where records ran that name no cluster. services_n : services counted at most. series_n : outputs of
-    models' versions counted at most for one of them. waiting_n : answers to
-    mirrored requests that may wait for the other version's; 0: no pairs are joined. samples : whether some embeddings
-    are kept whole, for ``learned``.
+    models' versions counted at most for one of them. waiting_n : answers to mirrored requests that may wait for the
+    other version's; 0: no pairs are joined. samples : whether some embeddings are kept whole, for ``learned``.
     """
 
     def __init__(

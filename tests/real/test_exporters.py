@@ -22,12 +22,11 @@ from service.cluster import connect
 from service.model.names import RolloutId
 from service.model.observation import Availability, PodValues, Reading, WindowQuery
 from service.model.preset import MetricsPreset
-from service.model.target import Target
 from service.ring.ports import Refused
 from service.sources.prometheus import PrometheusSource
 from tests.contract.source import expositions
 from tests.contract.source.expositions import Used
-from tests.contract.source.test_shipped_presets import CANARY, EXPORTERS, STABLE, shipped
+from tests.contract.source.test_shipped_presets import CANARY, EXPORTERS, STABLE, shipped, target_of
 from tests.real.parts.building import apiserver, prometheus
 from tests.real.parts.exporters import KubeStateMetrics
 from tests.real.parts.kube import KubeApiServer
@@ -232,15 +231,18 @@ async def test_restarts_and_readiness_of_each_pod_are_read_from_a_real_kube_stat
             )
 
 
+def expect_no_pods(found: Mapping[str, Reading]) -> None:
+    assert found["ready"].availability is Availability.NO_SERIES
+    assert "kube_pod_labels has no pods of the stable with {label_version=" in found["ready"].detail
+
+
 async def test_a_scrape_that_keeps_its_own_labels_calls_the_pods_exported_pod(cluster: Cluster, tmp_path: Path) -> None:
     own = {"job": "state", "pod": "kube-state-metrics-0", "namespace": "monitoring"}
     async with watched(cluster, tmp_path, ALLOWED, honor_labels=False, labels=own) as seen:
         start = await seen.stored(lambda text: "kube_pod_labels{" in text, scrapes_n=1)
         end = await seen.stored(lambda text: True, scrapes_n=2)
         preset = labelled("tensorflow-serving")
-        found = await seen.read(preset, "version", start, end)
-        assert found["ready"].availability is Availability.NO_SERIES
-        assert "kube_pod_labels has no pods of the stable with {label_version=" in found["ready"].detail
+        expect_no_pods(await seen.read(preset, "version", start, end))
         exported = {"pod_label": "exported_pod", "namespace_label": "exported_namespace"}
         assert preset.pods is not None
         changed = preset.model_copy(
@@ -263,9 +265,7 @@ async def test_without_the_allow_list_the_doctor_says_what_to_start_it_with(
         start = await seen.stored(lambda text: "kube_pod_status_ready{" in text, scrapes_n=1)
         end = await seen.stored(lambda text: True, scrapes_n=2)
         preset = shipped("kube-state-metrics")
-        found = await seen.read(preset, "version", start, end)
-        assert found["ready"].availability is Availability.NO_SERIES
-        assert "kube_pod_labels has no pods of the stable with {label_version=" in found["ready"].detail
+        expect_no_pods(await seen.read(preset, "version", start, end))
         with pytest.raises(Refused) as refused:
             await doctor.labels_of(seen.source(preset), [(target_of(preset), preset)])
         assert "start kube-state-metrics with --metric-labels-allowlist=pods=[version]" in str(refused.value)
@@ -274,20 +274,6 @@ async def test_without_the_allow_list_the_doctor_says_what_to_start_it_with(
             text = expositions.kube_state_metrics(IMITATED, time.time() - 7200, allowed=False)
             imitated, real = expositions.forms(text, await seen.text())
             assert imitated == real
-
-
-def target_of(preset: MetricsPreset) -> Target:
-    return Target.model_validate(
-        {
-            "namespace": NAMESPACE,
-            "service": "*",
-            "route": {"virtual_service": "r", "stable": {"host": "h"}, "canary": {"host": "h"}},
-            "metrics": preset.name,
-            "stable_labels": {"version": "${stable_version}"},
-            "canary_labels": {"version": "${canary_version}"},
-            "policy": "p",
-        }
-    )
 
 
 async def test_the_imitation_prints_what_a_real_kube_state_metrics_prints(cluster: Cluster, tmp_path: Path) -> None:

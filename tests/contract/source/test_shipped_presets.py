@@ -306,9 +306,9 @@ async def test_what_pods_use_is_read_from_what_three_exporters_print() -> None:
     assert not any(reading.availability.usable for reading in readings)
 
 
-async def test_the_doctor_says_what_to_start_an_exporter_with_that_shows_no_labels_of_pods() -> None:
-    pods, preset = Pods().pods, EXPORTERS["kube-state-metrics"]
-    target = Target.model_validate(
+def target_of(preset: MetricsPreset) -> Target:
+    """One that tells its arms apart by ``version``."""
+    return Target.model_validate(
         {
             "namespace": "ml-serving",
             "service": "*",
@@ -319,6 +319,11 @@ async def test_the_doctor_says_what_to_start_an_exporter_with_that_shows_no_labe
             "policy": "p",
         }
     )
+
+
+async def test_the_doctor_says_what_to_start_an_exporter_with_that_shows_no_labels_of_pods() -> None:
+    pods, preset = Pods().pods, EXPORTERS["kube-state-metrics"]
+    target = target_of(preset)
     for allowed in (True, False):
         text = expositions.kube_state_metrics(pods, START - 7200, allowed=allowed)
         api = PrometheusApi(partial(expositions.samples, text, {"job": "exporter"}))

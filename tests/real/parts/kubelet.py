@@ -13,8 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator, Sequence
@@ -23,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.processes import free_port
+from tests.processes import answers, free_port
 from tests.real.parts.building import kubelet
 from tests.real.parts.cgroups import Cgroups, own_cgroups
 
@@ -184,14 +182,8 @@ class Node:
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + READY_WITHIN_S
-        while time.monotonic() < deadline and self._kubelet.poll() is None:
-            try:
-                with urllib.request.urlopen(f"http://{self.address}/healthz", timeout=5):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        raise RuntimeError(f"the kubelet does not answer:\n{(self._folder / 'kubelet.log').read_text()[-2000:]}")
+        if not answers(f"http://{self.address}/healthz", self._kubelet, READY_WITHIN_S):
+            raise RuntimeError(f"the kubelet does not answer:\n{(self._folder / 'kubelet.log').read_text()[-2000:]}")
 
     def stop(self) -> None:
         """End the kubelet and all pods."""

@@ -6,14 +6,11 @@ import json
 import signal
 import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import yaml
 
-from tests.processes import end
+from tests.processes import answers, end
 
 READY_WITHIN_S = 60.0
 
@@ -91,16 +88,8 @@ class PrometheusServer:
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + READY_WITHIN_S
-        while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{self.url}/-/ready", timeout=2) as answer:
-                    if answer.status == 200:
-                        return self
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.05)
-            if self._process.poll() is not None:
-                break
+        if answers(f"{self.url}/-/ready", self._process, READY_WITHIN_S):
+            return self
         self.stop()
         raise RuntimeError(f"{self._binary} is not ready:\n{(self._folder / 'prometheus.log').read_text()[-2000:]}")
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
 
-from tests.processes import end, free_port
+from tests.processes import answers, end, free_port
 from tests.real.parts.tensorflow import ENVIRONMENTS, QUIET
 
 PROGRAM = Path(__file__).parent / "serving_program.py"
@@ -83,13 +80,8 @@ class HttpServer:
     def wait(self, within_s: float = READY_WITHIN_S) -> Self:
         """Wait until it answers; raises RuntimeError with its last log lines when it does not."""
         assert self._process is not None
-        deadline = time.monotonic() + within_s
-        while time.monotonic() < deadline and self._process.poll() is None:
-            try:
-                with urllib.request.urlopen(f"{self.url}{self._ready}", timeout=5):
-                    return self
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
+        if answers(f"{self.url}{self._ready}", self._process, within_s):
+            return self
         self.stop()
         raise RuntimeError(f"{self._command[0]} does not answer:\n{self.log[-2000:]}")
 

@@ -113,10 +113,10 @@ def named(name: str) -> ServiceKey:
     return SERVICE.model_copy(update={"name": name})
 
 
-def made(store: SqlStore, outside: Outside) -> tuple[Door, Dispatcher]:
+def made(store: SqlStore, outside: Outside, **more: Any) -> tuple[Door, Dispatcher]:
     door = Door(store, Catalog(), outside)
     return door, Dispatcher(
-        store, door, outside, meshes={"default": outside}, gates=outside, pager=outside, bus=outside
+        store, door, outside, meshes={"default": outside}, gates=outside, pager=outside, bus=outside, **more
     )
 
 
@@ -440,9 +440,7 @@ async def test_a_lane_that_is_cut_off_cuts_what_is_under_way_once_and_waits_for_
 ) -> None:
     """It left that to itself, so that connections were still in use when the store was closed."""
     outside, stop = Outside(), Stopping()
-    door = Door(store, Catalog(), outside)
-    ports = {"meshes": {"default": outside}, "gates": outside, "pager": outside, "bus": outside}
-    dispatcher = Dispatcher(store, door, outside, **ports, stopping=stop)  # type: ignore[arg-type]
+    _, dispatcher = made(store, outside, stopping=stop)
     begun, told = asyncio.Event(), []
 
     async def hanging(place: Place, **asked: Any) -> WeightsSeen:
@@ -473,9 +471,7 @@ async def test_a_mesh_that_is_away_is_asked_once_a_pause_and_not_by_every_instru
     outside = Outside()
     outside.mesh_error = Unavailable("connection refused")
     tried: list[str] = []
-    door = Door(store, Catalog(), outside)
-    ports = {"meshes": {"default": outside}, "gates": outside, "pager": outside, "bus": outside}
-    dispatcher = Dispatcher(store, door, outside, **ports, seen=Tried(tried))  # type: ignore[arg-type]
+    _, dispatcher = made(store, outside, seen=Tried(tried))
     for n in range(200):
         service = SERVICE.model_copy(update={"name": f"s{n}"})
         await keep(store, Story(id=f"e{n}", rollout=f"r{n}", service=service).ready())

@@ -39,9 +39,9 @@ def test_every_gate_has_a_row_that_says_where_it_stands() -> None:
 
 
 def test_the_terminal_shows_the_gates_in_eighty_columns() -> None:
-    out = Console(file=io.StringIO(), width=80)
-    out.print(terminal.rollout(rollout_view(shown().state, (), (), START), START))
-    text = out.file.getvalue()  # type: ignore[attr-defined]
+    out = io.StringIO()
+    Console(file=out, width=80).print(terminal.rollout(rollout_view(shown().state, (), (), START), START))
+    text = out.getvalue()
     assert max(map(len, text.splitlines())) <= 80
     rows = [" ".join(line.split()) for line in text.splitlines()]
     assert "image (v) passed 2 known risks." in rows
@@ -57,9 +57,9 @@ def test_what_a_failed_gate_found_is_named_in_the_terminal_and_in_the_page() -> 
     (page,) = [one for one in story.last.orders if isinstance(one, Page)]
     first = "critical: CVE-1 in a 1; critical: CVE-2 in a 1; critical: CVE-3 in a 1"
     assert page.details["gate security found"] == f"{first}; and 2 more"
-    out = Console(file=io.StringIO(), width=80)
-    out.print(terminal.rollout(rollout_view(story.state, (), (), START), START))
-    text = out.file.getvalue()  # type: ignore[attr-defined]
+    out = io.StringIO()
+    Console(file=out, width=80).print(terminal.rollout(rollout_view(story.state, (), (), START), START))
+    text = out.getvalue()
     assert "- critical: CVE-1 in a 1" in text
     assert "fine: " not in text
 
@@ -76,9 +76,9 @@ def test_a_refused_release_is_called_so_and_shows_what_to_do_and_no_row_of_what_
     view = rollout_view(story.state, (), (), START)
     assert (view.phase, view.ended_as) == (Phase.ENDED, "refused before any traffic")
     assert {gate.state for gate in view.gates if gate.gate != "model"} == {"unanswered"}
-    out = Console(file=io.StringIO(), width=80)
-    out.print(terminal.rollout(view, START))
-    rows = [" ".join(line.split()) for line in out.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    out = io.StringIO()
+    Console(file=out, width=80).print(terminal.rollout(view, START))
+    rows = [" ".join(line.split()) for line in out.getvalue().splitlines()]
     assert any(row.startswith("-- REFUSED at 0 %") for row in rows)
     assert "model <!> failed op X has no kernel (y)." in rows
     assert "To do: Replace X." in rows

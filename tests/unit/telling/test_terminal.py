@@ -18,6 +18,6 @@ def test_a_log_line_in_a_metrics_sentence_is_text_and_no_markup() -> None:
     view = rollout_view(Story(policy=policy()).progressing().state, (), (), START)
     metrics = tuple(one.model_copy(update={"sentence": LINE}) for one in view.metrics)
     assert metrics
-    out = Console(file=io.StringIO(), width=200)
-    out.print(terminal.rollout(view.model_copy(update={"metrics": metrics}), START))
-    assert LINE in out.file.getvalue()  # type: ignore[attr-defined]
+    out = io.StringIO()
+    Console(file=out, width=200).print(terminal.rollout(view.model_copy(update={"metrics": metrics}), START))
+    assert LINE in out.getvalue()
